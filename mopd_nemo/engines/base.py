@@ -53,6 +53,15 @@ class Engine(Protocol):
         """One optimiser step on the divergence to `targets`; returns metrics. No rows: no step."""
         ...
 
+    def response_logprobs(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        responses: Sequence[tuple[int, ...]],
+        on_progress: Progress | None = None,
+    ) -> list[tuple[float, ...]]:
+        """Log-probability (nats, temperature 1) that the student gives each token of each response after its prompt."""
+        ...
+
     def update_teacher(self) -> None:
         """Let the teacher follow the student, as `teacher.kind` says."""
         ...

@@ -21,6 +21,7 @@ from mopd_nemo.engines.local.model import (
     resolve_device,
 )
 from mopd_nemo.engines.local.sampler import sample
+from mopd_nemo.engines.local.scoring import response_logprobs
 from mopd_nemo.engines.local.teacher import Teacher, load_weights
 from mopd_nemo.engines.local.update import Learner
 from mopd_nemo.errors import UserError
@@ -98,6 +99,15 @@ class LocalEngine:
         on_progress: Progress | None = None,
     ) -> dict[str, float]:
         return self._learner.step(rows, targets, self.teacher.model.head, learning_rate, on_progress)
+
+    def response_logprobs(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        responses: Sequence[tuple[int, ...]],
+        on_progress: Progress | None = None,
+    ) -> list[tuple[float, ...]]:
+        budget = self._config.train.tokens_per_micro_batch
+        return response_logprobs(self.student, prompts, responses, max_tokens=budget, on_progress=on_progress)
 
     def update_teacher(self) -> None:
         self.teacher.follow(self.student)

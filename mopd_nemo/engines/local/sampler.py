@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mopd_nemo.engines.base import Progress, Sampling
+from mopd_nemo.engines.local.batching import left_padded, positions_of
 from mopd_nemo.engines.local.model import LanguageModel
 
 COMPACT_BELOW = 0.75
@@ -56,11 +57,11 @@ def _decode(
     uniforms: Tensor,
 ) -> list[tuple[list[int], list[float]]]:
     device = model.device
-    mask_BS, ids_BS = _left_padded(prompts, device)
+    mask_BS, ids_BS = left_padded(prompts, device)
     output = model.module(
         input_ids=ids_BS,
         attention_mask=mask_BS,
-        position_ids=_positions(mask_BS),
+        position_ids=positions_of(mask_BS),
         use_cache=True,
         logits_to_keep=1,
     )
@@ -126,20 +127,6 @@ def _nucleus(logits_BV: Tensor, top_p: float) -> Tensor:
     probabilities_BV = sorted_BV.softmax(-1)
     drop_BV = probabilities_BV.cumsum(-1) - probabilities_BV >= top_p
     return logits_BV.masked_fill(drop_BV.scatter(-1, order_BV, drop_BV), float("-inf"))
-
-
-def _left_padded(prompts: Sequence[tuple[int, ...]], device: torch.device) -> tuple[Tensor, Tensor]:
-    width = max(len(prompt) for prompt in prompts)
-    ids_BS = torch.zeros(len(prompts), width, dtype=torch.long)
-    mask_BS = torch.zeros(len(prompts), width, dtype=torch.long)
-    for i, prompt in enumerate(prompts):
-        ids_BS[i, width - len(prompt) :] = torch.tensor(prompt)
-        mask_BS[i, width - len(prompt) :] = 1
-    return mask_BS.to(device), ids_BS.to(device)
-
-
-def _positions(mask_BS: Tensor) -> Tensor:
-    return (mask_BS.cumsum(-1) - 1).clamp(min=0)
 
 
 def _uniforms(seed: str, num_positions: int, num_samples: int) -> Tensor:

@@ -26,6 +26,13 @@ Overrides = Annotated[
     typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace those of the file."),
 ]
 
+analyze_app = typer.Typer(
+    name="analyze",
+    help="Analyses of recorded rollouts: teacher-signal quality, diversity, case studies.",
+    no_args_is_help=True,
+)
+app.add_typer(analyze_app)
+
 
 @app.command()
 def train(
@@ -53,11 +60,12 @@ def evaluate(
         typer.Option(help="Model to evaluate: a checkpoint of a run or any model directory. Default: model.path."),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Also write the metrics as JSON here.")] = None,
+    rollouts: Annotated[Path | None, typer.Option(help="Also write the samples here, for `mopd analyze`.")] = None,
 ) -> None:
     """Evaluate a model on the held-out problems: mean@k, pass@k, majority vote."""
     from mopd_nemo.commands.evaluate import run_evaluation
 
-    run_evaluation(config, overrides or [], checkpoint, output)
+    run_evaluation(config, overrides or [], checkpoint, output, rollouts)
 
 
 @app.command()
@@ -73,12 +81,19 @@ def inspect(
 
 
 @app.command()
-def report(run_dir: Annotated[Path, typer.Argument(help="Run directory.")]) -> None:
-    """Write report.html of a run again, for example while it is still going on."""
-    from mopd_nemo.analysis.report import write_report
+def report(
+    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Run directories.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="HTML file. Default: report.html of the run; comparison.html here for several."),
+    ] = None,
+) -> None:
+    """Write report.html of a run again, also while it is going on; or one page that compares several runs."""
+    from mopd_nemo.analysis.report import write_comparison, write_report
     from mopd_nemo.run.directory import RunDirectory
 
-    print(write_report(RunDirectory.open(run_dir)))
+    runs = [RunDirectory.open(path) for path in run_dirs]
+    print(write_report(runs[0], output) if len(runs) == 1 else write_comparison(runs, output or Path("comparison.html")))
 
 
 @app.command()
@@ -87,6 +102,66 @@ def doctor() -> None:
     from mopd_nemo.commands.doctor import print_findings
 
     print_findings()
+
+
+@analyze_app.command("teacher-signal")
+def teacher_signal(
+    rollouts: Annotated[Path, typer.Option(help="Rollouts file (JSONL), or a run directory: its newest evaluation.")],
+    overrides: Overrides = None,
+    model: Annotated[
+        str | None, typer.Option(help="Teacher: model directory or hub name. Default: model.path of the config.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Directory. Default: RUN_DIR/teacher_signal.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Settings. Default: those of the run of the rollouts.")
+    ] = None,
+    num_prompts: Annotated[int | None, typer.Option(min=1, help="Use only the first so many prompts.")] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Drop earlier scores in --output.")] = False,
+) -> None:
+    """How well do a teacher's scores agree with the verifier, by what the teacher reads? Resumable.
+
+    mopd analyze teacher-signal --rollouts runs/a/rollouts/eval_000000.jsonl --output runs/a/teacher_signal
+    """
+    from mopd_nemo.commands.analyze import analyze_teacher_signal
+
+    analyze_teacher_signal(rollouts, model, output, config, overrides or [], num_prompts, restart)
+
+
+@analyze_app.command()
+def diversity(
+    methods: Annotated[list[str], typer.Argument(metavar="LABEL=FILE...", help="Rollouts files or run directories.")],
+    output: Annotated[Path, typer.Option(help="Directory for tables and figures.")],
+    samples: Annotated[
+        int | None, typer.Option(min=2, help="Responses per prompt. Default: the most that every method has.")
+    ] = None,
+    code: Annotated[bool, typer.Option(help="Take the last fenced code block of a response.")] = True,
+) -> None:
+    """How different are the responses to one prompt, method by method, on the prompts that all have?
+
+    mopd analyze diversity base=a/rollouts/eval_000000.jsonl mopd=a/rollouts/eval_000040.jsonl --output diversity
+    """
+    from mopd_nemo.commands.analyze import analyze_diversity
+
+    analyze_diversity(methods, output, samples, code)
+
+
+@analyze_app.command()
+def cases(
+    runs: Annotated[list[str], typer.Argument(metavar="LABEL=RUN LABEL=RUN", help="Two run directories.")],
+    output: Annotated[Path, typer.Option(help="Directory for the page and its data.")],
+    pattern: Annotated[
+        list[str] | None, typer.Option(help="NAME=REGEX: a failure pattern to count over steps; may be repeated.")
+    ] = None,
+    problem: Annotated[list[str] | None, typer.Option(help="Show this problem too; may be repeated.")] = None,
+    max_cases: Annotated[int, typer.Option(min=1, help="Cases of each kind on the page.")] = 8,
+) -> None:
+    """What does one run solve that the other does not, since when, and what did the teachers read?
+
+    mopd analyze cases mopd=runs/a sdpo=runs/b --output cases --pattern 'no box=^(?!.*boxed)'
+    """
+    from mopd_nemo.commands.analyze import analyze_cases
+
+    analyze_cases(runs, output, pattern or [], problem or [], max_cases)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,0 +1,142 @@
+"""Means over prompts, in three readings, with bootstrap intervals by prompt.
+
+`common`         the same responses of the same prompts in every condition: those where each condition has all its peers
+                 and each metric is defined. The reading for comparing conditions.
+`all_prompts`    every prompt and response, with the peers there are; a metric that is not defined counts 0. The
+                 paper's text: its baseline averages in a 0 for every prompt without a success.
+`own_prompts`    each condition over the prompts with at least two responses for which all its peers exist; undefined
+                 counts 0. What the authors' published scripts do: every condition has prompts of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from mopd_nemo.analysis.rollouts import RecordedGroup, is_correct
+from mopd_nemo.analysis.teacher_signal.conditions import CONDITIONS, CONTROLLED
+from mopd_nemo.analysis.teacher_signal.metrics import METRICS, prompt_metrics
+from mopd_nemo.types import Outcome
+
+READINGS = ("common", "all_prompts", "own_prompts")
+REFERENCES = ("none", CONTROLLED)
+"""Conditions that every other is compared with, prompt by prompt, in the `common` reading."""
+
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredPrompt:
+    """The judged responses of one prompt (verifier errors left out) with their scores."""
+
+    rewards: tuple[float, ...]
+    success: tuple[bool, ...]
+    scores: Mapping[str, tuple[float | None, ...]]
+    """By condition. None: no context fitted, or the score was not finite."""
+    complete: Mapping[str, tuple[bool, ...]]
+    """By condition: whether the teacher read all the peers that the condition asks for."""
+
+
+def scored_prompt(group: RecordedGroup, rows: Mapping[str, Mapping[str, Any]], threshold: float) -> ScoredPrompt:
+    """Join a recorded group with its score rows by condition."""
+    judged = [i for i, row in enumerate(group.rows) if row["outcome"] != Outcome.VERIFIER_ERROR]
+    return ScoredPrompt(
+        rewards=tuple(group.rows[i]["reward"] for i in judged),
+        success=tuple(is_correct(group.rows[i], threshold) for i in judged),
+        scores={name: tuple(row["scores"][i] for i in judged) for name, row in rows.items()},
+        complete={name: tuple(row["complete"][i] for i in judged) for name, row in rows.items()},
+    )
+
+
+def signal_table(prompts: Sequence[ScoredPrompt]) -> dict[str, Any]:
+    """Per reading and condition: `num_prompts`, `num_responses`, and each metric with `mean`, `low`, `high` (95 %).
+
+    `common` has also, per condition, `minus`: the paired difference of each metric to each of `REFERENCES`.
+    """
+    judged = [prompt for prompt in prompts if prompt.rewards]
+    common = _common(judged)
+    table: dict[str, Any] = {
+        "common": {name: _summary(values, counts) for name, (values, counts) in common.items()},
+        "all_prompts": {},
+        "own_prompts": {},
+    }
+    for name in CONDITIONS:
+        for other in REFERENCES:
+            difference = common[name][0] - common[other][0]
+            table["common"][name].setdefault("minus", {})[other] = _intervals(difference)
+        everything = [(p, [s is not None for s in p.scores[name]]) for p in judged]
+        own = [(p, [k and c for k, c in zip(rows, p.complete[name], strict=True)]) for p, rows in everything]
+        table["all_prompts"][name] = _zero_filled(everything, name)
+        table["own_prompts"][name] = _zero_filled([(p, rows) for p, rows in own if sum(rows) >= 2], name)
+    return table
+
+
+def one_class_fraction(prompts: Sequence[ScoredPrompt]) -> tuple[float, float]:
+    """Prompts without a success, and without a failure, among those with a judged response."""
+    judged = [prompt.success for prompt in prompts if prompt.success]
+    return fmean(not any(s) for s in judged), fmean(all(s) for s in judged)
+
+
+def _common(prompts: Sequence[ScoredPrompt]) -> dict[str, tuple[np.ndarray, list[int]]]:
+    """By condition: metrics [prompts, metrics], and the number of responses of each prompt."""
+    kept: dict[str, list[list[float]]] = {name: [] for name in CONDITIONS}
+    counts: list[int] = []
+    for prompt in prompts:
+        rows = [
+            all(prompt.scores[name][i] is not None and prompt.complete[name][i] for name in CONDITIONS)
+            for i in range(len(prompt.rewards))
+        ]
+        values = {name: _metrics(prompt, rows, name) for name in CONDITIONS}
+        if all(math.isfinite(value) for metrics in values.values() for value in metrics):
+            counts.append(sum(rows))
+            for name in CONDITIONS:
+                kept[name].append(values[name])
+    return {name: (np.array(kept[name]).reshape(-1, len(METRICS)), counts) for name in CONDITIONS}
+
+
+def _zero_filled(prompts: Sequence[tuple[ScoredPrompt, list[bool]]], name: str) -> dict[str, Any]:
+    values = np.array([_metrics(prompt, rows, name) for prompt, rows in prompts]).reshape(-1, len(METRICS))
+    return _summary(np.nan_to_num(values, nan=0.0), [sum(rows) for _, rows in prompts])
+
+
+def _metrics(prompt: ScoredPrompt, rows: Sequence[bool], name: str) -> list[float]:
+    chosen = [i for i, keep in enumerate(rows) if keep]
+    scores = [prompt.scores[name][i] for i in chosen]
+    found = prompt_metrics(
+        [math.nan if score is None else score for score in scores],
+        [prompt.rewards[i] for i in chosen],
+        [prompt.success[i] for i in chosen],
+    )
+    return [found[metric] for metric in METRICS]
+
+
+def _summary(values: np.ndarray, counts: Sequence[int]) -> dict[str, Any]:
+    return {"num_prompts": len(values), "num_responses": sum(counts), **_intervals(values)}
+
+
+def _intervals(values: np.ndarray) -> dict[str, dict[str, float | None]]:
+    """Mean and 95 % percentile interval of each column, resampling rows; None where there is nothing to say."""
+    if not len(values):
+        return {metric: {"mean": None, "low": None, "high": None} for metric in METRICS}
+    means = values.mean(axis=0)
+    low, high = bootstrap(values)
+    return {
+        metric: {"mean": float(means[i]), "low": float(low[i]), "high": float(high[i])}
+        for i, metric in enumerate(METRICS)
+    }
+
+
+def bootstrap(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """95 % percentile interval of the mean of each column, resampling rows. One row has no spread to show."""
+    if len(values) < 2:
+        return values[0], values[0]
+    interval = stats.bootstrap(
+        (values,), np.mean, axis=0, method="percentile", n_resamples=_RESAMPLES, batch=100, rng=np.random.default_rng(0)
+    ).confidence_interval
+    return interval.low, interval.high

@@ -93,7 +93,9 @@ def report(
     from mopd_nemo.run.directory import RunDirectory
 
     runs = [RunDirectory.open(path) for path in run_dirs]
-    print(write_report(runs[0], output) if len(runs) == 1 else write_comparison(runs, output or Path("comparison.html")))
+    print(
+        write_report(runs[0], output) if len(runs) == 1 else write_comparison(runs, output or Path("comparison.html"))
+    )
 
 
 @app.command()

@@ -11,6 +11,7 @@ from typing import Any
 from mopd_nemo.chat import Chat
 from mopd_nemo.errors import UserError
 from mopd_nemo.run.directory import read_rows
+from mopd_nemo.run.records import describe_peers
 from mopd_nemo.types import Outcome, Problem, Rollout, RolloutGroup, Verdict
 
 Row = Mapping[str, Any]
@@ -115,3 +116,15 @@ def is_correct(row: Row, threshold: float = 0.5) -> bool:
 def solved_fraction(rows: Sequence[Row], threshold: float = 0.5) -> float:
     """Successes among the rollouts of a group."""
     return sum(is_correct(row, threshold) for row in rows) / len(rows)
+
+
+def teacher_prompts(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Distinct teacher prompts of a group: `prompt`, the rollouts it was shown for (`targets`), what it shows."""
+    targets: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.get("teacher_prompt") is not None:
+            targets.setdefault(row["teacher_prompt"], []).append(row)
+    return [
+        {"prompt": prompt, "targets": [row["rollout"] for row in members], "shown": describe_peers(members[0])}
+        for prompt, members in targets.items()
+    ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from mopd_nemo.config import Config, TeacherConfig
 from mopd_nemo.config_file import load_config, validate
@@ -18,6 +19,7 @@ from mopd_nemo.run.directory import RunDirectory
 
 if TYPE_CHECKING:
     from mopd_nemo.analysis.rollouts import RecordedGroup
+    from mopd_nemo.analysis.teacher_signal.scoring import ScoreStore
 
 
 def analyze_teacher_signal(
@@ -44,14 +46,11 @@ def analyze_teacher_signal(
     about = {"rollouts": source.name, "scored by": Path(config.model.path).name}
     result = collect(groups, store, config.verifier.success_threshold, about)
     written = write_result(result, directory)
-    Console().print(Markdown(written[0].read_text(encoding="utf-8")))
-    for path in written:
-        console.print(str(path), soft_wrap=True, highlight=False)
+    _print_signal(result)
+    _print_paths(written)
 
 
-def analyze_diversity(
-    methods: Sequence[str], output: Path, samples: int | None, code: bool, config_file: Path | None = None
-) -> None:
+def analyze_diversity(methods: Sequence[str], output: Path, samples: int | None, code: bool) -> None:
     """Compare the diversity of several methods' rollouts and write tables and figures."""
     from mopd_nemo.analysis.diversity import compare, write_result
     from mopd_nemo.analysis.rollouts import read_groups, rollouts_file
@@ -61,8 +60,7 @@ def analyze_diversity(
     output.mkdir(parents=True, exist_ok=True)
     written = write_result(result, output)
     Console().print(Markdown(written[0].read_text(encoding="utf-8")))
-    for path in written:
-        Console(stderr=True).print(str(path), soft_wrap=True, highlight=False)
+    _print_paths(written)
 
 
 def analyze_cases(
@@ -75,8 +73,7 @@ def analyze_cases(
     if len(opened) != 2:
         raise UserError(f"cases compares two runs, A=RUN B=RUN; got {len(opened)}")
     output.mkdir(parents=True, exist_ok=True)
-    for path in write_cases(opened, output, parse_patterns(patterns), problems, max_cases):
-        Console(stderr=True).print(str(path), soft_wrap=True, highlight=False)
+    _print_paths(write_cases(opened, output, parse_patterns(patterns), problems, max_cases))
 
 
 def labelled(items: Sequence[str]) -> dict[str, Path]:
@@ -137,16 +134,15 @@ def _default_output(rollouts: Path) -> Path:
 
 
 def _score(
-    groups: "Sequence[RecordedGroup]",
+    groups: Sequence[RecordedGroup],
     source: Path,
     config: Config,
-    store: object,
+    store: ScoreStore,
     console: Console,
 ) -> None:
     from mopd_nemo.analysis.teacher_signal.conditions import CONDITIONS
-    from mopd_nemo.analysis.teacher_signal.scoring import ScoreStore, score_rollouts
+    from mopd_nemo.analysis.teacher_signal.scoring import score_rollouts
 
-    assert isinstance(store, ScoreStore)
     missing = sum((group.key, name) not in store for group in groups for name in CONDITIONS)
     if not missing:
         console.print("all scores are there already", style="dim")
@@ -159,3 +155,29 @@ def _score(
         task = progress.add_task(f"scoring {len(groups)} prompts × {len(CONDITIONS)} conditions", total=1.0)
         engine = make_engine(config)
         score_rollouts(groups, source, engine, config, store, lambda done: progress.update(task, completed=done))
+
+
+def _print_signal(result: Mapping[str, Any]) -> None:
+    """The comparable reading, means only; the files have intervals and the other readings."""
+    from mopd_nemo.analysis.teacher_signal.conditions import CONDITIONS, LABELS
+    from mopd_nemo.analysis.teacher_signal.metrics import METRICS
+
+    reading = result["common"]
+    table = Table(
+        title=f"the same responses in every condition, {reading['none']['num_prompts']} prompts",
+        box=None,
+        title_justify="left",
+    )
+    table.add_column("")
+    for name in METRICS:
+        table.add_column(name.replace("_", " "), justify="right", min_width=6)
+    for name in CONDITIONS:
+        means = [reading[name][metric]["mean"] for metric in METRICS]
+        table.add_row(LABELS[name], *("–" if mean is None else f"{mean:.3f}" for mean in means))
+    Console().print(table)
+
+
+def _print_paths(paths: Sequence[Path]) -> None:
+    console = Console(stderr=True)
+    for path in paths:
+        console.print(str(path), soft_wrap=True, highlight=False)

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from mopd_nemo.analysis.figures import save_figure
+from mopd_nemo.analysis.markdown import table
 from mopd_nemo.analysis.plots import metric_grid
 from mopd_nemo.analysis.rollouts import RecordedGroup
 from mopd_nemo.analysis.teacher_signal import metrics
@@ -74,9 +75,9 @@ def to_markdown(result: Mapping[str, Any]) -> str:
     about = ", ".join(f"{name} {value}" for name, value in result["about"].items())
     parts = [
         "# Teacher-signal quality",
-        f"{about}. {result['num_prompts']} prompts, {result['num_responses']} responses, {result['success_rate']:.1%} of "
-        f"them right; {result['without_success']:.1%} of the prompts have no success, {result['without_failure']:.1%} no "
-        "failure. Score: mean token log-probability of the response under the teacher's prompt. Higher is better, "
+        f"{about}. {result['num_prompts']} prompts, {result['num_responses']} responses, {result['success_rate']:.1%} "
+        f"of them right; {result['without_success']:.1%} of the prompts have no success, "
+        f"{result['without_failure']:.1%} no failure. Score: mean token log-probability of the response under the teacher's prompt. Higher is better, "
         "except Brier.",
     ]
     for reading in READINGS:
@@ -111,7 +112,7 @@ def _metric_table(reading: Mapping[str, Any], with_intervals: bool) -> str:
         row = reading[name]
         cells = [_value(row[metric], with_intervals) for metric in metrics.METRICS]
         body.append([LABELS[name], *cells, str(row["num_prompts"]), str(row["num_responses"])])
-    return _table(head, body)
+    return table(head, body)
 
 
 def _difference_table(common: Mapping[str, Any]) -> str:
@@ -120,7 +121,7 @@ def _difference_table(common: Mapping[str, Any]) -> str:
         [LABELS[name], *(_value(common[name]["minus"][other]["auc"], True, "+") for other in ("none", CONTROLLED))]
         for name in CONDITIONS
     ]
-    return _table(head, body)
+    return table(head, body)
 
 
 def _context_table(contexts: Mapping[str, Mapping[str, float]]) -> str:
@@ -134,7 +135,7 @@ def _context_table(contexts: Mapping[str, Mapping[str, float]]) -> str:
         ]
         for name, facts in contexts.items()
     ]
-    return _table(["condition", "mean prompt tokens", "complete", "cut", "unscored"], body)
+    return table(["condition", "mean prompt tokens", "complete", "cut", "unscored"], body)
 
 
 def _value(cell: Mapping[str, float | None], with_interval: bool, sign: str = "") -> str:
@@ -144,6 +145,14 @@ def _value(cell: Mapping[str, float | None], with_interval: bool, sign: str = ""
     return f"{text} ({cell['low']:{sign}.3f} to {cell['high']:{sign}.3f})" if with_interval else text
 
 
-def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+def best_cells(result: Mapping[str, Any], conditions: Sequence[str]) -> set[tuple[str, str, str]]:
+    """(reading, metric, condition) of the best mean of each column."""
+    best = set()
+    for reading in READINGS:
+        for metric in metrics.METRICS:
+            means = {name: result[reading][name][metric]["mean"] for name in conditions}
+            if any(mean is None for mean in means.values()):
+                continue
+            choose = min if metric in metrics.LOWER_IS_BETTER else max
+            best |= {(reading, metric, name) for name, mean in means.items() if mean == choose(means.values())}
+    return best

@@ -17,8 +17,8 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
+from mopd_nemo.analysis.intervals import bootstrap
 from mopd_nemo.analysis.rollouts import RecordedGroup, is_correct
 from mopd_nemo.analysis.teacher_signal.conditions import CONDITIONS, CONTROLLED
 from mopd_nemo.analysis.teacher_signal.metrics import METRICS, prompt_metrics
@@ -27,8 +27,6 @@ from mopd_nemo.types import Outcome
 READINGS = ("common", "all_prompts", "own_prompts")
 REFERENCES = ("none", CONTROLLED)
 """Conditions that every other is compared with, prompt by prompt, in the `common` reading."""
-
-_RESAMPLES = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,13 +128,3 @@ def _intervals(values: np.ndarray) -> dict[str, dict[str, float | None]]:
         metric: {"mean": float(means[i]), "low": float(low[i]), "high": float(high[i])}
         for i, metric in enumerate(METRICS)
     }
-
-
-def bootstrap(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """95 % percentile interval of the mean of each column, resampling rows. One row has no spread to show."""
-    if len(values) < 2:
-        return values[0], values[0]
-    interval = stats.bootstrap(
-        (values,), np.mean, axis=0, method="percentile", n_resamples=_RESAMPLES, batch=100, rng=np.random.default_rng(0)
-    ).confidence_interval
-    return interval.low, interval.high

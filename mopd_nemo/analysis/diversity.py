@@ -155,8 +155,9 @@ def to_markdown(result: Mapping[str, Any]) -> str:
     blocks = [
         "# Diversity",
         f"{result['num_prompts']} prompts that all methods have, the first {result['samples']} responses of each"
-        f"{reduced}. Mean over prompts with its 95 % interval. Distinct-n falls with length; compare the rows of equal length, where "
-        "every method gets as many n-grams of a prompt as the shortest has. `–`: fewer than two responses parse as Python.",
+        f"{reduced}. Mean over prompts with its 95 % interval. Distinct-n falls with length; compare "
+        "the rows of equal length, where every method gets as many n-grams of a prompt as the shortest has. "
+        "`–`: fewer than two responses parse as Python.",
         table(["", *methods], [[text, *(_cell(row[m]) for row in methods.values())] for m, text in METRICS.items()]),
     ]
     if result["minus_first"]:

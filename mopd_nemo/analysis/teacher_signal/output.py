@@ -77,8 +77,8 @@ def to_markdown(result: Mapping[str, Any]) -> str:
         "# Teacher-signal quality",
         f"{about}. {result['num_prompts']} prompts, {result['num_responses']} responses, {result['success_rate']:.1%} "
         f"of them right; {result['without_success']:.1%} of the prompts have no success, "
-        f"{result['without_failure']:.1%} no failure. Score: mean token log-probability of the response under the teacher's prompt. Higher is better, "
-        "except Brier.",
+        f"{result['without_failure']:.1%} no failure. Score: mean token log-probability of the response under "
+        "the teacher's prompt. Higher is better, except Brier.",
     ]
     for reading in READINGS:
         parts += [f"## {HEADINGS[reading]}", EXPLANATIONS[reading], _metric_table(result[reading], reading == "common")]

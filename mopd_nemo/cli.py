@@ -152,9 +152,11 @@ def cases(
     runs: Annotated[list[str], typer.Argument(metavar="LABEL=RUN LABEL=RUN", help="Two run directories.")],
     output: Annotated[Path, typer.Option(help="Directory for the page and its data.")],
     pattern: Annotated[
-        list[str] | None, typer.Option(help="NAME=REGEX: a failure pattern to count over steps; may be repeated.")
+        list[str] | None,
+        typer.Option(help="NAME=REGEX: a failure pattern to count over steps (`.` crosses lines); may be repeated."),
     ] = None,
     problem: Annotated[list[str] | None, typer.Option(help="Show this problem too; may be repeated.")] = None,
+    step: Annotated[int | None, typer.Option(help="Evaluation to compare. Default: the last that both have.")] = None,
     max_cases: Annotated[int, typer.Option(min=1, help="Cases of each kind on the page.")] = 8,
 ) -> None:
     """What does one run solve that the other does not, since when, and what did the teachers read?
@@ -163,7 +165,7 @@ def cases(
     """
     from mopd_nemo.commands.analyze import analyze_cases
 
-    analyze_cases(runs, output, pattern or [], problem or [], max_cases)
+    analyze_cases(runs, output, pattern or [], problem or [], max_cases, step)
 
 
 @app.callback(invoke_without_command=True)

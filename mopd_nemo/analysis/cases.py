@@ -26,16 +26,26 @@ Runs = Mapping[str, RunDirectory]
 
 
 def write_cases(
-    runs: Runs, output: Path, patterns: Mapping[str, str], problems: Sequence[str], max_cases: int
+    runs: Runs,
+    output: Path,
+    patterns: Mapping[str, str],
+    problems: Sequence[str],
+    max_cases: int,
+    step: int | None = None,
 ) -> list[Path]:
     """Compare two runs and write the page, its data and its figures into `output`; their paths, the page first.
 
+    Args:
+        patterns: name -> regular expression, counted in the training responses.
+        problems: shown in any case.
+        step: evaluation to compare; default: the last that both have.
+
     Raises:
-        UserError: a run has no recorded rollouts, or a problem that was asked for is in neither.
+        UserError: a run has no recorded rollouts, or a problem or step that was asked for is not there.
     """
     thresholds = {label: run.read_config().verifier.success_threshold for label, run in runs.items()}
     histories = {label: read_history(run, patterns, thresholds[label]) for label, run in runs.items()}
-    held_out = _held_out(runs, thresholds)
+    held_out = _held_out(runs, thresholds, step)
     if held_out is None and not all(history.visits for history in histories.values()):
         raise UserError(
             f"{', '.join(str(run.path) for run in runs.values())}: neither an evaluation at the same step nor training "
@@ -64,13 +74,15 @@ def write_cases(
     return [page, data, *(path for name, figure in figures.items() for path in save_figure(figure, output / name))]
 
 
-def _held_out(runs: Runs, thresholds: Mapping[str, float]) -> dict[str, Any] | None:
-    """The last evaluation that both runs have: rate of each problem, and which only one of them solves."""
+def _held_out(runs: Runs, thresholds: Mapping[str, float], asked: int | None) -> dict[str, Any] | None:
+    """An evaluation that both runs have: rate of each problem, and which only one of them solves."""
     steps = [{int(file.stem.rsplit("_", 1)[1]) for file in step_files(run, "eval")} for run in runs.values()]
     shared = set.intersection(*steps)
+    if asked is not None and asked not in shared:
+        raise UserError(f"--step {asked}: both runs have evaluations at steps {', '.join(map(str, sorted(shared)))}")
     if not shared:
         return None
-    step = max(shared)
+    step = max(shared) if asked is None else asked
     rates = {
         label: {
             group.problem: solved_fraction(group.rows, thresholds[label])

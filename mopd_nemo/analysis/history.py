@@ -28,10 +28,10 @@ def read_history(run: RunDirectory, patterns: Mapping[str, str], threshold: floa
     """Scan all recorded training steps.
 
     Args:
-        patterns: name -> regular expression, searched in each response (`.` does not cross lines).
+        patterns: name -> regular expression, searched in each response (`.` crosses lines).
     """
     history = History()
-    compiled = {name: re.compile(pattern) for name, pattern in patterns.items()}
+    compiled = {name: re.compile(pattern, re.DOTALL) for name, pattern in patterns.items()}
     for file in step_files(run, "step"):
         groups = read_groups(file)
         step = groups[0].rows[0]["step"]

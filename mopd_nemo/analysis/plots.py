@@ -5,6 +5,7 @@ Curves take one run or several: `{label: rows}`. A figure without data is None.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -64,24 +65,33 @@ def curve(
         marker = "o" if len(points) == 1 else None
         axes.plot(*zip(*points, strict=True), linewidth=1.4, marker=marker, label=label, **style)
     if from_zero:
-        axes.set_ylim(bottom=0)
+        highest = max(y for *_, points in lines for _, y in points)
+        axes.set_ylim(bottom=0, top=None if highest > 0 else 1)
     _finish(axes, legend=len(lines) > 1)
     return figure
 
 
-def ever_solved(runs: Runs, total: int | None = None) -> Figure | None:
+def ever_solved(runs: Runs, tried: Sequence[tuple[float, float]] = ()) -> Figure | None:
     """Training problems solved at least once so far (the paper's figure 3).
 
     Args:
-        total: number of training problems, drawn as a limit when it is within reach.
+        tried: (step, problems sampled at least once so far), drawn as the limit; see `problems_tried`.
     """
-    figure = curve(runs, "problems solved at least once", "problems", {"ever_solved": "ever solved"}, from_zero=True)
-    if figure is not None and total is not None:
+    figure = curve(runs, "problems solved at least once", "problems", {"ever_solved": "solved"}, from_zero=True)
+    if figure is not None and tried:
         axes = figure.axes[0]
-        if total <= 1.5 * axes.get_ylim()[1]:
-            axes.axhline(total, color=SOFT, linewidth=0.8, linestyle=":")
-            axes.annotate(f"all {total}", (axes.get_xlim()[0], total), fontsize=8, color=SOFT, va="bottom")
+        axes.plot(*zip(*tried, strict=True), color=SOFT, linewidth=1, linestyle=":", label="tried")
+        _finish(axes)
     return figure
+
+
+def problems_tried(last_step: int, per_step: int, total: int) -> list[tuple[float, float]]:
+    """(step, problems sampled so far) of a run that goes through its problems in turn: the corners of the curve."""
+    all_tried = total / per_step
+    corners = [(1.0, float(per_step))]
+    if all_tried < last_step:
+        corners.append((all_tried, float(total)))
+    return [*corners, (float(last_step), float(min(last_step * per_step, total)))]
 
 
 def phase_seconds(runs: Runs) -> Figure | None:
@@ -132,7 +142,7 @@ def metric_grid(
         table: condition -> metric -> `mean`, `low`, `high`.
         metrics: names and titles of the panels.
         conditions: names and labels of the rows.
-        chance: by metric, what no information gives; drawn as a line.
+        chance: by metric, what no information gives; a dotted line where it is near the data.
         controls: conditions in a colour of their own.
     """
     if any(table[name][metric]["mean"] is None for name in conditions for metric in metrics):
@@ -151,8 +161,10 @@ def metric_grid(
         axes.grid(visible=False, axis="y")
         axes.grid(axis="x", alpha=0.25)
         axes.xaxis.set_major_locator(MaxNLocator(4))
-        if metric in chance:
-            axes.axvline(chance[metric], color=SOFT, linewidth=0.9, linestyle=":")
+        low, high = axes.get_xlim()
+        level = chance.get(metric, math.nan)
+        if low - 0.5 * (high - low) <= level <= high + 0.5 * (high - low):  # farther off it would squeeze the data
+            axes.axvline(level, color=SOFT, linewidth=0.9, linestyle=":")
     panels.flat[0].set_yticks(range(len(conditions)), list(conditions.values()))
     panels.flat[0].invert_yaxis()
     return figure

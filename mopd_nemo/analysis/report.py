@@ -40,7 +40,7 @@ def write_report(run: RunDirectory, output: Path | None = None) -> Path:
         description=_describe(config),
         config_text=run.config_file.read_text(),
         cards=_cards(metrics, evals),
-        figures=svgs(run_figures({config.name: metrics}, {config.name: evals})),
+        figures=svgs(run_figures({config.name: metrics}, {config.name: evals}, _tried(config, metrics))),
         signal=_signal(run.path / "teacher_signal"),
         outcomes=_outcomes(metrics, evals),
         seconds=_mean_seconds(metrics),
@@ -73,8 +73,10 @@ def read_metrics(run: RunDirectory) -> tuple[list[dict[str, Any]], list[dict[str
     return metrics, evals
 
 
-def run_figures(metrics: plots.Runs, evals: plots.Runs) -> list[Figure | None]:
-    """The curves of one run or of several."""
+def run_figures(
+    metrics: plots.Runs, evals: plots.Runs, tried: Sequence[tuple[float, float]] = ()
+) -> list[Figure | None]:
+    """The curves of one run or of several. `tried`: see `plots.ever_solved`."""
     every = [row for rows in metrics.values() for row in rows]
     outcomes = sorted({name for row in every for name in row if name.startswith("outcome/") and row[name] > 0})
     alone = len(metrics) == 1
@@ -84,7 +86,7 @@ def run_figures(metrics: plots.Runs, evals: plots.Runs) -> list[Figure | None]:
     return [
         plots.held_out(evals),
         plots.curve(metrics, "training rollouts", "% of rollouts", shares, 100),
-        plots.ever_solved(metrics),
+        plots.ever_solved(metrics, tried),
         plots.curve(metrics, "loss", "nats per token", {"loss": "divergence to the teacher"}),
         plots.curve(
             metrics,
@@ -93,13 +95,21 @@ def run_figures(metrics: plots.Runs, evals: plots.Runs) -> list[Figure | None]:
             {"student/entropy": "student", "teacher/entropy": "teacher"} if alone else {"student/entropy": "student"},
             from_zero=True,
         ),
-        plots.curve(metrics, "groups", "% of groups", groups if alone else {"group/all_failed": "all failed"}, 100),
+        plots.curve(
+            metrics,
+            "groups",
+            "% of groups",
+            groups if alone else {"group/all_failed": "all failed"},
+            100,
+            from_zero=True,
+        ),
         plots.curve(
             metrics,
             "outcomes",
             "% of rollouts",
             {name: name.removeprefix("outcome/").replace("_", " ") for name in outcomes},
             100,
+            from_zero=True,
         )
         if alone
         else None,
@@ -116,6 +126,13 @@ def _describe(config: Config) -> str:
         f"{config.divergence.support} · peers {peers.successes} successes + {peers.failures} failures · "
         f"seed {config.seed}"
     )
+
+
+def _tried(config: Config, metrics: Rows) -> list[tuple[float, float]]:
+    """Problems sampled so far, where the config says how many there are."""
+    if not metrics or config.data.num_train is None:
+        return []
+    return plots.problems_tried(metrics[-1]["step"], config.rollout.num_prompts_per_step, config.data.num_train)
 
 
 def _cards(metrics: Rows, evals: Rows) -> list[tuple[str, str]]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markdown import Markdown
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -52,19 +51,28 @@ def analyze_teacher_signal(
 
 def analyze_diversity(methods: Sequence[str], output: Path, samples: int | None, code: bool) -> None:
     """Compare the diversity of several methods' rollouts and write tables and figures."""
-    from mopd_nemo.analysis.diversity import compare, write_result
+    from mopd_nemo.analysis.diversity import METRICS, compare, write_result
     from mopd_nemo.analysis.rollouts import read_groups, rollouts_file
 
     sources = {label: rollouts_file(path) for label, path in labelled(methods).items()}
     result = compare({label: read_groups(path) for label, path in sources.items()}, samples, code)
     output.mkdir(parents=True, exist_ok=True)
     written = write_result(result, output)
-    Console().print(Markdown(written[0].read_text(encoding="utf-8")))
+    _print_table(
+        f"{result['num_prompts']} prompts × {result['samples']} responses, means",
+        ["", *result["methods"]],
+        [[text, *(_mean(row[name]) for row in result["methods"].values())] for name, text in METRICS.items()],
+    )
     _print_paths(written)
 
 
 def analyze_cases(
-    runs: Sequence[str], output: Path, patterns: Sequence[str], problems: Sequence[str], max_cases: int
+    runs: Sequence[str],
+    output: Path,
+    patterns: Sequence[str],
+    problems: Sequence[str],
+    max_cases: int,
+    step: int | None,
 ) -> None:
     """Compare two runs case by case and write a page."""
     from mopd_nemo.analysis.cases import write_cases
@@ -73,7 +81,7 @@ def analyze_cases(
     if len(opened) != 2:
         raise UserError(f"cases compares two runs, A=RUN B=RUN; got {len(opened)}")
     output.mkdir(parents=True, exist_ok=True)
-    _print_paths(write_cases(opened, output, parse_patterns(patterns), problems, max_cases))
+    _print_paths(write_cases(opened, output, parse_patterns(patterns), problems, max_cases, step))
 
 
 def labelled(items: Sequence[str]) -> dict[str, Path]:
@@ -163,18 +171,24 @@ def _print_signal(result: Mapping[str, Any]) -> None:
     from mopd_nemo.analysis.teacher_signal.metrics import METRICS
 
     reading = result["common"]
-    table = Table(
-        title=f"the same responses in every condition, {reading['none']['num_prompts']} prompts",
-        box=None,
-        title_justify="left",
+    _print_table(
+        f"the same responses in every condition, {reading['none']['num_prompts']} prompts, means",
+        ["", *(name.replace("_", " ") for name in METRICS)],
+        [[LABELS[name], *(_mean(reading[name][metric]) for metric in METRICS)] for name in CONDITIONS],
     )
-    table.add_column("")
-    for name in METRICS:
-        table.add_column(name.replace("_", " "), justify="right", min_width=6)
-    for name in CONDITIONS:
-        means = [reading[name][metric]["mean"] for metric in METRICS]
-        table.add_row(LABELS[name], *("–" if mean is None else f"{mean:.3f}" for mean in means))
+
+
+def _print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(title=title, box=None, title_justify="left")
+    for number, name in enumerate(head):
+        table.add_column(name, justify="right" if number else "left", min_width=6)
+    for row in rows:
+        table.add_row(*row)
     Console().print(table)
+
+
+def _mean(cell: Mapping[str, Any]) -> str:
+    return "–" if cell["mean"] is None else f"{cell['mean']:.3f}"
 
 
 def _print_paths(paths: Sequence[Path]) -> None:

@@ -11,11 +11,11 @@ from scipy import special, stats
 METRICS = ("spearman", "kendall", "pairwise_accuracy", "auc", "point_biserial", "brier")
 LABELS = {
     "spearman": "Spearman",
-    "kendall": "Kendall, ties left out",
+    "kendall": "Kendall (no ties)",
     "pairwise_accuracy": "pairwise accuracy",
     "auc": "success AUC",
     "point_biserial": "point-biserial",
-    "brier": "Brier of the sigmoid",
+    "brier": "Brier (lower is better)",
 }
 LOWER_IS_BETTER = ("brier",)
 CHANCE = {"spearman": 0.0, "kendall": 0.0, "pairwise_accuracy": 0.5, "auc": 0.5, "point_biserial": 0.0}

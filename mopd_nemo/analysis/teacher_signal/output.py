@@ -29,8 +29,9 @@ EXPLANATIONS = {
     "Compare conditions here: nothing but the context differs. Mean over prompts with its 95 % interval.",
     "all_prompts": "Every prompt and response, with the peers there are. A prompt without a success or without a "
     "failure counts 0 in five of the metrics, so these means mix signal with the difficulty of the problems.",
-    "own_prompts": "A condition counts only prompts that have its peers. Conditions are not comparable: those that "
-    "need more peers leave out the prompts that count 0.",
+    "own_prompts": "A condition counts only the responses that have all its peers, on prompts with at least two of "
+    "them. Not comparable: conditions that need a success drop the prompts without one, which count 0 elsewhere, and where "
+    "a group has just the successes that a condition shows, they have no peers of their own and the prompt counts 0.",
 }
 
 

@@ -31,9 +31,7 @@ def groups(chat: Chat) -> list[RolloutGroup]:
     ]
 
 
-def contexts_of(
-    groups: list[RolloutGroup], chat: Chat, **settings: object
-) -> dict[str, list[list[ConditionContext]]]:
+def contexts_of(groups: list[RolloutGroup], chat: Chat, **settings: object) -> dict[str, list[list[ConditionContext]]]:
     return condition_contexts(groups, chat, PeersConfig.model_validate(settings), 0.5, "seed")
 
 

@@ -44,7 +44,7 @@ def config(random_model: Path) -> Config:
     return local_config(random_model, "rollout.num_prompts_per_step=5")
 
 
-class Stop(Exception):
+class StopError(Exception):
     pass
 
 
@@ -58,7 +58,7 @@ class FragileEngine:
 
     def response_logprobs(self, prompts: Sequence[Any], responses: Sequence[Any], on_progress: Any = None) -> Any:
         if self.calls == 0:
-            raise Stop
+            raise StopError
         self.calls -= 1
         self.scored += len(prompts)
         return self._engine.response_logprobs(prompts, responses, on_progress)
@@ -72,7 +72,7 @@ def score(rollouts: Path, config: Config, directory: Path, calls: int = 1000) ->
 
 def test_a_stopped_run_continues_and_gives_the_same_scores(rollouts: Path, config: Config, tmp_path: Path) -> None:
     whole, engine = score(rollouts, config, tmp_path / "whole")
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         score(rollouts, config, tmp_path / "parts", calls=1)
     file = tmp_path / "parts" / "scores.jsonl"
     kept = read_rows(file)

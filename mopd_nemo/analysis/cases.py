@@ -182,10 +182,11 @@ def _asked(
 
 
 def _case(
-    problem: str, winner: tuple[str, RecordedGroup, float], other: tuple[str, RecordedGroup, float]
+    problem: str, first: tuple[str, RecordedGroup, float], second: tuple[str, RecordedGroup, float]
 ) -> dict[str, Any]:
     """A right response of one run beside a wrong one of the other where there are such, with what differs marked."""
-    shown = [_pick(winner[1], winner[2], right=True), _pick(other[1], other[2], right=False)]
+    second_fails = any(not is_correct(row, second[2]) for row in second[1].rows)
+    shown = [_pick(first[1], first[2], right=second_fails), _pick(second[1], second[2], right=not second_fails)]
     sides = [
         {
             "label": label,
@@ -197,10 +198,10 @@ def _case(
             "contexts": _first_with(row, teacher_prompts(group.rows)),
         }
         for (label, group, threshold), row, parts in zip(
-            (winner, other), shown, diff(shown[0]["response"], shown[1]["response"]), strict=True
+            (first, second), shown, diff(shown[0]["response"], shown[1]["response"]), strict=True
         )
     ]
-    return {"problem": problem, "head": winner[1].rows[0], "sides": sides}
+    return {"problem": problem, "head": first[1].rows[0], "sides": sides}
 
 
 def _pick(group: RecordedGroup, threshold: float, right: bool) -> Row:
@@ -223,7 +224,12 @@ def _figures(runs: Runs, histories: Mapping[str, History], patterns: Mapping[str
     figures = {
         "ever_solved": plots.ever_solved(metrics),
         "patterns": plots.curve(
-            rows, "failure patterns", "% of rollouts", {n: n for n in patterns}, 100, from_zero=True
+            rows,
+            f"responses with {next(iter(patterns))!r}" if len(patterns) == 1 else "responses with a failure pattern",
+            "% of rollouts",
+            {n: n for n in patterns},
+            100,
+            from_zero=True,
         ),
     }
     return {name: figure for name, figure in figures.items() if figure is not None}

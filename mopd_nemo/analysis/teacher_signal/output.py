@@ -31,7 +31,7 @@ EXPLANATIONS = {
     "failure counts 0 in five of the metrics, so these means mix signal with the difficulty of the problems.",
     "own_prompts": "A condition counts only the responses that have all its peers, on prompts with at least two of "
     "them. Not comparable: conditions that need a success drop the prompts without one, which count 0 elsewhere, and "
-    "where a group has just the successes that a condition shows, they have no peers themselves and the prompt counts 0.",
+    "where a group has just the successes that a condition shows, they lack peers themselves and the prompt counts 0.",
 }
 
 

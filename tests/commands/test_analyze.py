@@ -33,7 +33,7 @@ def test_teacher_signal_of_a_run_then_its_report(runs: dict[str, RunDirectory]) 
     text = mopd("analyze", "teacher-signal", "--rollouts", str(run.path))
     assert "2 successes + 1 failure" in text and "point biserial" in text
     result = json.loads((run.path / "teacher_signal" / "teacher_signal.json").read_text())
-    assert result["about"] == {"rollouts": "eval_000002.jsonl", "scored by": "arithmetic"}
+    assert result["about"] == {"rollouts": "eval_000002.jsonl", "scored by": "embedded:arithmetic"}
     assert result["num_prompts"] == 4 and result["all_prompts"]["none"]["num_prompts"] == 4
     assert "all scores are there already" in mopd("analyze", "teacher-signal", "--rollouts", str(run.path))
     mopd("report", str(run.path))

@@ -1,4 +1,7 @@
-"""The six metrics of appendix A for one prompt. NaN where a metric is not defined."""
+"""The six metrics of appendix A for one prompt. NaN where a metric is not defined.
+
+They rest on SciPy's `rankdata`, not on its tests: those also compute p-values, which cost 50 times the statistic here.
+"""
 
 from __future__ import annotations
 
@@ -39,11 +42,11 @@ def prompt_metrics(scores: Sequence[float], rewards: Sequence[float], success: S
     values, given = values[keep], np.asarray(rewards, dtype=float)[keep]
     won = np.asarray(success, dtype=bool)[keep]
     return {
-        "spearman": _correlation(stats.spearmanr, values, given),
+        "spearman": pearson(stats.rankdata(values), stats.rankdata(given)),
         "kendall": kendall(values, given),
         "pairwise_accuracy": pairwise_accuracy(values, given),
         "auc": auc(values, won),
-        "point_biserial": _correlation(stats.pearsonr, values, won.astype(float)),
+        "point_biserial": pearson(values, won.astype(float)),
         "brier": float(np.mean((special.expit(values) - won) ** 2)) if len(values) else NAN,
     }
 
@@ -64,18 +67,18 @@ def pairwise_accuracy(scores: Array, rewards: Array) -> float:
 
 def auc(scores: Array, success: NDArray[np.bool_]) -> float:
     """Probability that a success scores above a failure, ties half: Mann-Whitney's U over its largest value."""
-    positive, negative = scores[success], scores[~success]
-    if not len(positive) or not len(negative):
+    positive, negative = int(success.sum()), int((~success).sum())
+    if not positive or not negative:
         return NAN
-    u = stats.mannwhitneyu(positive, negative, method="asymptotic").statistic
-    return float(u / (len(positive) * len(negative)))
+    u = stats.rankdata(scores)[success].sum() - positive * (positive + 1) / 2
+    return float(u / (positive * negative))
 
 
-def _correlation(function: object, scores: Array, other: Array) -> float:
-    if len(scores) < 2 or np.ptp(scores) == 0 or np.ptp(other) == 0:
+def pearson(x: Array, y: Array) -> float:
+    """Linear correlation."""
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return NAN
-    assert callable(function)
-    return float(function(scores, other).statistic)
+    return float(np.corrcoef(x, y)[0, 1])
 
 
 def _pair_signs(values: Array) -> Array:

@@ -1,6 +1,6 @@
 """One optimiser step of the student on the divergence to its teacher.
 
-Shape suffixes: T response tokens of a micro-batch, C tokens of a chunk, H hidden size, V vocabulary.
+Shape suffixes: T response tokens of a micro-batch, H hidden size.
 """
 
 from __future__ import annotations
@@ -8,21 +8,17 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mopd_nemo.config import Config, DivergenceConfig
 from mopd_nemo.engines.base import Progress
 from mopd_nemo.engines.local.batching import micro_batches
 from mopd_nemo.engines.local.model import LanguageModel
-from mopd_nemo.losses import sampled_reverse_kl, token_divergence, token_weights
-from mopd_nemo.losses.signals import token_signals
+from mopd_nemo.losses import Divergence, Head, Objective, SampledReverseKL, Tokens, token_loss, token_weights
 from mopd_nemo.types import TrainRow
-
-LOGIT_BUDGET = 2**26
-"""Logits of one chunk of response tokens, counted as tokens × vocabulary: 256 MiB in float32."""
 
 
 class Learner:
@@ -82,32 +78,24 @@ class Learner:
     ) -> dict[str, float]:
         """Accumulate the gradient of one micro-batch; sums of its loss and signals over tokens."""
         student = self._student
-        ids_T = torch.tensor([token for row in rows for token in row.response_ids], device=student.device)
-        sampled_T = torch.tensor([logprob for row in rows for logprob in row.sampled_logprobs], device=student.device)
-        weights_T = weights_T.to(student.device)
-        teacher_TH = torch.cat(list(targets))
-        totals: defaultdict[str, float] = defaultdict(float)
+        tokens = Tokens(
+            ids_T=torch.tensor([token for row in rows for token in row.response_ids], device=student.device),
+            sampler_logprobs_T=torch.tensor(
+                [logprob for row in rows for logprob in row.sampled_logprobs], device=student.device
+            ),
+        )
         with student.computing():
             student_TH = student.response_hidden_TH([r.prompt_ids for r in rows], [r.response_ids for r in rows])
-            chunk = max(LOGIT_BUDGET // student.module.config.vocab_size, 1)
-            loss = student_TH.new_zeros((), dtype=torch.float32)
-            for part in torch.arange(len(ids_T), device=student.device).split(chunk):
-                loss_C, signals = checkpoint(
-                    _chunk_loss,
-                    student_TH[part],
-                    teacher_TH[part],
-                    student.head,
-                    teacher_head,
-                    ids_T[part],
-                    sampled_T[part],
-                    self._config.divergence,
-                    use_reentrant=False,
-                )
-                loss = loss + (loss_C * weights_T[part]).sum()
-                for name, value_C in signals.items():
-                    totals[name] += value_C.sum().item()
-        loss.backward()
-        return {"loss": loss.item(), **totals}
+            result = token_loss(
+                objective(self._config.divergence),
+                _head(student_TH, student.head),
+                tokens,
+                _head(torch.cat(list(targets)), teacher_head),
+                weights_T=weights_T.to(student.device),
+                watch=self._config.divergence.k,
+            )
+        result.total.backward()
+        return {"loss": result.total.item(), **{name: x_T.sum().item() for name, x_T in result.signals.items()}}
 
     def _apply(self, learning_rate: float) -> dict[str, float]:
         parameters = [p for p in self._student.module.parameters() if p.grad is not None]
@@ -121,29 +109,12 @@ class Learner:
         return {"grad_norm": norm, "update/skipped": float(skipped)}
 
 
-def _chunk_loss(
-    student_CH: Tensor,
-    teacher_CH: Tensor,
-    student_head: nn.Module,
-    teacher_head: nn.Module,
-    ids_C: Tensor,
-    sampled_C: Tensor,
-    config: DivergenceConfig,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss and detached signals per token. Runs again in the backward pass, so that no logits are kept."""
-    student_CV = student_head(student_CH)
-    with torch.no_grad():
-        teacher_CV = teacher_head(teacher_CH)
+def objective(config: DivergenceConfig) -> Objective:
+    """What the config's `divergence` section asks for."""
     if config.support == "sampled":
-        loss_C = sampled_reverse_kl(student_CV, teacher_CV, ids_C)
-    else:
-        loss_C = token_divergence(
-            student_CV,
-            teacher_CV,
-            kind=config.kind,
-            alpha=config.alpha,
-            support=config.support,
-            k=config.k,
-            tail=config.tail,
-        )
-    return loss_C, token_signals(student_CV.detach(), teacher_CV, ids_C, sampled_C, config.k)
+        return SampledReverseKL()
+    return Divergence(config.kind, config.alpha, config.support, config.k, config.tail)
+
+
+def _head(hidden_TH: Tensor, module: Any) -> Head:
+    return Head(hidden_TH, module.weight, module.bias)

@@ -1,4 +1,4 @@
-"""What one step learns from: the rows, and which objective each of them is learned by. Methods make it, engines read it."""
+"""What one step learns from: rows, and the objective that each is learned by. Methods make it, engines read it."""
 
 from __future__ import annotations
 

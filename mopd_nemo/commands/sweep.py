@@ -36,7 +36,9 @@ def run_sweep(config_file: Path, overrides: Sequence[str], output: Path) -> int:
         console.rule(f"run {number} of {len(runs)}: {run.path.name} ({state})")
         if state == "done already":
             continue
-        code = run_training(None, run.path, []) if state == "resumed" else run_training(config_file, None, run.overrides)
+        code = (
+            run_training(None, run.path, []) if state == "resumed" else run_training(config_file, None, run.overrides)
+        )
         if code:
             console.print("The sweep stops here; the same command goes on with it.")
             return code

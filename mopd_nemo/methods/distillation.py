@@ -13,9 +13,7 @@ from mopd_nemo.peers.statistics import context_metrics
 from mopd_nemo.types import RolloutGroup
 
 
-def distil(
-    groups: Sequence[RolloutGroup], contexts: list[list[PeerContext]], divergence: DivergenceConfig
-) -> Lesson:
+def distil(groups: Sequence[RolloutGroup], contexts: list[list[PeerContext]], divergence: DivergenceConfig) -> Lesson:
     """One row for each rollout whose context says something, all under one divergence (paper eq. 5)."""
     rows = [
         train_row(groups, g, r, teacher_prompt_ids=context.prompt_ids)

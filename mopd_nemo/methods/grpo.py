@@ -51,7 +51,6 @@ def _advantages(groups: Sequence[RolloutGroup], divide_by_std: bool) -> dict[tup
         members = judged(group)
         rewards = [group.verdicts[r].reward for r in members]
         advantages |= {
-            (g, r): advantage
-            for r, advantage in zip(members, group_advantages(rewards, divide_by_std), strict=True)
+            (g, r): advantage for r, advantage in zip(members, group_advantages(rewards, divide_by_std), strict=True)
         }
     return advantages

@@ -45,7 +45,9 @@ class CompletionStore:
             self._directory.mkdir(parents=True, exist_ok=True)
             write_rows(self._directory / "writer.json", [self._writer])
             file = self._directory / f"{len(self._files):06d}.jsonl"
-            rows = [{"problem": p.id, "responses": [_to_row(r) for r in rs]} for p, rs in zip(missing, made, strict=True)]
+            rows = [
+                {"problem": p.id, "responses": [_to_row(r) for r in rs]} for p, rs in zip(missing, made, strict=True)
+            ]
             write_rows(file, rows)
             self._files.append(file)
             self._kept |= {problem.id: _forget_logprobs(rs) for problem, rs in zip(missing, made, strict=True)}

@@ -33,7 +33,9 @@ def rollout_records(
                 "feedback": verdict.feedback,
                 "details": verdict.details,
             }
-            yield row | _teacher_view(contexts[g][r] if contexts is not None else PeerContext(Selection(), None), groups, chat)
+            yield row | _teacher_view(
+                contexts[g][r] if contexts is not None else PeerContext(Selection(), None), groups, chat
+            )
 
 
 def _teacher_view(context: PeerContext, groups: Sequence[RolloutGroup], chat: Chat) -> dict[str, Any]:

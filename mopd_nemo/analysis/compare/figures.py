@@ -7,7 +7,18 @@ from matplotlib.figure import Figure
 from mopd_nemo.analysis.compare.results import Comparison
 from mopd_nemo.run.phases import PHASES
 
-_COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#b279a2", "#9d755d", "#72b7b2", "#ff9da6", "#eeca3b", "#79706e")
+_COLOURS = (
+    "#4c78a8",
+    "#f58518",
+    "#54a24b",
+    "#e45756",
+    "#b279a2",
+    "#9d755d",
+    "#72b7b2",
+    "#ff9da6",
+    "#eeca3b",
+    "#79706e",
+)
 _MARKERS = "os^Dv*PXph"
 
 

@@ -13,6 +13,7 @@ from mopd_nemo.chat import Chat
 from mopd_nemo.config import Config
 from mopd_nemo.engines.base import Progress, Sampling
 from mopd_nemo.engines.local.batching import micro_batches
+from mopd_nemo.engines.local.learner import Learner
 from mopd_nemo.engines.local.model import (
     DTYPES,
     LanguageModel,
@@ -23,7 +24,6 @@ from mopd_nemo.engines.local.model import (
 )
 from mopd_nemo.engines.local.sampler import sample
 from mopd_nemo.engines.local.teacher import Teacher, load_weights
-from mopd_nemo.engines.local.learner import Learner
 from mopd_nemo.errors import UserError
 from mopd_nemo.lesson import Lesson
 from mopd_nemo.types import Rollout, TrainRow
@@ -127,7 +127,10 @@ class LocalEngine:
         for model, model_key, prompt_key, prompt in (
             (self.student, "model.path", "data.max_prompt_tokens", config.data.max_prompt_tokens),
             (self.teacher.model, "the teacher", "data.max_prompt_tokens", config.data.max_prompt_tokens),
-            *([(self.teacher.model, "the teacher", "peers.max_context_tokens", config.peers.max_context_tokens)] * reads_peers),
+            *(
+                [(self.teacher.model, "the teacher", "peers.max_context_tokens", config.peers.max_context_tokens)]
+                * reads_peers
+            ),
         ):
             if model is None:
                 continue

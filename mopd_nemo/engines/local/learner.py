@@ -91,7 +91,7 @@ class Learner:
     def _token_weights(self, part: Part, rows: Sequence[TrainRow]) -> dict[int, list[float]]:
         """Per row, the weight of each of its tokens in the update's loss; for a preference, of its pair."""
         if isinstance(part.objective, Preference):
-            return dict.fromkeys(part.rows, [part.weight / (len(part.rows) / 2)])
+            return {key: [part.weight / (len(part.rows) / 2)] for key in part.rows}
         counted = [*part.rows, *part.silent]
         responses = [rows[i].response_ids for i in counted]
         if self._config.train.aggregation == "step_mean":
@@ -125,7 +125,7 @@ class Learner:
 
 
 def cut_by_group(lesson: Lesson, count: int) -> list[list[Part]]:
-    """The parts of each of `count` updates. Rows of one rollout group stay together; updates without rows are left out."""
+    """The parts of each of `count` updates, without those that have no rows. Rows of one group stay together."""
     groups = sorted({row.group for row in lesson.rows})
     size = -(-len(groups) // count) if groups else 1
     number = {group: position // size for position, group in enumerate(groups)}

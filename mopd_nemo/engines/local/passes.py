@@ -93,7 +93,7 @@ class Passes:
                 loss = loss + value
                 totals["loss"] += value.item()
                 if len(parts) > 1:
-                    totals[f"loss/{_NAMES[type(weighted.part.objective)]}"] += value.item()
+                    totals[f"loss/{_name(weighted.part)}"] += value.item()
                 for name, signal_M in signals.items():
                     totals[name] += signal_M.sum().item()
         loss.backward()
@@ -143,7 +143,7 @@ class Passes:
         return self._student.response_hidden_TH([row.prompt_ids for row in rows], [row.response_ids for row in rows])
 
     def _head(self, model: LanguageModel, hidden_TH: Tensor) -> Head:
-        return Head(hidden_TH, model.head.weight, getattr(model.head, "bias", None))
+        return Head(hidden_TH, model.head.weight, model.head.bias)
 
     def _teacher_head(self, mine: Sequence[int]) -> Head:
         assert self._teacher is not None
@@ -167,4 +167,5 @@ class Passes:
         return torch.tensor(flags, device=self._student.device).nonzero().squeeze(-1)
 
 
-_NAMES = {Divergence: "divergence", SampledReverseKL: "divergence", PolicyGradient: "policy_gradient"}
+def _name(part: Part) -> str:
+    return "policy_gradient" if isinstance(part.objective, PolicyGradient) else "divergence"

@@ -12,11 +12,12 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from mopd_nemo.analysis import plots
-from mopd_nemo.analysis.comparison import label_runs, setting_differences, summary_table
 from mopd_nemo.analysis.figures import to_svg
+from mopd_nemo.analysis.overlay import label_runs, setting_differences, summary_table
 from mopd_nemo.analysis.page import svgs, write_page
 from mopd_nemo.analysis.rollouts import teacher_prompts
 from mopd_nemo.config import Config
+from mopd_nemo.config_methods import METHODS
 from mopd_nemo.run.directory import RunDirectory, read_rows
 from mopd_nemo.run.phases import PHASES
 from mopd_nemo.types import Outcome
@@ -49,7 +50,7 @@ def write_report(run: RunDirectory, output: Path | None = None) -> Path:
     )
 
 
-def write_comparison(runs: Sequence[RunDirectory], output: Path) -> Path:
+def write_overlay(runs: Sequence[RunDirectory], output: Path) -> Path:
     """Write one page about several runs: a table, what differs in their settings, and their curves overlaid."""
     labelled = label_runs(runs)
     recorded = {label: read_metrics(run) for label, run in labelled.items()}
@@ -57,7 +58,7 @@ def write_comparison(runs: Sequence[RunDirectory], output: Path) -> Path:
     evals = {label: rows for label, (_, rows) in recorded.items()}
     return write_page(
         output,
-        "comparison.html.j2",
+        "overlay.html.j2",
         names=list(labelled),
         summary=summary_table(metrics, evals),
         differences=setting_differences({label: run.read_config() for label, run in labelled.items()}),
@@ -87,7 +88,7 @@ def run_figures(
         plots.held_out(evals),
         plots.curve(metrics, "training rollouts", "% of rollouts", shares, 100),
         plots.ever_solved(metrics, tried),
-        plots.curve(metrics, "loss", "nats per token", {"loss": "divergence to the teacher"}),
+        plots.curve(metrics, "loss", "the method's objective", {"loss": "loss"}),
         plots.curve(
             metrics,
             "entropy",
@@ -120,12 +121,16 @@ def run_figures(
 
 
 def _describe(config: Config) -> str:
-    peers = config.peers
-    return (
-        f"method {config.method} · teacher {config.teacher.kind} · {config.divergence.kind} on "
-        f"{config.divergence.support} · peers {peers.successes} successes + {peers.failures} failures · "
-        f"seed {config.seed}"
-    )
+    """What the method makes of the settings, in a line."""
+    uses, peers = METHODS[config.method].uses, config.peers
+    parts = [f"method {config.method}"]
+    if config.teacher.kind != "none":
+        parts.append(f"teacher {config.teacher.kind}")
+    if "divergence" in uses:
+        parts.append(f"{config.divergence.kind} on {config.divergence.support}")
+    if "peers" in uses:
+        parts.append(f"peers: successes {peers.successes}, failures {peers.failures}")
+    return " · ".join([*parts, f"seed {config.seed}"])
 
 
 def _tried(config: Config, metrics: Rows) -> list[tuple[float, float]]:

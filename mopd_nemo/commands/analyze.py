@@ -131,7 +131,7 @@ def _scoring_config(source: Path, model: str | None, config_file: Path | None, o
         config = validate({}, source="the default settings")
     changes = {"path": model} if model else {}
     return config.model_copy(
-        update={"model": config.model.model_copy(update=changes), "teacher": TeacherConfig(kind="live")}
+        update={"model": config.model.model_copy(update=changes), "teacher": TeacherConfig(kind="none")}
     )
 
 

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from mopd_nemo.analysis.comparison import setting_differences
-from mopd_nemo.analysis.report import write_comparison, write_report
+from mopd_nemo.analysis.overlay import setting_differences
+from mopd_nemo.analysis.report import write_overlay, write_report
 from mopd_nemo.commands.analyze import analyze_teacher_signal
 from mopd_nemo.config import Config
 from mopd_nemo.run.directory import RunDirectory, append_row, read_rows, write_rows
@@ -75,7 +75,7 @@ def test_report_of_rollouts_without_a_teacher(tmp_path: Path) -> None:
 def test_comparison_overlays_runs_and_says_what_differs(tmp_path: Path) -> None:
     one = new_run(tmp_path / "one", "train.num_steps=2")
     two = new_run(tmp_path / "two", "train.num_steps=1", "peers.failures=0", "train.eval_every=0")
-    page = write_comparison([one, two], tmp_path / "out" / "both.html").read_text()
+    page = write_overlay([one, two], tmp_path / "out" / "both.html").read_text()
     assert "<td>peers.failures</td>" in page and "<td>optimizer.learning_rate</td>" not in page
     rows = dict(re.findall(r"<tr><td>(one|two)</td>(.*?)</tr>", page, flags=re.DOTALL))
     assert ">2<" in rows["one"] and "→" in rows["one"]
@@ -87,7 +87,7 @@ def test_comparison_overlays_runs_and_says_what_differs(tmp_path: Path) -> None:
 def test_comparison_with_a_run_that_has_just_begun(tmp_path: Path, empty_run: RunDirectory) -> None:
     other = RunDirectory(tmp_path / "other" / "run")  # the same directory name
     other.create(Config())
-    page = write_comparison([empty_run, other], tmp_path / "both.html").read_text()
+    page = write_overlay([empty_run, other], tmp_path / "both.html").read_text()
     assert str(empty_run.path) in page and "<svg" not in page
 
 

@@ -1,4 +1,4 @@
-"""Several runs in one table: what they reached, and what differs in their settings."""
+"""Single runs over each other: what each reached, and what differs in their settings. Over seeds: `compare`."""
 
 from __future__ import annotations
 

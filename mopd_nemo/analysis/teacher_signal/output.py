@@ -15,7 +15,7 @@ from mopd_nemo.analysis.rollouts import RecordedGroup
 from mopd_nemo.analysis.teacher_signal import metrics
 from mopd_nemo.analysis.teacher_signal.conditions import CONDITIONS, CONTROLLED, CONTROLS, LABELS
 from mopd_nemo.analysis.teacher_signal.scoring import ScoreStore
-from mopd_nemo.analysis.teacher_signal.table import READINGS, one_class_fraction, scored_prompt, signal_table
+from mopd_nemo.analysis.teacher_signal.table import CLASSES, READINGS, one_class_fraction, scored_prompt, signal_table
 
 RESULT_FILE = "teacher_signal.json"
 
@@ -33,6 +33,10 @@ EXPLANATIONS = {
     "them. Not comparable: conditions that need a success drop the prompts without one, which count 0 elsewhere, and "
     "where a group has just the successes that a condition shows, they lack peers themselves and the prompt counts 0.",
 }
+SHIFT_NOTE = (
+    "Log-probability of a whole response (nats), minus that without peers, on the same responses as the first table. "
+    "The six metrics see ranks inside a prompt; a student also learns from the size of the difference."
+)
 
 
 def collect(
@@ -87,6 +91,9 @@ def to_markdown(result: Mapping[str, Any]) -> str:
         "## Differences, prompt by prompt",
         "Success AUC of a condition minus that of another, on the prompts of the first table.",
         _difference_table(result["common"]),
+        "## How far the peers move the score",
+        SHIFT_NOTE,
+        _shift_table(result["common"]),
         "## What the teachers read",
         "`complete`: responses for which the group has all the peers that the condition asks for. `cut`: contexts in "
         "which a peer lost its middle to the token budget. `unscored`: no context fitted, or the score was not finite.",
@@ -123,6 +130,13 @@ def _difference_table(common: Mapping[str, Any]) -> str:
         for name in CONDITIONS
     ]
     return table(head, body)
+
+
+def _shift_table(common: Mapping[str, Any]) -> str:
+    body = [
+        [LABELS[name], *(_value(common[name]["shift"][kind], True, "+") for kind in CLASSES)] for name in CONDITIONS
+    ]
+    return table(["condition", "successes", "failures"], body)
 
 
 def _context_table(contexts: Mapping[str, Mapping[str, float]]) -> str:

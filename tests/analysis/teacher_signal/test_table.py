@@ -22,6 +22,7 @@ def prompt(
         tuple(reward >= 0.5 for reward in rewards),
         {name: (scores or {}).get(name, GOOD[:n]) for name in CONDITIONS},
         {name: (complete or {}).get(name, (True,) * n) for name in CONDITIONS},
+        (10,) * n,
     )
 
 
@@ -82,3 +83,11 @@ def test_interval_covers_the_mean_and_narrows_with_prompts() -> None:
 def test_one_class_fractions() -> None:
     prompts = [prompt(), prompt(rewards=(0.0,) * 4), prompt(rewards=(1.0,) * 4), prompt(rewards=(0.0,) * 4)]
     assert one_class_fraction(prompts) == (0.5, 0.25)
+
+
+def test_shift_is_the_change_of_the_whole_response_by_class() -> None:
+    none, peers = (-0.1, -0.3, -0.5, -0.7), (-0.1, -0.2, -0.9, -0.9)
+    common = signal_table([prompt(scores={"none": none, "1S": peers})])["common"]
+    assert common["none"]["shift"]["failure"]["mean"] == 0.0
+    assert common["1S"]["shift"]["success"]["mean"] == pytest.approx(10 * (0.0 + 0.1) / 2)
+    assert common["1S"]["shift"]["failure"]["mean"] == pytest.approx(10 * (-0.4 - 0.2) / 2)

@@ -39,7 +39,7 @@ def analyze_teacher_signal(
     config = _scoring_config(source, model, config_file, overrides)
     directory = output or _default_output(rollouts)
     groups = read_groups(source)[:num_prompts]
-    store = ScoreStore(directory, manifest_of(source, config), restart)
+    store = ScoreStore(directory, manifest_of(source, len(groups), config), restart)
     console = Console(stderr=True)
     _score(groups, source, config, store, console)
     about = {"rollouts": source.name, "scored by": Path(config.model.path).name}
@@ -155,12 +155,16 @@ def _score(
     if not missing:
         console.print("all scores are there already", style="dim")
         return
+    total = len(groups) * len(CONDITIONS)
+    console.print(
+        f"scoring {len(groups)} prompts in {len(CONDITIONS)} conditions; {total - missing} of {total} are there"
+    )
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from mopd_nemo.engines import make_engine
 
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(f"scoring {len(groups)} prompts × {len(CONDITIONS)} conditions", total=1.0)
+        task = progress.add_task("scoring", total=1.0)
         engine = make_engine(config)
         score_rollouts(groups, source, engine, config, store, lambda done: progress.update(task, completed=done))
 

@@ -71,9 +71,13 @@ class ScoreStore:
         self._rows[row["prompt"], row["condition"]] = row
 
 
-def manifest_of(rollouts: Path, config: Config) -> dict[str, Any]:
-    """What decides the scores: rollouts, weights, and every setting that shapes a teacher prompt."""
+def manifest_of(rollouts: Path, num_prompts: int, config: Config) -> dict[str, Any]:
+    """What decides the scores: rollouts, weights, and every setting that shapes a teacher prompt.
+
+    The number of prompts is one: it decides which problems share a block.
+    """
     return {
+        "number of prompts": num_prompts,
         "rollouts": _sha256(rollouts),
         "model": _model_fingerprint(config.model.path),
         "model.dtype": config.model.dtype,

@@ -65,7 +65,7 @@ class FragileEngine:
 
 
 def score(rollouts: Path, config: Config, directory: Path, calls: int = 1000) -> tuple[ScoreStore, FragileEngine]:
-    store, engine = ScoreStore(directory, manifest_of(rollouts, config)), FragileEngine(config, calls)
+    store, engine = ScoreStore(directory, manifest_of(rollouts, GROUPS, config)), FragileEngine(config, calls)
     score_rollouts(read_groups(rollouts), rollouts, engine, config, store)  # type: ignore[arg-type]
     return store, engine
 
@@ -102,12 +102,12 @@ def test_nothing_is_scored_twice(rollouts: Path, config: Config, tmp_path: Path)
     assert again.scored == 0
 
 
-@pytest.mark.parametrize("what", ["rollouts", "model", "peers"])
+@pytest.mark.parametrize("what", ["rollouts", "model", "peers", "number of prompts"])
 def test_scores_of_something_else_are_refused(
     what: str, rollouts: Path, config: Config, tmp_path: Path, random_model: Path
 ) -> None:
     out = tmp_path / "out"
-    ScoreStore(out, manifest_of(rollouts, config))
+    ScoreStore(out, manifest_of(rollouts, GROUPS, config))
     if what == "rollouts":
         rollouts.write_text(rollouts.read_text().replace("wrong 0", "wrong 9", 1))
     elif what == "model":
@@ -119,11 +119,12 @@ def test_scores_of_something_else_are_refused(
         weights[-1] ^= 1
         (other / "model.safetensors").write_bytes(weights)
         config = local_config(other, "rollout.num_prompts_per_step=5")
-    else:
+    elif what == "peers":
         config = local_config(random_model, "rollout.num_prompts_per_step=5", "peers.order=shortest")
+    manifest = manifest_of(rollouts, 3 if what == "number of prompts" else GROUPS, config)
     with pytest.raises(UserError, match=rf"scores.jsonl: .* another {what}; choose another --output, or .*--restart"):
-        ScoreStore(out, manifest_of(rollouts, config))
-    ScoreStore(out, manifest_of(rollouts, config), restart=True)
+        ScoreStore(out, manifest)
+    ScoreStore(out, manifest, restart=True)
 
 
 def test_the_result_survives_scores_that_are_not_finite(rollouts: Path, config: Config, tmp_path: Path) -> None:
@@ -132,7 +133,7 @@ def test_the_result_survives_scores_that_are_not_finite(rollouts: Path, config: 
             rows = super().response_logprobs(prompts, responses)
             return [(float("nan"),), *rows[1:]]
 
-    store = ScoreStore(tmp_path, manifest_of(rollouts, config))
+    store = ScoreStore(tmp_path, manifest_of(rollouts, GROUPS, config))
     groups = read_groups(rollouts)
     score_rollouts(groups, rollouts, Broken(config), config, store)  # type: ignore[arg-type]
     result = collect(groups, store, 0.5, {"rollouts": "r"})

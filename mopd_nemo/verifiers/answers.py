@@ -1,24 +1,21 @@
-"""Final answers in `\\boxed{...}`, compared as exact numbers where both sides are numbers, else as text."""
+"""Finding and comparing final answers: the parts that need no algebra."""
 
 from __future__ import annotations
 
 import re
 from fractions import Fraction
-from typing import Any
-
-from mopd_nemo.types import Outcome, Verdict
 
 _OPENING = "\\boxed{"
+_STATED = re.compile(
+    r"(?im)^\s*(?:####|(?:\*\*)?(?:the\s+)?(?:final\s+)?answer(?:\*\*)?(?:\s+is)?\s*(?:\*\*)?\s*:(?:\*\*)?)\s*(.+?)\s*$"
+    r"|(?:the\s+)?(?:final\s+)answer\s+is\s+:?\s*(.+?)(?:[.]?\s*$|\.\s)"
+)
+"""`#### x`, a line `Answer: x`, and `the final answer is x`."""
 
 
-def verify(response: str, answer: Any) -> Verdict:
-    """Reward 1 when the last `\\boxed{...}` of the response equals `answer`, else 0."""
-    found = last_boxed(response)
-    if found is None:
-        return Verdict(0.0, Outcome.BAD_FORMAT, feedback="No final answer in \\boxed{...} was found.")
-    if _canonical(found) == _canonical(str(answer)):
-        return Verdict(1.0, Outcome.CORRECT, details={"found": found})
-    return Verdict(0.0, Outcome.WRONG, feedback="The final answer is wrong.", details={"found": found})
+def after_thinking(text: str) -> str:
+    """What follows the last closed thinking block: an answer inside it is not an answer."""
+    return text.rpartition("</think>")[2]
 
 
 def last_boxed(text: str) -> str | None:
@@ -34,7 +31,17 @@ def last_boxed(text: str) -> str | None:
     return None
 
 
-def _canonical(answer: str) -> Fraction | str:
+def final_answer(text: str) -> str | None:
+    """The last boxed answer, else the last one stated in words."""
+    text = after_thinking(text)
+    boxed = last_boxed(text)
+    if boxed is not None:
+        return boxed.strip() or None
+    stated = [match[1] or match[2] for match in _STATED.finditer(text)]
+    return stated[-1].strip(" .*") or None if stated else None
+
+
+def canonical(answer: str) -> Fraction | str:
     """`1,000`, `$1000$`, `50\\%` and `2000/2` compare as numbers; anything else as text without spaces."""
     text = re.sub(r"[\s$]|\\?%|\.$", "", answer.replace("\\$", ""))
     number = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)

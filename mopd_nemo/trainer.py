@@ -25,7 +25,8 @@ from mopd_nemo.run.phases import PhaseTimer
 from mopd_nemo.run.records import rollout_records
 from mopd_nemo.run.trackers import Tracker, check_trackers, make_trackers
 from mopd_nemo.types import Problem, RolloutGroup
-from mopd_nemo.verifiers import verify_rollouts
+from mopd_nemo.verifiers.batch import Verifying
+from mopd_nemo.verifiers.pool import VerifierPool
 
 
 class Trainer:
@@ -46,6 +47,7 @@ class Trainer:
                 f"rollout.num_prompts_per_step={config.rollout.num_prompts_per_step} is more than the "
                 f"{len(self.problems)} problems of data.train={config.data.train}: lower it or add problems"
             )
+        self.verifiers = VerifierPool(config.verifier, {p.task for p in [*self.problems, *self.eval_problems]})
         self.engine = make_engine(config)
         _check_prompts([*self.problems, *self.eval_problems], self.engine.chat, config.data.max_prompt_tokens)
         self.method = make_method(config, self.engine.chat)
@@ -85,6 +87,7 @@ class Trainer:
             with self.interrupt, self.display.starting_at(self.step):
                 self._loop()
         finally:
+            self.verifiers.close()
             for tracker in self.trackers:
                 tracker.close()
         return self.step == self.config.train.num_steps and not self._evaluation_due()
@@ -116,6 +119,7 @@ class Trainer:
         problems = problems_of_step(self.problems, step, config.rollout.num_prompts_per_step, config.seed)
         prompts = [engine.chat.prompt_ids(problem.messages) for problem in problems]
         sampling = Sampling(config.rollout.max_response_tokens, config.rollout.temperature)
+        verifying = Verifying(self.verifiers, problems)
         with timer("generate"):
             samples = engine.generate(
                 prompts,
@@ -123,9 +127,10 @@ class Trainer:
                 sampling,
                 f"train/{config.seed}/{step}",
                 display.progress,
+                verifying.add,
             )
         with timer("reward"):
-            verdicts = [verify_rollouts(p, rollouts) for p, rollouts in zip(problems, samples, strict=True)]
+            verdicts = verifying.collect(samples)
         with timer("context"):
             groups = [
                 RolloutGroup(problem, prompt, tuple(rollouts), verdict)
@@ -152,7 +157,9 @@ class Trainer:
     def _evaluate(self) -> None:
         timer = PhaseTimer()
         self.display.phase("evaluating")
-        metrics, groups = evaluate(self.engine, self.eval_problems, self.config, self.display.progress)
+        metrics, groups = evaluate(
+            self.engine, self.verifiers, self.eval_problems, self.config, self.display.progress
+        )
         write_rows(
             self.run.rollouts_file(self.step, "eval"),
             rollout_records(self.step, groups, None, self.engine.chat),

@@ -28,12 +28,17 @@ def run_evaluation(config_file: Path, overrides: Sequence[str], checkpoint: Path
     from mopd_nemo.data import load_problems
     from mopd_nemo.engines import make_engine
     from mopd_nemo.evaluation.evaluate import evaluate
+    from mopd_nemo.verifiers.pool import VerifierPool
 
     problems = load_problems(config, "eval")
     console = Console(stderr=True)
-    with Progress(console=console, transient=True) as progress:
+    with (
+        VerifierPool(config.verifier, {problem.task for problem in problems}) as verifiers,
+        Progress(console=console, transient=True) as progress,
+    ):
         task = progress.add_task(f"evaluating {len(problems)} problems", total=1.0)
-        metrics, _ = evaluate(make_engine(config), problems, config, lambda done: progress.update(task, completed=done))
+        engine = make_engine(config)
+        metrics, _ = evaluate(engine, verifiers, problems, config, lambda done: progress.update(task, completed=done))
     table = Table(title=str(checkpoint or config.model.path), box=None)
     table.add_column("metric")
     table.add_column("value", justify="right")

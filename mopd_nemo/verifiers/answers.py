@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
+from typing import Any
+
+from mopd_nemo.verifiers.base import AnswerError
 
 _OPENING = "\\boxed{"
 _STATED = re.compile(
@@ -48,4 +51,21 @@ def canonical(answer: str) -> Fraction | str:
     # Only plain numbers reach Fraction: "1e999999999" would be computed for hours.
     if len(number) <= 100 and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)|[+-]?\d+/[1-9]\d*", number):
         return Fraction(number)
+    return text
+
+
+def gold_text(answer: Any) -> str:
+    """The gold answer of a row: a number, LaTeX, a boxed expression, or a solution that ends in `#### x` (GSM8K).
+
+    Raises:
+        AnswerError: it is empty or of another type.
+    """
+    if not isinstance(answer, str | int | float) or isinstance(answer, bool):
+        raise AnswerError(f"answer={answer!r}: a math answer is text or a number")
+    text = str(answer)
+    if "####" in text:
+        text = text.rpartition("####")[2]
+    text = (last_boxed(text) or text).strip()
+    if not text:
+        raise AnswerError(f"answer={answer!r}: a math answer cannot be empty")
     return text

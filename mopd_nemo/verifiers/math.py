@@ -13,7 +13,7 @@ from math_verify import parse, verify
 
 from mopd_nemo.config import VerifierConfig
 from mopd_nemo.types import Outcome, Verdict
-from mopd_nemo.verifiers.answers import canonical, final_answer, last_boxed
+from mopd_nemo.verifiers.answers import canonical, final_answer, gold_text
 from mopd_nemo.verifiers.base import AnswerError, missing_answer, with_gold
 
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it warns about the time limits that are off
@@ -38,23 +38,6 @@ class MathVerifier:
 
     def close(self) -> None:
         pass
-
-
-def gold_text(answer: Any) -> str:
-    """The gold answer of a row: a number, LaTeX, a boxed expression, or a solution that ends in `#### x` (GSM8K).
-
-    Raises:
-        AnswerError: it is empty or of another type.
-    """
-    if not isinstance(answer, str | int | float) or isinstance(answer, bool):
-        raise AnswerError(f"answer={answer!r}: a math answer is text or a number")
-    text = str(answer)
-    if "####" in text:
-        text = text.rpartition("####")[2]
-    text = (last_boxed(text) or text).strip()
-    if not text:
-        raise AnswerError(f"answer={answer!r}: a math answer cannot be empty")
-    return text
 
 
 def equivalent(gold: str, found: str) -> bool:

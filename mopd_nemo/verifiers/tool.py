@@ -12,8 +12,8 @@ from mopd_nemo.types import Outcome, Verdict
 from mopd_nemo.verifiers.answers import after_thinking
 from mopd_nemo.verifiers.base import AnswerError, missing_answer, with_gold
 
-_ACTION = re.compile(r"^[ \t*#>-]*Action:[* \t]*(.*)$", re.MULTILINE)
-_INPUT = re.compile(r"^[ \t*#>-]*Action[ _]Input:[*]*\s*(?:```(?:json)?\s*)?", re.MULTILINE)
+_ACTION = re.compile(r"^[ \t*#>-]*Action\**:[* \t]*(.*)$", re.MULTILINE)
+_INPUT = re.compile(r"^[ \t*#>-]*Action[ _]Input\**:\**\s*(?:```(?:json)?\s*)?", re.MULTILINE)
 _OPTIONAL = "[Optional]"
 _DECODER = json.JSONDecoder()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 
 from mopd_nemo.config import CodeConfig
@@ -48,19 +47,18 @@ def choose(config: CodeConfig) -> Choice:
 def try_layer(layer: LayerName, config: CodeConfig, reasons: dict[str, str]) -> Launch | None:
     """A launch that runs a program here; else None, and the reason is put into `reasons`."""
     reasons[layer] = "bwrap is not on PATH"
-    with tempfile.TemporaryDirectory() as scratch:
-        for launch in launches(layer, config, scratch):
-            sandbox = Sandbox(launch, config)
-            try:
-                with sandbox.program("print(6 * 7)", None, "official") as program:
-                    run = program.run("")
-            except SandboxError as error:
-                reasons[layer] = str(error)
-                continue
-            finally:
-                sandbox.close()
-            if run.stdout == "42\n":
-                del reasons[layer]
-                return launch
-            reasons[layer] = f"a program ended with {run.ending}: {run.stderr}"
+    for launch in launches(layer, config):
+        sandbox = Sandbox(launch, config)
+        try:
+            with sandbox.program("print(6 * 7)", None, "official") as program:
+                run = program.run("")
+        except SandboxError as error:
+            reasons[layer] = str(error)
+            continue
+        finally:
+            sandbox.close()
+        if run.stdout == "42\n":
+            del reasons[layer]
+            return launch
+        reasons[layer] = f"a program ended with {run.ending}: {run.stderr}"
     return None

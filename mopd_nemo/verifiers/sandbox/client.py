@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 from typing import Any, Literal
 
 from mopd_nemo.config import CodeConfig
@@ -60,13 +61,24 @@ class Sandbox:
         """
         self.start()
         program = Program(self, next(self._ids), self._config.seconds_per_test + _GRACE_SECONDS)
-        try:
-            program.start(source, function, rules)
-            yield program
-            program.end()
-        except BaseException:
-            self.close()  # whatever it was doing, nothing of it may reach the next program
-            raise
+        with self._scratch_directory() as scratch:
+            try:
+                program.start(source=source, function=function, rules=rules, scratch=scratch)
+                yield program
+                program.end()
+            except BaseException:
+                self.close()  # whatever it was doing, nothing of it may reach the next program
+                raise
+
+    @contextmanager
+    def _scratch_directory(self) -> Iterator[str | None]:
+        """A directory on disk for layers that give programs none in memory."""
+        if self._launch.isolated:
+            yield None
+            return
+        with tempfile.TemporaryDirectory(prefix="mopd-program-") as path:
+            Path(path).chmod(0o777)
+            yield path
 
     def start(self) -> None:
         """Start the zygote, unless it runs."""
@@ -150,9 +162,8 @@ class Program:
         self._number = number
         self._seconds = seconds
 
-    def start(self, source: str, function: str | None, rules: str) -> None:
-        message = {"kind": "program", "id": self._number, "source": source, "function": function, "rules": rules}
-        self._sandbox.send(message)
+    def start(self, **parts: str | None) -> None:
+        self._sandbox.send({"kind": "program", "id": self._number, **parts})
 
     def run(self, text: str) -> Run:
         """Run on one input: the whole of stdin, or the arguments of the function."""

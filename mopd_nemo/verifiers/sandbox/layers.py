@@ -47,14 +47,12 @@ class Launch:
 
     command: tuple[str, ...]
     environment: dict[str, str]
+    isolated: bool = True
+    """Programs get namespaces and a scratch directory of their own inside."""
 
 
-def launches(layer: LayerName, config: CodeConfig, scratch: str) -> list[Launch]:
-    """Ways to start the zygote in a layer, best first; what works depends on the machine.
-
-    Args:
-        scratch: a directory for the programs of the rlimits layer; the others make theirs.
-    """
+def launches(layer: LayerName, config: CodeConfig) -> list[Launch]:
+    """Ways to start the zygote in a layer, best first; what works depends on the machine."""
     root = os.geteuid() == 0
     match layer:
         case "bubblewrap":
@@ -66,7 +64,8 @@ def launches(layer: LayerName, config: CodeConfig, scratch: str) -> list[Launch]
         case "namespaces":
             return [_namespaces(config, own_user) for own_user in ([False, True] if root else [True])]
         case "rlimits":
-            return [_rlimits(config, scratch, _NOBODY if root else None)]
+            command = _zygote(config, isolated=False, uid=_NOBODY if root else None)
+            return [Launch(tuple(command), _ENVIRONMENT, isolated=False)]
 
 
 def _bubblewrap(config: CodeConfig, own_user: bool) -> Launch:
@@ -93,16 +92,11 @@ def _namespaces(config: CodeConfig, own_user: bool) -> Launch:
     return Launch((_python(), "-sSB", str(_INSIDE / "root.py"), json.dumps(plan)), _ENVIRONMENT)
 
 
-def _rlimits(config: CodeConfig, scratch: str, uid: int | None) -> Launch:
-    return Launch(tuple(_zygote(config, isolated=False, uid=uid, scratch=scratch)), _ENVIRONMENT)
-
-
-def _zygote(config: CodeConfig, *, isolated: bool, uid: int | None, scratch: str = "") -> list[str]:
+def _zygote(config: CodeConfig, *, isolated: bool, uid: int | None) -> list[str]:
     parents = sorted({str(path.parent) for path in _packages(config)})
     options = {
         "isolate": isolated,
         "uid": uid,
-        "scratch": scratch,
         "paths": ["/sandbox/packages"] if isolated else parents,
         "packages": config.packages,
         "seconds": config.seconds_per_test,

@@ -68,11 +68,11 @@ def run(source: str, function: "str | None", text: str, rules: str, known: dict)
         exec(compile(source, SOURCE, "exec"), module.__dict__)
         if function is not None:
             _call(module.__dict__, function, text, rules)
-    except SystemExit:
-        pass
     except BaseException as error:
-        status = 1
-        _report(error, source)
+        # Leaving with an exit status is legal; in the paper's code it fails the test.
+        if not isinstance(error, SystemExit) or rules == "paper":
+            status = 1
+            _report(error, source)
     threading._shutdown()  # type: ignore[attr-defined]  # wait for threads, as the end of an interpreter does
     atexit._run_exitfuncs()
     sys.stdout.flush()

@@ -92,7 +92,7 @@ def serve(request: dict, options: dict) -> None:
     """Run tests until told to stop."""
     # Not warm in the zygote: a fork takes twice as long with numpy in memory.
     _import_all(name for name in options["packages"] if name in request["source"])
-    os.chdir("/tmp" if options["isolate"] else options["scratch"])
+    os.chdir("/tmp" if options["isolate"] else request["scratch"])
     limits = _limits(options)
     while (test := receive())["kind"] == "test":
         send({"id": request["id"], "kind": "result", **run_test(request, test, options, limits)})

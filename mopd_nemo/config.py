@@ -52,6 +52,9 @@ class DataConfig(Section):
     """Use only the first so many training problems. Default: all."""
     num_eval: PositiveInt | None = None
     """Use only the first so many held-out problems. Default: all."""
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    """For a malformed row of a JSONL file: `stop` with an error that names file, line and field, or `skip` it, with a
+    warning that does."""
     prompt_suffix: str = ""
     """Appended to the user turn of every problem, in training and in evaluation."""
     max_prompt_tokens: PositiveInt = 2048

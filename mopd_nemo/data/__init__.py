@@ -1,4 +1,4 @@
-"""Problems: the built-in arithmetic task and JSONL files."""
+"""Problems: the built-in arithmetic task, JSONL files, and the benchmarks that become JSONL files."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Literal
 from mopd_nemo.config import Config
 from mopd_nemo.data.arithmetic import SIZES, make_problems
 from mopd_nemo.data.jsonl import read_problems
+from mopd_nemo.data.rows import BadRows
 from mopd_nemo.types import Problem
 
 
@@ -20,5 +21,5 @@ def load_problems(config: Config, split: Literal["train", "eval"]) -> list[Probl
     limit = config.data.num_train if split == "train" else config.data.num_eval
     if source == "arithmetic":
         return make_problems(split, min(limit or SIZES[split], SIZES[split]))
-    problems = read_problems(source, key=f"data.{split}")
+    problems = read_problems(source, f"data.{split}", BadRows(config.data.on_bad_row))
     return problems[:limit]

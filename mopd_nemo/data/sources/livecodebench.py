@@ -134,7 +134,7 @@ def _with_tests(problem: Problem, chosen: list[int]) -> Problem:
 
 
 _HUB = Hub("livecodebench/code_generation_lite", ("test",), revision="refs/pr/6")
-_DOWNLOAD = "https://huggingface.co/datasets/livecodebench/code_generation_lite (test5.jsonl and test6.jsonl suffice)"
+_DOWNLOAD = "https://huggingface.co/datasets/livecodebench/code_generation_lite (test6.jsonl has them all)"
 
 SOURCES = (
     Source(

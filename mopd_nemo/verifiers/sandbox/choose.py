@@ -9,6 +9,9 @@ from mopd_nemo.errors import UserError
 from mopd_nemo.verifiers.sandbox.client import Sandbox, SandboxError
 from mopd_nemo.verifiers.sandbox.layers import LAYERS, Launch, LayerName, launches
 
+_PROBE = "import sched\nprint(6 * 7)"
+"""Also imports a module that the zygote has not: programs must be able to read Python's library."""
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -50,7 +53,7 @@ def try_layer(layer: LayerName, config: CodeConfig, reasons: dict[str, str]) -> 
     for launch in launches(layer, config):
         sandbox = Sandbox(launch, config)
         try:
-            with sandbox.program("print(6 * 7)", None, "official") as program:
+            with sandbox.program(_PROBE, None, "official") as program:
                 run = program.run("")
         except SandboxError as error:
             reasons[layer] = str(error)

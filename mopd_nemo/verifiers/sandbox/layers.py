@@ -64,19 +64,23 @@ def launches(layer: LayerName, config: CodeConfig) -> list[Launch]:
         case "namespaces":
             return [_namespaces(config, own_user) for own_user in ([False, True] if root else [True])]
         case "rlimits":
-            command = _zygote(config, isolated=False, uid=_NOBODY if root else None)
-            return [Launch(tuple(command), _ENVIRONMENT, isolated=False)]
+            # A user of their own, unless this Python lies where only root may read.
+            commands = [_zygote(config, isolated=False, uid=uid) for uid in ([_NOBODY, None] if root else [None])]
+            return [Launch(tuple(command), _ENVIRONMENT, isolated=False) for command in commands]
 
 
 def _bubblewrap(config: CodeConfig, own_user: bool) -> Launch:
     mounts = [word for source, target in _mounts(config) for word in ("--ro-bind", source, target)]
+    above = {str(parent): None for _, target in _mounts(config) for parent in reversed(Path(target).parents[:-1])}
+    # Made here, as bubblewrap would make them for root alone.
+    parents = [word for path in above for word in ("--perms", "0755", "--dir", path)]
     variables = [word for name, value in _ENVIRONMENT.items() for word in ("--setenv", name, value)]
     capabilities = [word for name in _CAPABILITIES for word in ("--cap-add", name)]
     command = [
         *("bwrap", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"),
         *(["--unshare-user"] if own_user else []),
         *("--die-with-parent", "--clearenv", *variables, "--cap-drop", "ALL", *capabilities),
-        *(*mounts, "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/"),
+        *(*parents, *mounts, "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/"),
         *_zygote(config, isolated=True, uid=None if own_user else _NOBODY),
     ]
     return Launch(tuple(command), dict(os.environ))

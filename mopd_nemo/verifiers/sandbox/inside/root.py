@@ -39,6 +39,7 @@ def main() -> None:
 
 def _enter(mounts: list) -> None:
     root = "/tmp"
+    os.umask(0o022)
     system.mount("none", "/", flags=system.MS_REC | system.MS_PRIVATE)
     # Sources are opened before /tmp is covered: they may lie in it.
     opened = [(os.open(source, os.O_PATH), source, target) for source, target in mounts]

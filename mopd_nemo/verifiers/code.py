@@ -83,12 +83,20 @@ class CodeVerifier:
     def _run(self, source: str, tests: Tests) -> Verdict:
         mode = self._config.code.mode
         same = _COMPARISONS[mode, tests.fn_name is not None]
+
+        def passes(run: Run, expected: str) -> bool:
+            return run.ending == "normal" and same(run.stdout if tests.fn_name is None else run.value, expected)
+
         passed = 0
         failed: tuple[int, Run] | None = None
         with self._sandbox.program(source, tests.fn_name, mode) as program:
             for number, (text, expected) in enumerate(zip(tests.inputs, tests.outputs, strict=True)):
                 run = program.run(text)
-                if run.ending == "normal" and same(run.stdout if tests.fn_name is None else run.value, expected):
+                if not (right := passes(run, expected)) and not run.fresh and run.ending != "time":
+                    # Tests before it ran in the same process: only a failure in a new one is the program's.
+                    run = program.run(text, fresh=True)
+                    right = passes(run, expected)
+                if right:
                     passed += 1
                 elif failed is None:
                     failed = number, run

@@ -41,6 +41,8 @@ class Run:
     value: str
     """JSON of the called function's value; empty without one."""
     seconds: float
+    fresh: bool
+    """It was the first test in its process; else tests before it may have left traces."""
 
 
 class Sandbox:
@@ -165,11 +167,15 @@ class Program:
     def start(self, **parts: str | None) -> None:
         self._sandbox.send({"kind": "program", "id": self._number, **parts})
 
-    def run(self, text: str) -> Run:
-        """Run on one input: the whole of stdin, or the arguments of the function."""
-        self._sandbox.send({"kind": "test", "input": text})
+    def run(self, text: str, *, fresh: bool = False) -> Run:
+        """Run on one input: the whole of stdin, or the arguments of the function.
+
+        Args:
+            fresh: in a new process, not in one that has run other inputs.
+        """
+        self._sandbox.send({"kind": "test", "input": text, "fresh": fresh})
         answer = self._receive("result")
-        return Run(**{name: answer[name] for name in ("ending", "stdout", "stderr", "value", "seconds")})
+        return Run(**{name: answer[name] for name in Run.__slots__})
 
     def end(self) -> None:
         self._sandbox.send({"kind": "end"})

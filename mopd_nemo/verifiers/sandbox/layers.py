@@ -26,7 +26,8 @@ from mopd_nemo.config import CodeConfig
 LayerName = Literal["bubblewrap", "namespaces", "rlimits"]
 LAYERS: tuple[LayerName, ...] = ("bubblewrap", "namespaces", "rlimits")
 
-_INSIDE = Path(__file__).parent / "inside"
+INSIDE = Path(__file__).parent / "inside"
+"""The programs that run in the sandbox."""
 _NOBODY = 65534
 _SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin", "/sbin", "/etc/ld.so.cache", "/etc/localtime")
 _CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_KILL")
@@ -93,7 +94,7 @@ def _namespaces(config: CodeConfig, own_user: bool) -> Launch:
         "command": _zygote(config, isolated=True, uid=None if own_user else _NOBODY),
         "environment": _ENVIRONMENT,
     }
-    return Launch((_python(), "-sSB", str(_INSIDE / "root.py"), json.dumps(plan)), _ENVIRONMENT)
+    return Launch((_python(), "-sSB", str(INSIDE / "root.py"), json.dumps(plan)), _ENVIRONMENT)
 
 
 def _zygote(config: CodeConfig, *, isolated: bool, uid: int | None) -> list[str]:
@@ -111,7 +112,7 @@ def _zygote(config: CodeConfig, *, isolated: bool, uid: int | None) -> list[str]
         # Elsewhere the limit counts every process of the user, not those of the sandbox.
         "limit_processes": isolated and _kernel() >= (5, 14),
     }
-    script = "/sandbox/inside/zygote.py" if isolated else str(_INSIDE / "zygote.py")
+    script = "/sandbox/inside/zygote.py" if isolated else str(INSIDE / "zygote.py")
     return [_python(), "-sSB", script, json.dumps(options)]
 
 
@@ -123,7 +124,7 @@ def _mounts(config: CodeConfig) -> list[tuple[str, str]]:
         paths.append(prefix)
     mounts = [(os.path.realpath(path), path) for path in paths]
     mounts += [(str(path), f"/sandbox/packages/{path.name}") for path in _packages(config)]
-    return [*mounts, (str(_INSIDE), "/sandbox/inside")]
+    return [*mounts, (str(INSIDE), "/sandbox/inside")]
 
 
 def _packages(config: CodeConfig) -> list[Path]:

@@ -143,14 +143,23 @@ def test_leaving_early_is_reported_as_it_was(any_layer: Arena, source: str, endi
 
 
 def test_forged_messages_reach_nobody(any_layer: Arena) -> None:
-    """A program writes what looks like a result on every descriptor it may have."""
+    """A program writes what looks like a result on every descriptor it has; that is no more than printing it."""
     source = (
         "import os, json, struct\n"
         "body = json.dumps({'kind': 'result', 'id': 1, 'ending': 'normal', 'stdout': 'forged', 'value': '1'}).encode()\n"
-        "for fd in range(3, 300):\n    try: os.write(fd, struct.pack('>I', len(body)) + body)\n    except OSError: pass\n"
-        "print('end')"
+        "for fd in range(3, 128):\n    try: os.write(fd, struct.pack('>I', len(body)) + body)\n    except OSError: pass"
     )
-    assert any_layer.run(source).stdout == "end\n"
+    with any_layer.sandbox.program(source, None, "official") as program:
+        assert program.run("").stdout != "forged"
+        assert program.run("").stdout != "forged"
+    any_layer.assert_unharmed()
+
+
+def test_a_test_announced_as_over_before_it_is_ends_all_the_same(any_layer: Arena) -> None:
+    source = "import os, time\nos.write(25, b'0' * 5)\ntime.sleep(0.2)\nprint(input())"
+    with any_layer.sandbox.program(source, None, "official") as program:
+        assert "1" not in program.run("1").stdout
+        assert program.run("2", fresh=True).ending == "normal"
     any_layer.assert_unharmed()
 
 

@@ -1,4 +1,4 @@
-"""What the process of one test does: run the candidate's source on one input. Nothing here is trusted afterwards."""
+"""What a runner does: the candidate's source on one input after another. Nothing here is trusted once it has begun."""
 
 import atexit
 import builtins
@@ -6,40 +6,23 @@ import json
 import linecache
 import os
 import random
+import resource
 import sys
 import threading
+import time
 import traceback
 import types
 
 import paper
+import prelude
 
 SOURCE = "solution.py"
-RESULT_FD = 3
+FIRST_FD = 20
+"""Where a runner finds its files, apart from 0 to 3, which the candidate may close: stdin, stdout, stderr, value, start,
+done."""
+_VALUE_FD = 3
 _RECURSION_LIMIT = 50_000
 """LiveCodeBench's."""
-_PRELUDE = """
-from string import *
-from re import *
-from datetime import *
-from collections import *
-from heapq import *
-from bisect import *
-from copy import *
-from math import *
-from random import *
-from statistics import *
-from itertools import *
-from functools import *
-from operator import *
-from io import *
-from sys import *
-from json import *
-from builtins import *
-from typing import *
-import bisect, builtins, collections, copy, datetime, functools, heapq, io, itertools, json, math, operator, random
-import re, statistics, string, sys
-"""
-"""LiveCodeBench runs every solution behind these imports, so many solutions rely on them."""
 
 
 def extended_builtins() -> dict:
@@ -48,20 +31,36 @@ def extended_builtins() -> dict:
     A module that looks names up there sees both, and copies nothing: after a fork every object touched is a page to
     copy.
     """
-    names: dict = {}
-    exec(_PRELUDE, names)
-    del names["__builtins__"]
+    names = {name: value for name, value in vars(prelude).items() if not name.startswith("__")}
     return names | vars(builtins)
 
 
-def run(source: str, function: "str | None", text: str, rules: str, known: dict) -> int:
-    """Run the candidate on one input; the exit status: 0 normal end, 1 an uncaught exception.
+def run_tests(request: dict, known: dict, seconds: float) -> int:
+    """Run tests until told no more, or until one leaves threads or processes behind; the exit status.
 
     Args:
-        function: call it with the arguments in `text` and write its value to RESULT_FD; None: `text` is on stdin.
-        rules: `official` (all of Python) or `paper` (the restrictions of the paper's code).
+        request: the program: `source`; `function` to call with the arguments on stdin, its value written to a file, or
+            None for a program; `rules`: `official` (all of Python) or `paper` (the restrictions of the paper's code).
         known: the extended builtins.
+        seconds: limit of one test.
     """
+    cache: dict = {}
+    start, done = FIRST_FD + 4, FIRST_FD + 5
+    while os.read(start, 1):
+        for target in range(4):
+            os.dup2(FIRST_FD + target, target)
+        _, most = resource.getrlimit(resource.RLIMIT_CPU)
+        resource.setrlimit(resource.RLIMIT_CPU, (min(int(time.process_time() + seconds) + 1, most), most))
+        status = _run(request, known, cache)
+        if _left_behind():
+            return status
+        os.write(done, b"1" if status else b"0")
+    return 0
+
+
+def _run(request: dict, known: dict, cache: dict) -> int:
+    """One test; 0 normal end, 1 an uncaught exception."""
+    source, function, rules = request["source"], request["function"], request["rules"]
     _open_streams()
     random.seed(0)  # a verdict must not depend on luck
     if rules == "official":
@@ -71,7 +70,10 @@ def run(source: str, function: "str | None", text: str, rules: str, known: dict)
         module = types.ModuleType("__main__" if function is None else "solution")
         sys.modules[module.__name__] = module
         module.__dict__.update(paper.namespace() if rules == "paper" else {"__builtins__": known})
-        exec(compile(source, SOURCE, "exec"), module.__dict__)
+        if "code" not in cache:
+            cache["code"] = compile(source, SOURCE, "exec")
+        text = "" if function is None else sys.stdin.read()
+        exec(cache["code"], module.__dict__)
         if function is not None:
             _call(module.__dict__, function, text, rules)
     except BaseException as error:
@@ -79,7 +81,9 @@ def run(source: str, function: "str | None", text: str, rules: str, known: dict)
         if not isinstance(error, SystemExit) or rules == "paper":
             status = 1
             _report(error, source)
-    threading._shutdown()  # type: ignore[attr-defined]  # wait for threads, as the end of an interpreter does
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -87,18 +91,31 @@ def run(source: str, function: "str | None", text: str, rules: str, known: dict)
 
 
 def _open_streams() -> None:
-    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", errors="surrogateescape")  # noqa: PTH123, SIM115
-    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", errors="surrogateescape")  # noqa: PTH123, SIM115
-    sys.stderr = sys.__stderr__ = open(  # noqa: PTH123, SIM115
-        2, "w", encoding="utf-8", errors="backslashreplace", buffering=1
+    """New stream objects: those of the last test may be closed, replaced or half full."""
+    kinds = {0: ("r", "surrogateescape"), 1: ("w", "surrogateescape"), 2: ("w", "backslashreplace")}
+    sys.stdin, sys.stdout, sys.stderr = (
+        open(fd, mode, encoding="utf-8", errors=errors, closefd=False)  # noqa: PTH123, SIM115
+        for fd, (mode, errors) in kinds.items()
     )
+    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
+
+
+def _left_behind() -> bool:
+    """Whether threads or processes of the test are still alive."""
+    if threading.active_count() > 1:
+        return True
+    try:
+        os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def _call(module: dict, name: str, text: str, rules: str) -> None:
     value = _find(module, name, rules)(*_arguments(text, rules))
     # Plain data leaves the process, never a verdict: the comparison is made outside.
     encoded = json.dumps(_plain(value)).encode()
-    os.write(RESULT_FD, encoded)
+    os.write(_VALUE_FD, encoded)
 
 
 def _find(module: dict, name: str, rules: str):  # noqa: ANN202

@@ -6,10 +6,9 @@ stdin and stdout. Standard library only. The processes, where the layer isolates
     zygote            reads one program; forks
       keeper          leaves the zygote's pid, mount and IPC namespaces; forks
         server        pid 1 of the new pid namespace; own /tmp and /proc; reads tests; forks
-          test        limits, no privileges, candidate's code
+          runner      limits, no privileges, candidate's code; runs tests until one spoils it
 
-Nothing of a program outlives its server: when pid 1 ends the kernel kills the rest. Between tests the server kills
-everything but itself. Expected outputs never come here.
+Nothing of a program outlives its server: when pid 1 ends the kernel kills the rest. Expected outputs never come here.
 """
 
 import contextlib
@@ -94,86 +93,141 @@ def serve(request: dict, options: dict) -> None:
     _import_all(name for name in options["packages"] if name in request["source"])
     os.chdir("/tmp" if options["isolate"] else request["scratch"])
     limits = _limits(options)
+    runner = None
     while (test := receive())["kind"] == "test":
-        send({"id": request["id"], "kind": "result", **run_test(request, test, options, limits)})
+        if runner is not None and runner.alive and test["fresh"]:
+            runner.end()
+        if runner is None or not runner.alive:
+            runner = Runner(request, options, limits)
+        send({"id": request["id"], "kind": "result", **runner.run(test["input"])})
+    if runner is not None and runner.alive:
+        runner.end()
 
 
-# --- one test --------------------------------------------------------------------------------------------------------
+# --- its tests -------------------------------------------------------------------------------------------------------
 
 
-def run_test(request: dict, test: dict, options: dict, limits: dict) -> dict:
-    """Fork, run the candidate on one input, kill what is left of it, and say what came out."""
-    stdin, stdout, stderr, result = (os.memfd_create(name) for name in ("stdin", "stdout", "stderr", "result"))
-    if request["function"] is None:
-        os.write(stdin, test["input"].encode("utf-8", "surrogateescape"))
-        os.lseek(stdin, 0, os.SEEK_SET)
-    started = time.monotonic()
-    child = os.fork()
-    if child == 0:
-        _become_test(request, test, options["uid"], limits, (stdin, stdout, stderr, result))
-    ending = _wait(child, started + options["seconds"], options)
-    seconds = time.monotonic() - started
-    status = _kill_rest(child, options)
-    limit = options["output_bytes"]
-    answer = {
-        "ending": ending or _ending(status),
-        "seconds": seconds,
-        "stdout": _read_back(stdout, limit),
-        "stderr": _read_back(stderr, limit)[-4000:],
-        "value": _read_back(result, limit),
-    }
-    if os.fstat(stdout).st_size >= limit or os.fstat(result).st_size >= limit:
-        answer |= {"ending": "output", "stdout": answer["stdout"][:4000], "value": ""}
-    for fd in (stdin, stdout, stderr, result):
-        os.close(fd)
-    return answer
+class Runner:
+    """A process that runs one test after another, until one ends it or leaves something behind in it.
+
+    Its streams are four files in memory that both sides have open; a byte on one pipe starts a test, and a byte on
+    another says that it ended. The candidate may write anything anywhere: it can only say what it could have printed.
+    """
+
+    def __init__(self, request: dict, options: dict, limits: dict) -> None:
+        self._options = options
+        self._files = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr", "value")]
+        start, self._start = os.pipe()
+        self._done, done = os.pipe()
+        self._process = os.fork()
+        if self._process == 0:
+            _become_runner(request, options, limits, [*self._files, start, done])
+        os.close(start)
+        os.close(done)
+        self._pidfd = os.pidfd_open(self._process)
+        self.fresh = True
+        self.alive = True
+
+    def run(self, text: str) -> dict:
+        """Run one test and say what came out. Afterwards the runner may not be alive."""
+        for file in self._files:
+            os.ftruncate(file, 0)
+            os.lseek(file, 0, os.SEEK_SET)
+        os.write(self._files[0], text.encode("utf-8", "surrogateescape"))
+        os.lseek(self._files[0], 0, os.SEEK_SET)
+        fresh, self.fresh = self.fresh, False
+        started = time.monotonic()
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._start, b"!")
+        ending = _wait(self._done, self._pidfd, started + self._options["seconds"], self._options)
+        if ending is None:
+            ending = "normal" if os.read(self._done, 1) == b"0" else "error"
+        else:
+            status = self.end()
+            ending = ending or _ending(status)
+        return self._result(ending, time.monotonic() - started) | {"fresh": fresh}
+
+    def end(self) -> int:
+        """Kill and reap every process of the test; the wait status of the runner."""
+        self.alive = False
+        for fd in (self._start, self._done, self._pidfd):
+            os.close(fd)
+        return _kill_all(self._process, self._options)
+
+    def _result(self, ending: str, seconds: float) -> dict:
+        limit = self._options["output_bytes"]
+        _, stdout, stderr, value = self._files
+        result = {
+            "ending": ending,
+            "seconds": seconds,
+            "stdout": _read_back(stdout, limit),
+            "stderr": _read_back(stderr, limit)[-4000:],
+            "value": _read_back(value, limit),
+        }
+        if os.fstat(stdout).st_size >= limit or os.fstat(value).st_size >= limit:
+            result |= {"ending": "output", "stdout": result["stdout"][:4000], "value": ""}
+        if not self.alive:
+            for file in self._files:
+                os.close(file)
+        return result
 
 
-def _become_test(request: dict, test: dict, uid: "int | None", limits: dict, fds: tuple) -> None:
+def _become_runner(request: dict, options: dict, limits: dict, fds: list) -> None:
     """Give the candidate its streams, take everything else, and run it. Does not return."""
     status = 120
     try:
         os.setsid()
         for target, fd in enumerate(fds):
-            os.dup2(fd, target)
-        os.closerange(4, 256)
+            os.dup2(fd, program.FIRST_FD + target)
+        os.closerange(4, program.FIRST_FD)
+        os.closerange(program.FIRST_FD + len(fds), 512)
         for kind, limit in limits.items():
-            resource.setrlimit(kind, (limit, limit))
-        system.drop_privileges(uid)
+            resource.setrlimit(kind, limit)
+        system.drop_privileges(options["uid"])
         system.hide_from_peers(False)
         system.die_with_parent(signal.SIGKILL)
         gc.enable()
-        status = program.run(request["source"], request["function"], test["input"], request["rules"], BUILTINS)
+        status = program.run_tests(request, BUILTINS, options["seconds"])
     finally:
         os._exit(status)
 
 
 def _limits(options: dict) -> dict:
-    """The resource limits of a test; memory counts from what the interpreter has mapped already."""
+    """The resource limits of a runner; memory counts from what the interpreter has mapped already."""
     with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123
         mapped = int(file.read().split()[0]) * resource.getpagesize()
+    seconds = int(options["seconds"]) + 1
+    memory = mapped + options["memory_bytes"]
     limits = {
-        resource.RLIMIT_CPU: int(options["seconds"]) + 1,
-        resource.RLIMIT_AS: mapped + options["memory_bytes"],
-        resource.RLIMIT_FSIZE: options["output_bytes"],
-        resource.RLIMIT_NOFILE: 128,
-        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_CPU: (seconds, 100 * seconds),  # the runner moves the first one along from test to test
+        resource.RLIMIT_AS: (memory, memory),
+        resource.RLIMIT_FSIZE: (options["output_bytes"], options["output_bytes"]),
+        resource.RLIMIT_NOFILE: (128, 128),
+        resource.RLIMIT_CORE: (0, 0),
     }
-    return limits | ({resource.RLIMIT_NPROC: options["processes"]} if options["limit_processes"] else {})
+    if options["limit_processes"]:
+        limits[resource.RLIMIT_NPROC] = (options["processes"], options["processes"])
+    return limits
 
 
-def _wait(child: int, deadline: float, options: dict) -> str:
-    """Until the child ends ("") or breaks a limit that only an onlooker sees ("time", "memory", "processes")."""
-    pidfd = os.pidfd_open(child)
+def _wait(done: int, pidfd: int, deadline: float, options: dict) -> "str | None":
+    """None when the test has ended, "" when its process has, else the limit it broke: time, memory, processes."""
     poller = select.poll()
+    poller.register(done, select.POLLIN)
     poller.register(pidfd, select.POLLIN)
     pause = 5
-    ending = ""
-    while not ending and not poller.poll(pause):
+    while True:
+        ready = dict(poller.poll(pause))
+        if pidfd in ready:
+            return ""
+        if ready.get(done, 0) & select.POLLIN:
+            return None
+        if done in ready:  # closed: only the end of the process is left to wait for
+            poller.unregister(done)
         pause = min(pause * 2, 20)
-        ending = "time" if time.monotonic() > deadline else _excess(options)
-    os.close(pidfd)
-    return ending
+        broken = "time" if time.monotonic() > deadline else _excess(options)
+        if broken:
+            return broken
 
 
 def _excess(options: dict) -> str:
@@ -192,8 +246,8 @@ def _excess(options: dict) -> str:
     return "memory" if pages * resource.getpagesize() > options["memory_bytes"] else ""
 
 
-def _kill_rest(child: int, options: dict) -> int:
-    """Kill and reap every process of the test; the wait status of its first one."""
+def _kill_all(child: int, options: dict) -> int:
+    """Kill and reap every process but this one; the wait status of `child`."""
     status = 0
     while True:
         if options["isolate"]:

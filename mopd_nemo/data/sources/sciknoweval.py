@@ -56,10 +56,11 @@ def _options(row: Row) -> str:
 
 
 def _letter(row: Row, field: str) -> str:
+    text = text_field(row, field)
     try:
-        return gold_letter(text_field(row, field))
+        return gold_letter(text)
     except ValueError as error:
-        raise RowError(f"{field}: {row.get(field)!r} is not one letter") from error
+        raise RowError(f"{field}: {text!r} is not one letter") from error
 
 
 def assign(found: Mapping[str, list[Problem]]) -> Splits:

@@ -18,7 +18,7 @@ def test_json_and_jsonl_give_the_same_rows(tmp_path: Path) -> None:
 
 
 def test_parquet_gives_the_same_rows(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow comes with mopd-nemo[data]")
+    import pyarrow
     from pyarrow import parquet
 
     parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "r.parquet")

@@ -50,7 +50,8 @@ PROGRAMS: list[tuple[str, Callable[[int], tuple[str, str]]]] = [
 
 ANSWERS = [
     (r"\frac{1}{2}", "0.5"), ("12", "12"), (r"2\sqrt{2}", r"\sqrt{8}"), ("(x+1)^2", "x^2+2x+1"), ("7", "8"),
-    (r"\frac{\pi}{4}", r"\frac{\pi}{3}"), ("[0,1)", "[0, 1)"), (r"\{1,2\}", r"\{2,1\}"), ("1,000", "1000"), ("204", "240"),
+    (r"\frac{\pi}{4}", r"\frac{\pi}{3}"), ("[0,1)", "[0, 1)"), (r"\{1,2\}", r"\{2,1\}"), ("1,000", "1000"),
+    ("204", "240"),
 ]  # fmt: skip
 
 
@@ -95,7 +96,10 @@ def bench_code(workers: int, repeats: int) -> None:
         rate = len(jobs) / seconds
         print(f"{'sandbox, warm workers':42} {rate:8.1f} programs/s")
         imports = (INSIDE / "prelude.py").read_text()
-        for name, prelude in (("fresh interpreters, LiveCodeBench's imports", imports), ("fresh interpreters, bare", "")):
+        for name, prelude in (
+            ("fresh interpreters, LiveCodeBench's imports", imports),
+            ("fresh interpreters, bare", ""),
+        ):
             seconds, also = timed(fresh(prelude))
             assert also == passed, "the two sides disagree"
             print(f"{name:42} {len(jobs) / seconds:8.1f} programs/s   ratio {rate * seconds / len(jobs):5.1f}")

@@ -93,9 +93,12 @@ def report(run_dir: Annotated[Path, typer.Argument(help="Run directory.")]) -> N
 def verify(
     task: Annotated[str, typer.Option(help="math, choice, tool, code or arithmetic.")],
     source: Annotated[
-        Path, typer.Option("--input", "-i", help="JSONL with {id, response, answer}, or {id, response, tests} for code.")
+        Path,
+        typer.Option("--input", "-i", help="JSONL with {id, response, answer}, or {id, response, tests} for code."),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="JSONL with {id, reward, outcome, feedback, seconds}.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="JSONL with {id, reward, outcome, feedback, seconds}.")
+    ],
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes. Default: one a core.")] = None,
     feedback: Annotated[bool, typer.Option("--feedback", help="Write what the verifier says about failures.")] = False,
     config: Annotated[Path | None, typer.Option("--config", "-c", help="YAML config file with verifier.*")] = None,
@@ -144,6 +147,32 @@ def prepare_data(
     from mopd_nemo.commands.data import prepare_source
 
     prepare_source(name, output, inputs or [], revision, on_bad_row.value)
+
+
+@app.command()
+def sweep(
+    config: ConfigFile,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory of the sweep; one run directory each.")],
+    overrides: Overrides = None,
+) -> None:
+    """Train every combination of some settings, one after the other, then compare. Goes on where it was stopped.
+
+    mopd sweep --config configs/quickstart.yaml --output runs/methods method=mopd,sdpo,grpo seed=0,1,2
+    """
+    from mopd_nemo.commands.sweep import run_sweep
+
+    raise typer.Exit(run_sweep(config, overrides or [], output))
+
+
+@app.command()
+def compare(
+    run_dirs: Annotated[list[Path], typer.Argument(help="Run directories.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the comparison.")] = Path("comparison"),
+) -> None:
+    """Compare runs: mean and spread over seeds, intervals by problem, time per phase, curves."""
+    from mopd_nemo.commands.compare import compare_runs
+
+    compare_runs(run_dirs, output)
 
 
 @app.command()

@@ -91,5 +91,3 @@ def explain(error: ValidationError) -> str:
         message = item["msg"].removeprefix("Value error, ")
         reasons.append(f"{field}: {message}" if field else message)
     return "; ".join(reasons)
-
-

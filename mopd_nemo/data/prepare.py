@@ -104,7 +104,7 @@ def _load(source: Source, split: str, revision: str) -> Iterable[Row]:
     except Exception as error:  # the library raises many kinds when the network or the hub refuses
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"{source.name}: cannot load {source.hub.repo} at revision {revision} from the Hugging Face hub ({reason}). "
+            f"{source.name}: cannot load {source.hub.repo} at revision {revision} from the hub ({reason}). "
             f"Without network, download {source.download} elsewhere, {_then(source)}"
         ) from error
     return rows

@@ -10,7 +10,7 @@ from mopd_nemo.engines.base import Engine, Progress, Sampling
 from mopd_nemo.evaluation.metrics import bootstrap_interval, majority_at_k, mean_at_k, pass_at_k
 from mopd_nemo.peers.groups import is_success
 from mopd_nemo.peers.statistics import group_metrics
-from mopd_nemo.types import Problem, RolloutGroup
+from mopd_nemo.types import Problem, Rollout, RolloutGroup
 from mopd_nemo.verifiers.batch import Verifying
 from mopd_nemo.verifiers.pool import VerifierPool
 
@@ -29,12 +29,16 @@ def evaluate(
     n = config.eval.num_samples
     prompts = [engine.chat.prompt_ids(problem.messages) for problem in problems]
     sampling = Sampling(config.rollout.max_response_tokens, config.eval.temperature, config.eval.top_p)
-    verifying = Verifying(verifiers, problems)
-    samples = engine.generate(prompts, n, sampling, f"eval/{config.seed}", on_progress, verifying.add)
+    verifying = Verifying(verifiers)
+
+    def finished(number: int, sample: int, rollout: Rollout) -> None:
+        verifying.add(problems[number], sample, rollout)
+
+    samples = engine.generate(prompts, n, sampling, f"eval/{config.seed}", on_progress, on_rollout=finished)
     groups = [
         RolloutGroup(problem, prompt, tuple(rollouts), verdicts)
         for problem, prompt, rollouts, verdicts in zip(
-            problems, prompts, samples, verifying.collect(samples), strict=True
+            problems, prompts, samples, verifying.collect(problems, samples), strict=True
         )
     ]
     return evaluation_metrics(groups, n, config.verifier.success_threshold), groups

@@ -10,29 +10,28 @@ from mopd_nemo.verifiers.pool import VerifierPool
 
 
 class Verifying:
-    """Judges the rollouts of some problems.
+    """Judges the rollouts of some problems, whose ids must differ.
 
-    `add` may be called for any rollout as soon as it is finished, from the thread that generates; `collect` judges
-    those that were not added and waits for all.
+    `add` may be called for any rollout as soon as it is finished; `collect` judges those that were not added, and waits
+    for all.
     """
 
-    def __init__(self, pool: VerifierPool, problems: Sequence[Problem]) -> None:
+    def __init__(self, pool: VerifierPool) -> None:
         self._pool = pool
-        self._problems = problems
-        self._futures: dict[tuple[int, int], Future[Verdict]] = {}
+        self._futures: dict[tuple[str, int], Future[Verdict]] = {}
 
-    def add(self, problem: int, sample: int, rollout: Rollout) -> None:
-        """Start judging sample `sample` of problem number `problem`."""
-        of = self._problems[problem]
-        self._futures[problem, sample] = self._pool.submit(of.task, rollout.text, of.answer, rollout.finished)
+    def add(self, problem: Problem, sample: int, rollout: Rollout) -> None:
+        """Start judging a problem's rollout number `sample`."""
+        future = self._pool.submit(problem.task, rollout.text, problem.answer, rollout.finished)
+        self._futures[problem.id, sample] = future
 
-    def collect(self, samples: Sequence[Sequence[Rollout]]) -> list[tuple[Verdict, ...]]:
-        """Verdicts of all samples, in their order."""
-        for problem, rollouts in enumerate(samples):
-            for sample, rollout in enumerate(rollouts):
-                if (problem, sample) not in self._futures:
-                    self.add(problem, sample, rollout)
+    def collect(self, problems: Sequence[Problem], samples: Sequence[Sequence[Rollout]]) -> list[tuple[Verdict, ...]]:
+        """Verdicts of all samples of all problems, in their order."""
+        for problem, rollouts in zip(problems, samples, strict=True):
+            for number, rollout in enumerate(rollouts):
+                if (problem.id, number) not in self._futures:
+                    self.add(problem, number, rollout)
         return [
-            tuple(self._futures[problem, sample].result() for sample in range(len(rollouts)))
-            for problem, rollouts in enumerate(samples)
+            tuple(self._futures[problem.id, number].result() for number in range(len(rollouts)))
+            for problem, rollouts in zip(problems, samples, strict=True)
         ]

@@ -119,7 +119,7 @@ def verifier_error(reason: str) -> Verdict:
     return Verdict(0.0, Outcome.VERIFIER_ERROR, details={"error": reason})
 
 
-class _WorkerEnded(Exception):
+class WorkerEndedError(Exception):
     """The process is gone."""
 
 
@@ -138,27 +138,29 @@ class _Worker:
 
     def judge(self, request: dict[str, Any], seconds: float) -> Verdict:
         """Have a response judged within `seconds`, on a new process if this one dies of something else."""
-        for attempt in (1, 2):
-            try:
-                self.get_ready()
-                started = time.monotonic()
-                answer = self._ask(request, seconds)
-                break
-            except _WorkerEnded:
-                self._kill()
-                if attempt == 2 or self._closed:
-                    raise
+        try:
+            return self._judge_once(request, seconds)
+        except WorkerEndedError:
+            self._kill()
+            if self._closed:
+                raise
+            return self._judge_once(request, seconds)
+
+    def _judge_once(self, request: dict[str, Any], seconds: float) -> Verdict:
+        self.get_ready()
+        started = time.monotonic()
+        answer = self._ask(request, seconds)
         if "error" in answer:
             verdict = verifier_error(answer["error"])
         else:
-            verdict = Verdict(**{**answer, "outcome": Outcome(answer["outcome"])})
+            verdict = Verdict(answer["reward"], Outcome(answer["outcome"]), answer["feedback"], answer["details"])
         return replace(verdict, seconds=time.monotonic() - started)
 
     def begin(self) -> None:
         """Start the process; it is ready some time later."""
         with self._lock:
             if self._closed:
-                raise _WorkerEnded("the pool is closed")
+                raise WorkerEndedError("the pool is closed")
             ours, theirs = socket.socketpair()
             watched, self._lifeline = os.pipe()
             arguments = [str(theirs.fileno()), str(watched), self._config.model_dump_json(), ",".join(self._tasks)]
@@ -200,7 +202,7 @@ class _Worker:
         try:
             self._connection.send_bytes(json.dumps(request).encode())
         except OSError as error:
-            raise _WorkerEnded("the worker process ended") from error
+            raise WorkerEndedError("the worker process ended") from error
         answer = self._receive(seconds)
         if answer is None:
             self._kill()
@@ -213,7 +215,7 @@ class _Worker:
         try:
             return json.loads(self._connection.recv_bytes()) if self._connection.poll(seconds) else None
         except (OSError, EOFError) as error:
-            raise _WorkerEnded("the worker process ended") from error
+            raise WorkerEndedError("the worker process ended") from error
 
     def _kill(self) -> None:
         with self._lock:

@@ -22,7 +22,11 @@ def verify(tmp_path: Path, task: str, rows: list[Any], *options: str) -> tuple[i
     arguments = ["verify", "--task", task, "--input", str(source), "--output", str(output), *options]
     result = runner.invoke(app, arguments, env={"COLUMNS": "200"})
     assert result.exception is None or isinstance(result.exception, SystemExit), result.output
-    return result.exit_code, [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()], result.output
+    return (
+        result.exit_code,
+        [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()],
+        result.output,
+    )
 
 
 def test_choice(tmp_path: Path) -> None:
@@ -110,7 +114,10 @@ def test_an_answer_that_cannot_be_decided_is_not_reward_0(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["verify", "--task", "poetry", "-i", "x", "-o", "y"], "--task poetry: no such task; known: arithmetic, choice"),
+        (
+            ["verify", "--task", "poetry", "-i", "x", "-o", "y"],
+            "--task poetry: no such task; known: arithmetic, choice",
+        ),
         (["verify", "--task", "math", "-i", "nowhere", "-o", "y"], "--input nowhere: no such file"),
         (["verify", "--task", "math", "-i", "x", "-o", "y", "verifier.wrkers=2"], "did you mean verifier.workers"),
         (["data", "prepare", "gsm9k", "-o", "x"], "gsm9k: no such data source"),

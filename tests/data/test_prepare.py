@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from mopd_nemo.config import VerifierConfig
 from mopd_nemo.data.jsonl import read_problems, write_problems
 from mopd_nemo.data.prepare import Prepared, prepare
 from mopd_nemo.data.rows import BadRows
@@ -19,7 +20,6 @@ from mopd_nemo.data.sources import SOURCES, find_source
 from mopd_nemo.errors import UserError
 from mopd_nemo.types import Problem
 from mopd_nemo.verifiers import TASKS, make_verifier
-from mopd_nemo.config import VerifierConfig
 
 
 def write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:

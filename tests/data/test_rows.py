@@ -48,5 +48,5 @@ def test_a_file_that_is_no_json_at_all(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [None, 3, "", "  "])
 def test_text_fields_name_themselves(value: object) -> None:
-    with pytest.raises(RowError, match="^q: "):
+    with pytest.raises(RowError, match=r"^q: "):
         text_field({"q": value}, "q")

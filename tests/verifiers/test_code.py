@@ -55,7 +55,8 @@ RIGHT = {
         "        return self.n * 2\nprint(P(int(input())).double)"
     ),
     "thread": (
-        "import sys, threading\nthreading.stack_size(1 << 26)\nsys.setrecursionlimit(10**6)\ndef f(n): return n and f(n - 1) + 2\n"
+        "import sys, threading\nthreading.stack_size(1 << 26)\nsys.setrecursionlimit(10**6)\n"
+        "def f(n): return n and f(n - 1) + 2\n"
         "t = threading.Thread(target=lambda: print(f(int(input()))))\nt.start()"
     ),
     "deep recursion": "n = int(input())\ndef f(k): return k and 1 + f(k - 1)\nassert f(20000) == 20000\nprint(n * 2)",
@@ -67,7 +68,9 @@ RIGHT = {
         "class A:\n    def f(self, n): return n\nclass B(A):\n    @staticmethod\n    def g(): return 2\n"
         "    def f(self, n): return super().f(n) * self.g()\nprint(B().f(int(input())))"
     ),
-    "more builtins": "a, b = divmod(int(input()) * 4, 2)\nprint(a, end=getattr('', 'upper')())\nbin(a); type(a); complex(a)",
+    "more builtins": (
+        "a, b = divmod(int(input()) * 4, 2)\nprint(a, end=getattr('', 'upper')())\nbin(a); type(a); complex(a)"
+    ),
     "numpy": "import numpy as np\nprint(int(np.array([int(input())]).sum()) * 2)",
     "a file of its own": "open('f.txt', 'w').write(input())\nprint(int(open('f.txt').read()) * 2)",
     "multiprocessing": (
@@ -75,7 +78,9 @@ RIGHT = {
         "    with Pool(2) as pool: print(pool.map(f, [n])[0])"
     ),
     "stderr": "import sys\nprint('debug', file=sys.stderr)\nprint(int(input()) * 2)",
-    "annotations from the future": "from __future__ import annotations\ndef f(x: Unknown): return x * 2\nprint(f(int(input())))",
+    "annotations from the future": (
+        "from __future__ import annotations\ndef f(x: Unknown): return x * 2\nprint(f(int(input())))"
+    ),
 }
 
 
@@ -88,7 +93,9 @@ def test_all_of_python_is_legal(official: CodeVerifier, name: str) -> None:
 
 FUNCTIONS = {
     "function": "def pair(a, b):\n    return [sum(a), len(b)]",
-    "class Solution": "class Solution:\n    def pair(self, a: List[int], b: str) -> List[int]:\n        return [sum(a), len(b)]",
+    "class Solution": (
+        "class Solution:\n    def pair(self, a: List[int], b: str) -> List[int]:\n        return [sum(a), len(b)]"
+    ),
     "tuple": "def pair(a, b): return sum(a), len(b)",
     "float": "def pair(a, b): return [float(sum(a)), len(b)]",
     "numpy value": "import numpy as np\ndef pair(a, b): return [np.int64(sum(a)), len(b)]",
@@ -147,14 +154,10 @@ CHEATS = {
         "import builtins, operator\noperator.eq = lambda *a: True\nbuiltins.all = lambda *a: True\n"
         "def pair(a, b): return [1, 1]"
     ),
-    "frames of the caller": (
-        "import sys\ndef pair(a, b):\n    frame, seen = sys._getframe(), []\n    while frame:\n"
-        "        seen += [str(v) for v in frame.f_locals.values()]\n        frame = frame.f_back\n"
-        "    return [6, 3] if any('[6, 3]' in s.replace('return [6, 3]', '').replace(\"'[6, 3]'\", '') for s in seen) else 0"
-    ),
-    "garbage collector": (
-        "import gc\ndef pair(a, b):\n    for o in gc.get_objects():\n        if isinstance(o, dict) and 'outputs' in o: return [6, 3]\n"
-        "    return 0"
+    "looking for the answer in memory": (
+        "import gc\ndef pair(a, b):\n    wanted = '[6' + ', 3]'\n"
+        "    for thing in gc.get_objects():\n        try:\n"
+        "            if wanted in str(thing)[:10000]: return [6, 3]\n        except Exception: pass\n    return 0"
     ),
 }
 

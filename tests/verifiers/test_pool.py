@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ def config(layer: LayerName, workers: int = 2, seconds: float = 1.0) -> Verifier
 
 
 @pytest.fixture(scope="module")
-def pool(best_layer: LayerName):  # noqa: ANN201
+def pool(best_layer: LayerName):
     with VerifierPool(config(best_layer), list(TASKS)) as pool:
         yield pool
 
@@ -174,10 +175,11 @@ def test_string_tasks_need_no_process() -> None:
 
 def test_rollouts_may_be_added_as_they_finish(pool: VerifierPool) -> None:
     samples = [[rollout(r"\boxed{1}"), rollout(r"\boxed{2}")], [rollout("cut", finished=False), rollout(r"\boxed{2}")]]
-    verifying = Verifying(pool, [problem("math", "1"), problem("math", "2")])
-    verifying.add(1, 1, samples[1][1])
-    verifying.add(0, 0, samples[0][0])
-    outcomes = [[verdict.outcome for verdict in verdicts] for verdicts in verifying.collect(samples)]
+    problems = [replace(problem("math", "1"), id="a"), replace(problem("math", "2"), id="b")]
+    verifying = Verifying(pool)
+    verifying.add(problems[1], 1, samples[1][1])
+    verifying.add(problems[0], 0, samples[0][0])
+    outcomes = [[verdict.outcome for verdict in verdicts] for verdicts in verifying.collect(problems, samples)]
     assert outcomes == [[Outcome.CORRECT, Outcome.WRONG], [Outcome.TRUNCATED, Outcome.CORRECT]]
 
 

@@ -21,7 +21,7 @@ def said(*calls: tuple[str, Any]) -> str:
     return "\n".join(parts)
 
 
-NESTED = ("update-user", {"profile": {"name": "A", "tags": [{"k": "}"}]}, "note": "Action: none {x} \"q\""})
+NESTED = ("update-user", {"profile": {"name": "A", "tags": [{"k": "}"}]}, "note": 'Action: none {x} "q"'})
 FACTS = ("getFacts", {"limit": 3})
 
 
@@ -33,8 +33,8 @@ FACTS = ("getFacts", {"limit": 3})
         (said(NESTED, FACTS, FACTS), gold(FACTS, NESTED, FACTS)),
         (said(("getFacts", {"limit": 3.0})), gold(FACTS)),
         ("<think>Action: other\nAction Input: {}</think>" + said(FACTS), gold(FACTS)),
-        ("Action: `getFacts`\nAction Input:\n```json\n{\n  \"limit\": 3\n}\n```", gold(FACTS)),
-        ("**Action:** getFacts\n**Action Input:** {\"limit\": 3}", gold(FACTS)),
+        ('Action: `getFacts`\nAction Input:\n```json\n{\n  "limit": 3\n}\n```', gold(FACTS)),
+        ('**Action:** getFacts\n**Action Input:** {"limit": 3}', gold(FACTS)),
         (said(FACTS), gold(FACTS, ("[Optional]update-user", {}))),
         (said(FACTS, ("update-user", {})), gold(FACTS, ("[Optional]update-user", {}))),
         (said(FACTS), [{"Action": "getFacts", "Action_Input": {"limit": 3}}]),

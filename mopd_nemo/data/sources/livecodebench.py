@@ -31,8 +31,8 @@ stdout. Hidden tests check it. You may think first; end with the whole program b
 {question}"""
 
 FUNCTION = """\
-Solve the following problem by completing the Python code below it. Hidden tests call it. You may think first; end with \
-the whole code between ```python and ```.
+Solve the following problem by completing the Python code below it. Hidden tests call it. You may think first; end \
+with the whole code between ```python and ```.
 
 {question}
 

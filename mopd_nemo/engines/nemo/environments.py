@@ -12,6 +12,7 @@ writes. Importing this module needs neither nemo_rl nor ray.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,9 @@ logger = logging.getLogger(__name__)
 
 def has_nemo_rl() -> bool:
     """Whether a NeMo-RL checkout is on the path; the package of that name on PyPI is empty."""
-    return importlib.util.find_spec("nemo_rl") is not None and importlib.util.find_spec("nemo_rl.environments") is not None
+    return (
+        importlib.util.find_spec("nemo_rl") is not None and importlib.util.find_spec("nemo_rl.environments") is not None
+    )
 
 
 class ResponseJudge:
@@ -54,7 +57,7 @@ class ResponseJudge:
     def judge(
         self, message_logs: Sequence[Sequence[Mapping[str, Any]]], metadata: Sequence[Mapping[str, Any]]
     ) -> list[Verdict]:
-        """One verdict a conversation, in order. Whether a response was cut cannot be seen here: all count as finished."""
+        """One verdict a conversation, in order. Whether a response was cut cannot be seen here: none counts as cut."""
         futures = [
             self.pool.submit(self.task, _last_response(log), _answer(info))
             for log, info in zip(message_logs, metadata, strict=True)
@@ -90,8 +93,11 @@ def observation(verdict: Verdict) -> dict[str, str]:
 
 
 if has_nemo_rl():
-    import ray
-    from nemo_rl.environments.interfaces import EnvironmentInterface, EnvironmentReturn
+    import ray  # pyrefly: ignore[missing-import]
+    from nemo_rl.environments.interfaces import (  # pyrefly: ignore[missing-import]
+        EnvironmentInterface,
+        EnvironmentReturn,
+    )
 
     @ray.remote(max_restarts=-1, max_task_retries=-1)
     class VerifierEnvironment(EnvironmentInterface):
@@ -132,14 +138,14 @@ def register_environments() -> list[str]:
     """
     if not has_nemo_rl():
         raise UserError("nemo_rl is not importable: put a NeMo-RL checkout on PYTHONPATH")
-    from nemo_rl.distributed.ray_actor_environment_registry import ACTOR_ENVIRONMENT_REGISTRY
-    from nemo_rl.distributed.virtual_cluster import PY_EXECUTABLES
-    from nemo_rl.environments.utils import ENV_REGISTRY, register_env
+    registry = importlib.import_module("nemo_rl.distributed.ray_actor_environment_registry")
+    executables = importlib.import_module("nemo_rl.distributed.virtual_cluster").PY_EXECUTABLES
+    environments = importlib.import_module("nemo_rl.environments.utils")
 
     actor = f"{__name__}.VerifierEnvironment"
-    ACTOR_ENVIRONMENT_REGISTRY[actor] = PY_EXECUTABLES.SYSTEM
+    registry.ACTOR_ENVIRONMENT_REGISTRY[actor] = executables.SYSTEM
     names = [f"mopd_{task}" for task in TASKS]
     for name in names:
-        if name not in ENV_REGISTRY:
-            register_env(name, actor)
+        if name not in environments.ENV_REGISTRY:
+            environments.register_env(name, actor)
     return names

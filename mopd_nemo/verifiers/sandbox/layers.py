@@ -81,7 +81,22 @@ def _bubblewrap(config: CodeConfig, own_user: bool) -> Launch:
         *("bwrap", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"),
         *(["--unshare-user"] if own_user else []),
         *("--die-with-parent", "--clearenv", *variables, "--cap-drop", "ALL", *capabilities),
-        *(*parents, *mounts, "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/"),
+        *(
+            *parents,
+            *mounts,
+            "--proc",
+            "/proc",
+            "--dev",
+            "/dev",
+            "--tmpfs",
+            "/tmp",
+            "--remount-ro",
+            "/dev",
+            "--remount-ro",
+            "/",
+            "--chdir",
+            "/",
+        ),
         *_zygote(config, isolated=True, uid=None if own_user else _NOBODY),
     ]
     return Launch(tuple(command), dict(os.environ))

@@ -78,10 +78,13 @@ EXHAUSTING = {
         {"processes", "time", "error", "memory"},
     ),
     "memory bomb": ("block = bytearray(10 << 30)", {"error"}),
-    "memory bomb in small parts": ("parts = []\nwhile True: parts.append(bytearray(1 << 20))", {"error", "memory", "time"}),
+    "memory bomb in small parts": (
+        "parts = []\nwhile True: parts.append(bytearray(1 << 20))",
+        {"error", "memory", "time"},
+    ),
     "memory bomb over processes": (
-        "import os, time\nfor _ in range(6):\n    if os.fork() == 0: break\nblock = bytearray(os.urandom(1 << 20) * 100)\n"
-        "time.sleep(60)",
+        "import os, time\nfor _ in range(6):\n    if os.fork() == 0: break\n"
+        "block = bytearray(os.urandom(1 << 20) * 100)\ntime.sleep(60)",
         {"memory"},
     ),
     "endless output": ("while True: print('x' * 1000)", {"output"}),
@@ -97,7 +100,10 @@ EXHAUSTING = {
     ),
     "stopping itself": ("import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)", {"time"}),
     "crash": ("import ctypes\nctypes.string_at(0)", {"signal 11", "signal 7"}),
-    "recursion": ("def f(): f()\nimport sys\nsys.setrecursionlimit(10**9)\nf()", {"error", "memory", "signal 11", "time"}),
+    "recursion": (
+        "def f(): f()\nimport sys\nsys.setrecursionlimit(10**9)\nf()",
+        {"error", "memory", "signal 11", "time"},
+    ),
 }
 
 
@@ -112,8 +118,8 @@ def test_exhausting_attacks_end_and_leave_nothing(any_layer: Arena, name: str) -
 
 def test_a_daemon_dies_with_its_program(any_layer: Arena) -> None:
     run = any_layer.run(
-        "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0: time.sleep(600)\n    os._exit(0)\n"
-        "os.wait()\nprint('done')"
+        "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0: time.sleep(600)\n"
+        "    os._exit(0)\nos.wait()\nprint('done')"
     )
     assert (run.ending, run.stdout) == ("normal", "done\n")
     any_layer.assert_unharmed()
@@ -146,7 +152,8 @@ def test_forged_messages_reach_nobody(any_layer: Arena) -> None:
     """A program writes what looks like a result on every descriptor it has; that is no more than printing it."""
     source = (
         "import os, json, struct\n"
-        "body = json.dumps({'kind': 'result', 'id': 1, 'ending': 'normal', 'stdout': 'forged', 'value': '1'}).encode()\n"
+        "forged = {'kind': 'result', 'id': 1, 'ending': 'normal', 'stdout': 'forged', 'value': '1'}\n"
+        "body = json.dumps(forged).encode()\n"
         "for fd in range(3, 128):\n    try: os.write(fd, struct.pack('>I', len(body)) + body)\n    except OSError: pass"
     )
     with any_layer.sandbox.program(source, None, "official") as program:
@@ -193,11 +200,20 @@ def test_no_other_process_is_visible_or_readable(isolating: Arena) -> None:
 def test_the_host_is_neither_read_nor_written(isolating: Arena, tmp_path: Path) -> None:
     secret = tmp_path / "expected.json"
     secret.write_text("the expected answer")
-    places = [str(secret), str(Path(__file__)), str(Path.home() / "x"), "/usr/x", "/etc/passwd", "/sandbox/inside/x", "/x"]
+    places = [
+        str(secret),
+        str(Path(__file__)),
+        str(Path.home() / "x"),
+        "/usr/x",
+        "/etc/passwd",
+        "/sandbox/inside/x",
+        "/x",
+    ]
     run = isolating.run(
         f"import os\nfor path in {places!r}:\n"
         "    for mode in ('r', 'w'):\n"
-        "        try:\n            open(path, mode).close()\n            print(mode, path)\n        except OSError: pass\n"
+        "        try:\n            open(path, mode).close()\n            print(mode, path)\n"
+        "        except OSError: pass\n"
         "print(os.environ.get('SECRET_OF_THE_HOST'), 'end')"
     )
     assert run.stdout == "None end\n"
@@ -254,7 +270,8 @@ def test_programs_leave_nothing_to_each_other(isolating: Arena) -> None:
 def test_no_privileges_are_left_or_gained(isolating: Arena) -> None:
     run = isolating.run(
         "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\n"
-        "status = dict(line.split(':\\t', 1) for line in open('/proc/self/status').read().splitlines() if ':\\t' in line)\n"
+        "lines = open('/proc/self/status').read().splitlines()\n"
+        "status = dict(line.split(':\\t', 1) for line in lines if ':\\t' in line)\n"
         "print({status[name] for name in ('CapInh', 'CapPrm', 'CapEff', 'CapBnd', 'CapAmb')}, status['NoNewPrivs'])\n"
         "print(libc.mount(b'none', b'/tmp', b'tmpfs', 0, b''), libc.sethostname(b'x', 1), libc.chroot(b'/tmp'))"
     )
@@ -268,7 +285,8 @@ def test_all_of_python_is_there(any_layer: Arena) -> None:
 
 def test_scratch_space_is_limited(isolating: Arena) -> None:
     run = isolating.run(
-        "try:\n    for n in range(100): open(f'part{n}', 'wb').write(b'x' * 1000000)\nexcept OSError as e: print(e.errno)"
+        "try:\n    for n in range(100): open(f'part{n}', 'wb').write(b'x' * 1000000)\n"
+        "except OSError as e: print(e.errno)"
     )
     assert run.stdout == "28\n"
 

@@ -1,5 +1,4 @@
 """LiveCodeBench runs every solution behind these imports, so many solutions rely on them."""
-# ruff: noqa: F401, F403, I001
 
 from string import *
 from re import *
@@ -19,5 +18,20 @@ from sys import *
 from json import *
 from builtins import *
 from typing import *
-import bisect, builtins, collections, copy, datetime, functools, heapq, io, itertools, json, math, operator, random
-import re, statistics, string, sys
+import bisect
+import builtins
+import collections
+import copy
+import datetime
+import functools
+import heapq
+import io
+import itertools
+import json
+import math
+import operator
+import random
+import re
+import statistics
+import string
+import sys

@@ -18,8 +18,7 @@ import prelude
 
 SOURCE = "solution.py"
 FIRST_FD = 20
-"""Where a runner finds its files, apart from 0 to 3, which the candidate may close: stdin, stdout, stderr, value, start,
-done."""
+"""Where a runner keeps its files, as the candidate may close 0 to 3: stdin, stdout, stderr, value, start, done."""
 _VALUE_FD = 3
 _RECURSION_LIMIT = 50_000
 """LiveCodeBench's."""
@@ -92,12 +91,9 @@ def _run(request: dict, known: dict, cache: dict) -> int:
 
 def _open_streams() -> None:
     """New stream objects: those of the last test may be closed, replaced or half full."""
-    kinds = {0: ("r", "surrogateescape"), 1: ("w", "surrogateescape"), 2: ("w", "backslashreplace")}
-    sys.stdin, sys.stdout, sys.stderr = (
-        open(fd, mode, encoding="utf-8", errors=errors, closefd=False)  # noqa: PTH123, SIM115
-        for fd, (mode, errors) in kinds.items()
-    )
-    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
+    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)
+    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)
+    sys.stderr = sys.__stderr__ = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
 
 
 def _left_behind() -> bool:
@@ -118,7 +114,7 @@ def _call(module: dict, name: str, text: str, rules: str) -> None:
     os.write(_VALUE_FD, encoded)
 
 
-def _find(module: dict, name: str, rules: str):  # noqa: ANN202
+def _find(module: dict, name: str, rules: str):
     if rules == "paper":
         return module[name] if name in module else paper.first_function(module)
     if "Solution" in module:
@@ -131,7 +127,7 @@ def _arguments(text: str, rules: str) -> list:
     return [json.loads(part) for part in (text.split() if rules == "paper" else text.split("\n"))]
 
 
-def _plain(value):  # noqa: ANN001, ANN202
+def _plain(value):
     """JSON that keeps apart what `==` keeps apart: tuples, sets, dictionaries and foreign objects are tagged."""
     if value is None or isinstance(value, (bool, float, str)):
         return value
@@ -156,4 +152,3 @@ def _report(error: BaseException, source: str) -> None:
     own = [frame for frame in frames if frame.filename == SOURCE]
     lines = traceback.format_list(own[-3:]) + traceback.format_exception_only(error)
     os.write(2, "".join(lines)[-4000:].encode("utf-8", "backslashreplace"))
-

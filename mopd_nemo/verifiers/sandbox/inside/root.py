@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 
-sys.path[0] = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120
+sys.path[0] = os.path.dirname(os.path.abspath(__file__))
 
 import system
 
@@ -50,17 +50,17 @@ def _enter(mounts: list) -> None:
     for fd, source, target in devices:
         _bind(fd, source, root + target, read_only=False)
     for name in ("proc", "tmp", "dev/shm"):
-        os.makedirs(f"{root}/{name}", exist_ok=True)  # noqa: PTH103
+        os.makedirs(f"{root}/{name}", exist_ok=True)
     system.mount("proc", f"{root}/proc", "proc", system.MS_NOSUID | system.MS_NODEV | system.MS_NOEXEC)
     system.mount("none", root, flags=system.MS_REMOUNT | system.MS_BIND | system.MS_RDONLY)
     system.pivot_root(root)
 
 
 def _bind(fd: int, source: str, target: str, read_only: bool) -> None:
-    if os.path.isdir(f"/proc/self/fd/{fd}"):  # noqa: PTH112
-        os.makedirs(target, exist_ok=True)  # noqa: PTH103
+    if os.path.isdir(f"/proc/self/fd/{fd}"):
+        os.makedirs(target, exist_ok=True)
     else:
-        os.makedirs(os.path.dirname(target), exist_ok=True)  # noqa: PTH103, PTH120
+        os.makedirs(os.path.dirname(target), exist_ok=True)
         os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
     system.mount(f"/proc/self/fd/{fd}", target, flags=system.MS_BIND | system.MS_REC)
     if read_only:
@@ -69,7 +69,7 @@ def _bind(fd: int, source: str, target: str, read_only: bool) -> None:
 
 
 def _write(path: str, text: str) -> None:
-    with open(path, "w", encoding="ascii") as file:  # noqa: PTH123
+    with open(path, "w", encoding="ascii") as file:
         file.write(text)
 
 

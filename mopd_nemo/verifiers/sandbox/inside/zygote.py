@@ -24,17 +24,16 @@ import sys
 import time
 from collections.abc import Iterable
 
-sys.path[0] = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120
+sys.path[0] = os.path.dirname(os.path.abspath(__file__))
 
 import program
 import system
 
 WARM = """
-abc array ast bisect cmath collections collections.abc contextlib copy dataclasses datetime decimal enum fractions
-functools heapq io itertools json math numbers operator queue random re statistics string threading time traceback
-types typing
-""".split()
-
+    abc array ast bisect cmath collections collections.abc contextlib copy dataclasses datetime decimal enum
+    fractions functools heapq io itertools json math numbers operator queue random re statistics string threading
+    time traceback types typing
+    """.split()  # noqa: SIM905
 _CONTROL_IN, _CONTROL_OUT = 10, 11
 
 
@@ -194,7 +193,7 @@ def _become_runner(request: dict, options: dict, limits: dict, fds: list) -> Non
 
 def _limits(options: dict) -> dict:
     """The resource limits of a runner; memory counts from what the interpreter has mapped already."""
-    with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123
+    with open("/proc/self/statm", encoding="ascii") as file:
         mapped = int(file.read().split()[0]) * resource.getpagesize()
     seconds = int(options["seconds"]) + 1
     memory = mapped + options["memory_bytes"]
@@ -238,7 +237,7 @@ def _excess(options: dict) -> str:
     pages = 0
     for pid in pids:
         try:
-            with open(f"/proc/{pid}/statm", encoding="ascii") as file:  # noqa: PTH123
+            with open(f"/proc/{pid}/statm", encoding="ascii") as file:
                 _, resident, shared, *_ = map(int, file.read().split())
         except OSError:
             continue  # it has just ended
@@ -266,14 +265,14 @@ def _kill_all(child: int, options: dict) -> int:
 
 
 def _others() -> list:
-    return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if pid != 1]  # noqa: PTH208
+    return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if pid != 1]
 
 
 def _descendants(root: int) -> list:
     children: dict = {}
-    for pid in filter(str.isdigit, os.listdir("/proc")):  # noqa: PTH208
+    for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            with open(f"/proc/{pid}/stat", encoding="latin-1") as file:  # noqa: PTH123
+            with open(f"/proc/{pid}/stat", encoding="latin-1") as file:
                 parent = int(file.read().rpartition(")")[2].split()[1])
         except OSError:
             continue

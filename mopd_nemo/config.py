@@ -9,8 +9,6 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -20,14 +18,10 @@ from pydantic import (
 from pydantic import PositiveFloat as Positive
 
 from mopd_nemo.config_methods import METHODS, check_method
+from mopd_nemo.config_section import Section
+from mopd_nemo.config_verifiers import VerifierConfig
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class Section(BaseModel):
-    """A block of the config: frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class ModelConfig(Section):
@@ -39,7 +33,7 @@ class ModelConfig(Section):
     """Compute precision. Master weights and optimiser state are float32 in both."""
     device: str = "auto"
     """`auto` (CUDA when there is one, else CPU), `cpu`, `cuda` or `cuda:N`."""
-    chat_template_kwargs: dict[str, Any] = {}
+    chat_template_kwargs: dict[str, Any] = {}  # noqa: RUF012  pydantic copies it
     """Passed to the chat template, for student and teacher alike; for Qwen3 `{enable_thinking: false}`."""
 
 
@@ -79,66 +73,6 @@ class RolloutConfig(Section):
     the trainer. Nothing: no weights."""
     batch_size: PositiveInt = 256
     """Sequences decoded at once by the local engine."""
-
-
-class MathConfig(Section):
-    """Task `math`: the last boxed or stated final answer, compared symbolically."""
-
-    seconds_per_answer: Positive = 5.0
-    """An answer that is not decided by then is a verifier error: its worker is killed and replaced."""
-
-
-class ChoiceConfig(Section):
-    """Task `choice`: one letter."""
-
-    format: Literal["strict", "lenient"] = "strict"
-    """`strict`: exactly one capital letter inside the last `<answer>` tags; `lenient`: also `(b)`, `B. text`,
-    `\\boxed{B}`, `The answer is B` or the letter alone."""
-
-
-class CodeConfig(Section):
-    """Task `code`: programs run on hidden tests, in a sandbox."""
-
-    mode: Literal["official", "paper"] = "official"
-    """`official`: LiveCodeBench's rules and all of Python; `paper`: the stricter rules of the paper's code, for
-    comparison with its numbers."""
-    seconds_per_test: Positive = 6.0
-    """Wall-clock limit of one test. LiveCodeBench's is 6."""
-    memory_mb: PositiveInt = 1024
-    """Limit of one test, in MiB, all its processes together."""
-    output_mb: PositiveInt = 16
-    """Limit of what one test prints, and of any file it writes, in MiB."""
-    scratch_mb: PositiveInt = 64
-    """Size of a program's own directory for files, in MiB of memory."""
-    processes: PositiveInt = 32
-    """Processes and threads of one test."""
-    packages: tuple[str, ...] = ("numpy", "sortedcontainers")
-    """Packages beside the standard library that programs may import, where installed."""
-    sandbox: Literal["auto", "bubblewrap", "namespaces", "rlimits"] = "auto"
-    """What keeps programs apart from the machine. `auto`: bubblewrap, else own namespaces, else an error. `rlimits`
-    protects neither files nor network and is never chosen by itself."""
-
-
-class FeedbackConfig(Section):
-    """What verdicts say about failures; teachers read it with `peers.when_no_success: feedback`."""
-
-    reveal_gold: bool = False
-    """Also tell the right answer, or the expected output of the failed test. It then reaches the teacher's prompt."""
-    max_characters: PositiveInt = 2000
-    """Longer feedback loses its middle."""
-
-
-class VerifierConfig(Section):
-    """How responses are judged."""
-
-    success_threshold: float = 0.5
-    """τ of eq. 3: a rollout is a success when its reward is at least this."""
-    workers: PositiveInt | None = None
-    """Processes that judge tasks `math` and `code`. Default: one a core. The other tasks need none."""
-    math: MathConfig = MathConfig()
-    choice: ChoiceConfig = ChoiceConfig()
-    code: CodeConfig = CodeConfig()
-    feedback: FeedbackConfig = FeedbackConfig()
 
 
 class Templates(Section):

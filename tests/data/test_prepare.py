@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mopd_nemo.config import VerifierConfig
+from mopd_nemo.config_verifiers import VerifierConfig
 from mopd_nemo.data.jsonl import read_problems, write_problems
 from mopd_nemo.data.prepare import Prepared, prepare
 from mopd_nemo.data.rows import BadRows

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -47,7 +48,8 @@ import mopd_nemo.engines.nemo.environments as environments
 assert "nemo_rl" not in sys.modules and not hasattr(environments, "VerifierEnvironment")
 environments.register_environments()
 """
-    answer = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True)
+    environment = {"PYTHONPATH": str(Path(__file__).parents[3])}
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert "UserError: nemo_rl is not importable: put a NeMo-RL checkout on PYTHONPATH" in answer.stderr
 
 
@@ -60,7 +62,7 @@ def test_the_actor_in_nemo_rl() -> None:
     assert environments.VerifierEnvironment is not None
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
-        env = create_env("mopd_choice", {"mopd_choice": {"task": "choice"}})
+        env = create_env("mopd_choice", {"task": "choice"})
         result = ray.get(env.step.remote(LOGS, METADATA))
         assert result.rewards.tolist() == [1.0, 0.0, 0.0, 0.0] and result.terminateds.tolist() == [1.0] * 4
         assert result.answers == ["A", "B", None, None] and result.next_stop_strings == [None] * 4

@@ -50,6 +50,8 @@ class Trainer:
                 f"{len(self.problems)} problems of data.train={config.data.train}: lower it or add problems"
             )
         self.verifiers = VerifierPool(config.verifier, {p.task for p in [*self.problems, *self.eval_problems]})
+        if self.verifiers.sandbox:
+            console.print(f"programs run in the sandbox {self.verifiers.sandbox}", highlight=False, soft_wrap=True)
         self.engine = make_engine(config)
         _check_prompts([*self.problems, *self.eval_problems], self.engine.chat, config.data.max_prompt_tokens)
         self.method = make_method(config, self.engine.chat)

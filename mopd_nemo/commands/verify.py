@@ -68,6 +68,8 @@ def verify_file(task: str, source: Path, output: Path, config: VerifierConfig, f
         unfinished.open("w", encoding="utf-8") as written,
         Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress,
     ):
+        if pool.sandbox:
+            console.print(f"programs run in the sandbox {pool.sandbox}", highlight=False, soft_wrap=True)
         for judging in progress.track(_judge_rows(task, source, pool), total, description=f"judging {task}"):
             row = _result(judging, feedback)
             outcomes[row["outcome"]] += 1

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from concurrent.futures import Future
 
-from mopd_nemo.types import Problem, Rollout, Verdict
+from mopd_nemo.types import Outcome, Problem, Rollout, Verdict
 from mopd_nemo.verifiers.pool import VerifierPool
+
+logger = logging.getLogger(__name__)
 
 
 class Verifying:
@@ -31,7 +34,12 @@ class Verifying:
             for number, rollout in enumerate(rollouts):
                 if (problem.id, number) not in self._futures:
                     self.add(problem, number, rollout)
-        return [
+        verdicts = [
             tuple(self._futures[problem.id, number].result() for number in range(len(rollouts)))
             for problem, rollouts in zip(problems, samples, strict=True)
         ]
+        errors = [v.details["error"] for group in verdicts for v in group if v.outcome is Outcome.VERIFIER_ERROR]
+        if errors:
+            total = sum(map(len, verdicts))
+            logger.warning("%d of %d responses could not be judged; the first: %s", len(errors), total, errors[0])
+        return verdicts

@@ -27,7 +27,7 @@ from mopd_nemo.config_verifiers import VerifierConfig
 from mopd_nemo.errors import UserError
 from mopd_nemo.types import Outcome, Problem, Rollout, Verdict
 from mopd_nemo.verifiers import TASKS, deadline, make_verifier
-from mopd_nemo.verifiers.sandbox.choose import choose
+from mopd_nemo.verifiers.sandbox.choose import Choice, choose
 
 logger = logging.getLogger(__name__)
 _START_SECONDS = 120.0
@@ -41,10 +41,12 @@ class VerifierPool:
     """
 
     def __init__(self, config: VerifierConfig, tasks: Collection[str]) -> None:
+        self.sandbox: Choice | None = None
+        """Where programs run, when there are any."""
         if "code" in tasks:
-            choice = choose(config.code)
-            logger.info("programs run in the sandbox %s", choice)
-            code = config.code.model_copy(update={"sandbox": choice.layer})
+            self.sandbox = choose(config.code)
+            logger.info("programs run in the sandbox %s", self.sandbox)
+            code = config.code.model_copy(update={"sandbox": self.sandbox.layer})
             config = config.model_copy(update={"code": code})
         self._config = config
         self._inline = {task: make_verifier(task, config) for task in tasks if not TASKS[task].needs_worker}
@@ -115,7 +117,6 @@ class VerifierPool:
 
 def verifier_error(reason: str) -> Verdict:
     """The verdict where there is none. It is neither a success nor a failure of the model."""
-    logger.warning("a response could not be judged: %s", reason)
     return Verdict(0.0, Outcome.VERIFIER_ERROR, details={"error": reason})
 
 

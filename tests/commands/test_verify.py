@@ -73,9 +73,10 @@ def test_code(tmp_path: Path, best_layer: LayerName) -> None:  # noqa: F811
         {"id": 4, "response": "```python\nwhile True: pass\n```", "tests": tests},
     ]
     settings = [f"verifier.code.sandbox={best_layer}", "verifier.code.seconds_per_test=1"]
-    code, verdicts, _ = verify(tmp_path, "code", rows, "--feedback", "--workers", "2", *settings)
+    code, verdicts, output = verify(tmp_path, "code", rows, "--feedback", "--workers", "2", *settings)
     assert code == 0
     assert [row["outcome"] for row in verdicts] == ["correct", "wrong", "correct", "timeout"]
+    assert f"programs run in the sandbox {best_layer}" in output
     assert "Wrong answer on test 2" in verdicts[1]["feedback"] and "4" not in verdicts[1]["feedback"]
 
 

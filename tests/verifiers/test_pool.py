@@ -183,6 +183,12 @@ def test_rollouts_may_be_added_as_they_finish(pool: VerifierPool) -> None:
     assert outcomes == [[Outcome.CORRECT, Outcome.WRONG], [Outcome.TRUNCATED, Outcome.CORRECT]]
 
 
+def test_a_batch_says_how_many_could_not_be_judged(pool: VerifierPool, caplog: pytest.LogCaptureFixture) -> None:
+    of = problem("choice", "Paris")
+    Verifying(pool).collect([of], [[rollout("<answer>A</answer>"), rollout("B")]])
+    assert "2 of 2 responses could not be judged; the first: AnswerError: answer='Paris'" in caplog.text
+
+
 def test_feedback_holds_the_gold_answer_in_no_task_unless_asked(best_layer: LayerName) -> None:
     cases = {
         "math": (r"\boxed{7}", "123456"),

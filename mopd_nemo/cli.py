@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -32,6 +33,13 @@ analyze_app = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(analyze_app)
+
+
+class BadRowPolicy(StrEnum):
+    """What to do about a malformed row."""
+
+    STOP = "stop"
+    SKIP = "skip"
 
 
 @app.command()
@@ -97,6 +105,66 @@ def report(
 
     runs = [RunDirectory.open(path) for path in run_dirs]
     print(write_report(runs[0], output) if len(runs) == 1 else write_overlay(runs, output or Path("overlay.html")))
+
+
+@app.command()
+def verify(
+    task: Annotated[str, typer.Option(help="math, choice, tool, code or arithmetic.")],
+    source: Annotated[
+        Path,
+        typer.Option("--input", "-i", help="JSONL with {id, response, answer}, or {id, response, tests} for code."),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="JSONL with {id, reward, outcome, feedback, seconds}.")
+    ],
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes. Default: one a core.")] = None,
+    feedback: Annotated[bool, typer.Option("--feedback", help="Write what the verifier says about failures.")] = False,
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="YAML config file with verifier.*")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Judge responses in a file. Exit code 1 when a row could not be judged.
+
+    mopd verify --task code --input responses.jsonl --output verdicts.jsonl verifier.code.mode=paper
+    """
+    from mopd_nemo.commands.verify import verify_file
+    from mopd_nemo.config_file import load_settings
+
+    settings = load_settings(config, overrides or []).verifier
+    if workers is not None:
+        settings = settings.model_copy(update={"workers": workers})
+    raise typer.Exit(verify_file(task, source, output, settings, feedback))
+
+
+data_app = typer.Typer(help="The paper's benchmarks: list them, and prepare one as JSONL.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+
+@data_app.command("list")
+def list_data() -> None:
+    """Name every data source."""
+    from mopd_nemo.commands.data import list_sources
+
+    list_sources()
+
+
+@data_app.command("prepare")
+def prepare_data(
+    name: Annotated[str, typer.Argument(help="A source of `mopd data list`.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory for train.jsonl and eval.jsonl.")],
+    inputs: Annotated[
+        list[Path] | None,
+        typer.Option("--input", "-i", help="Local JSON, JSONL or parquet, or a directory of it. Default: the hub."),
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision on the hub. Default: the one that is known.")] = None,
+    on_bad_row: Annotated[BadRowPolicy, typer.Option(help="What to do about a malformed row.")] = BadRowPolicy.STOP,
+) -> None:
+    """Write a source's problems as JSONL for data.train and data.eval.
+
+    mopd data prepare sciknoweval-chemistry --output data/chemistry
+    """
+    from mopd_nemo.commands.data import prepare_source
+
+    prepare_source(name, output, inputs or [], revision, on_bad_row.value)
 
 
 @app.command()

@@ -31,6 +31,13 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     return validate(values, source=str(path))
 
 
+def load_settings(path: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> Config:
+    """As `load_config`; without a file, the defaults and the overrides."""
+    if path is not None:
+        return load_config(path, overrides)
+    return validate(OmegaConf.to_container(_parse_overrides(overrides)), source="overrides")
+
+
 def validate(values: Any, source: str) -> Config:
     """Check a mapping against the config tree. `source` is the file named in errors."""
     try:

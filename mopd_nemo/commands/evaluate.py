@@ -36,13 +36,19 @@ def run_evaluation(
     from mopd_nemo.evaluation.evaluate import evaluate
     from mopd_nemo.run.directory import write_rows
     from mopd_nemo.run.records import rollout_records
+    from mopd_nemo.verifiers.pool import VerifierPool
 
     problems = load_problems(config, "eval")
     console = Console(stderr=True)
-    with Progress(console=console, transient=True) as progress:
+    with (
+        VerifierPool(config.verifier, {problem.task for problem in problems}) as verifiers,
+        Progress(console=console, transient=True) as progress,
+    ):
         task = progress.add_task(f"evaluating {len(problems)} problems", total=1.0)
         engine = make_engine(config)
-        metrics, groups = evaluate(engine, problems, config, lambda done: progress.update(task, completed=done))
+        metrics, groups = evaluate(
+            engine, verifiers, problems, config, lambda done: progress.update(task, completed=done)
+        )
     table = Table(title=str(checkpoint or config.model.path), box=None)
     table.add_column("metric")
     table.add_column("value", justify="right")

@@ -52,6 +52,18 @@ def dump_config(config: Config, path: Path) -> None:
     OmegaConf.save(OmegaConf.create(config.model_dump(mode="json")), path)
 
 
+def flatten(config: Config) -> dict[str, Any]:
+    """Every setting by its dotted key, as it would stand in YAML."""
+    return _flatten(config.model_dump(mode="json"), "")
+
+
+def _flatten(values: dict[str, Any], prefix: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return found
+
+
 def _read(path: Path, above: tuple[Path, ...]) -> DictConfig:
     resolved = path.resolve()
     if resolved in above:

@@ -8,6 +8,7 @@ from typing import Any
 
 from mopd_nemo.analysis.plots import Runs, mean_name
 from mopd_nemo.config import Config
+from mopd_nemo.config_file import flatten
 from mopd_nemo.run.directory import RunDirectory
 
 _NOT_COMPARED = ("name", "run_dir")
@@ -29,7 +30,7 @@ def summary_table(metrics: Runs, evals: Runs) -> dict[str, Any]:
 
 def setting_differences(configs: Mapping[str, Config]) -> list[list[str]]:
     """One row per setting that is not the same in all runs: key, then its value in each."""
-    flat = [_flatten(config.model_dump(mode="json")) for config in configs.values()]
+    flat = [flatten(config) for config in configs.values()]
     keys = dict.fromkeys(key for values in flat for key in values)
     return [
         [key, *(str(values.get(key, "–")) for values in flat)]
@@ -52,10 +53,3 @@ def _row(metrics: Sequence[Mapping[str, Any]], evals: Sequence[Mapping[str, Any]
     cells.append(f"{metrics[-1]['ever_solved']:.0f}" if metrics and "ever_solved" in metrics[-1] else "–")
     cells.append(f"{fmean(row['seconds/step'] for row in metrics):.2f}" if metrics else "–")
     return cells
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return found

@@ -52,6 +52,9 @@ def test_report_shows_the_teacher_signal_of_the_run(tmp_path: Path) -> None:
     analyze_teacher_signal(run.path, None, None, None, [], None, restart=False)
     page = write_report(run).read_text()
     assert 'id="signal"' in page and "control: random peers" in page and "own prompts" in page
+    for table in re.findall(r'<table class="wide-table">(.*?)</table>', page, flags=re.DOTALL):
+        columns = {len(re.findall(r"<t[hd]", row)) for row in re.findall(r"<tr.*?</tr>", table, flags=re.DOTALL)}
+        assert len(columns) == 1, "every row has a cell under every heading"
     check_self_contained(page)
 
 

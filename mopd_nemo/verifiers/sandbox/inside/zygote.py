@@ -83,6 +83,7 @@ def keep(request: dict, options: dict) -> None:
         system.mount("/tmp", "/dev/shm", flags=system.MS_BIND)
         system.mount("proc", "/proc", "proc", system.MS_NOSUID | system.MS_NODEV | system.MS_NOEXEC)
         serve(request, options)
+        os._exit(0)
     os.waitpid(server, 0)
 
 

@@ -85,8 +85,9 @@ def _run(request: dict, known: dict, cache: dict) -> int:
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join()
     atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.__stdout__, sys.stderr, sys.__stderr__):
-        with contextlib.suppress(Exception):  # it may be closed, or an object of the candidate's
+    streams: list = [sys.stdout, sys.__stdout__, sys.stderr, sys.__stderr__]
+    for stream in streams:
+        with contextlib.suppress(Exception):  # it may be closed, or whatever the candidate put there
             stream.flush()
     return status
 

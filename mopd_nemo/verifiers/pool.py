@@ -125,7 +125,7 @@ class _EncodedAnswers:
     def __init__(self, config: VerifierConfig) -> None:
         self._config = config
         self._lock = threading.Lock()
-        self._entries: OrderedDict[int, tuple[Any, bytes, float]] = OrderedDict()
+        self._entries: OrderedDict[tuple[str, int], tuple[Any, bytes, float]] = OrderedDict()
 
     def get(self, task: str, answer: Any) -> tuple[bytes, float]:
         """The answer as JSON, and the seconds that judging a response may take.
@@ -135,12 +135,13 @@ class _EncodedAnswers:
         """
         with self._lock:
             # By identity; the entry keeps the answer alive, so that its id stays its own.
-            if id(answer) not in self._entries:
+            key = (task, id(answer))
+            if key not in self._entries:
                 encoded = json.dumps(answer).encode()
-                self._entries[id(answer)] = answer, encoded, deadline(task, answer, self._config)
+                self._entries[key] = answer, encoded, deadline(task, answer, self._config)
                 if len(self._entries) > _KEPT_ANSWERS:
                     self._entries.popitem(last=False)
-            _, encoded, seconds = self._entries[id(answer)]
+            _, encoded, seconds = self._entries[key]
             return encoded, seconds
 
 
@@ -257,6 +258,6 @@ class _Worker:
             self._process.wait()
             os.close(self._lifeline)
             assert self._connection is not None
-            if not self._closed:
+            if not self._closed:  # else another thread may still be reading from it
                 self._connection.close()
             self._process = None

@@ -1,6 +1,6 @@
 """How fast responses are judged: short programs against one fresh interpreter per test, and math answers per second.
 
-    python bench/verifiers.py [--workers 2] [--repeats 8]
+    python bench/verifiers.py [--workers 2] [--rounds 8]
 
 Both sides judge the same programs on the same tests with the same number of processes at once, in one run, and must
 agree on every verdict. The fresh interpreters have no sandbox and no limits but a timeout, which flatters them.
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -72,60 +72,65 @@ def in_fresh_interpreters(source: str, tests: dict[str, Any]) -> bool:
     return True
 
 
-def timed(judge: Callable[[], Sequence[bool]]) -> tuple[float, list[bool]]:
-    started = time.perf_counter()
-    passed = list(judge())
-    return time.perf_counter() - started, passed
-
-
-def bench_code(workers: int, repeats: int) -> None:
-    jobs = [(source, tests_of(make)) for source, make in PROGRAMS] * repeats
-    num_tests = sum(len(tests["inputs"]) for _, tests in jobs)
-    print(f"{len(jobs)} programs of up to {TESTS_PER_PROGRAM} tests ({num_tests} in all), {workers} at once")
+def bench_code(workers: int, rounds: int) -> None:
+    """The sides take turns, round by round, so that other load on the machine meets all of them."""
+    jobs = [(source, tests_of(make)) for source, make in PROGRAMS]
     with VerifierPool(VerifierConfig(workers=workers), ["code"]) as pool, ThreadPoolExecutor(workers) as threads:
 
         def ours() -> list[bool]:
             futures = [pool.submit("code", f"```python\n{source}\n```", tests) for source, tests in jobs]
             return [future.result().reward == 1.0 for future in futures]
 
-        def fresh(prelude: str) -> Callable[[], list[bool]]:
-            return lambda: list(threads.map(lambda job: in_fresh_interpreters(prelude + job[0], job[1]), jobs))
+        def fresh(prelude: str) -> list[bool]:
+            return list(threads.map(lambda job: in_fresh_interpreters(prelude + job[0], job[1]), jobs))
 
-        ours()  # every worker has started
-        seconds, passed = timed(ours)
-        rate = len(jobs) / seconds
-        print(f"{'sandbox, warm workers':42} {rate:8.1f} programs/s")
         imports = (INSIDE / "prelude.py").read_text()
-        for name, prelude in (
-            ("fresh interpreters, LiveCodeBench's imports", imports),
-            ("fresh interpreters, bare", ""),
-        ):
-            seconds, also = timed(fresh(prelude))
-            assert also == passed, "the two sides disagree"
-            print(f"{name:42} {len(jobs) / seconds:8.1f} programs/s   ratio {rate * seconds / len(jobs):5.1f}")
+        sides: dict[str, Callable[[], list[bool]]] = {
+            "sandbox, warm workers": ours,
+            "fresh interpreters, LiveCodeBench's imports": lambda: fresh(imports),
+            "fresh interpreters, bare": lambda: fresh(""),
+        }
+        ours()  # every worker has started
+        print(
+            f"{len(jobs)} programs x {rounds} rounds, {TESTS_PER_PROGRAM} tests each, {workers} at once, {pool.sandbox}"
+        )
+        seconds = dict.fromkeys(sides, 0.0)
+        for _ in range(rounds):
+            verdicts = []
+            for name, judge in sides.items():
+                started = time.perf_counter()
+                verdicts.append(judge())
+                seconds[name] += time.perf_counter() - started
+            assert verdicts[0] == verdicts[1] == verdicts[2], "the sides disagree"
+    base = seconds["sandbox, warm workers"]
+    for name, total in seconds.items():
+        ratio = "" if total == base else f"   ratio {total / base:5.1f}"
+        print(f"{name:44} {len(jobs) * rounds / total:8.1f} programs/s{ratio}")
 
 
-def bench_math(workers: int, repeats: int) -> None:
-    jobs = ANSWERS * repeats * 20
+def bench_math(workers: int, rounds: int) -> None:
+    jobs = ANSWERS * rounds * 20
     with VerifierPool(VerifierConfig(workers=workers), ["math"]) as pool:
 
-        def judge() -> list[bool]:
-            futures = [pool.submit("math", rf"\boxed{{{found}}}", gold) for gold, found in jobs]
-            return [future.result().reward == 1.0 for future in futures]
+        def judge() -> None:
+            for future in [pool.submit("math", rf"\boxed{{{found}}}", gold) for gold, found in jobs]:
+                future.result()
 
         judge()
-        seconds, _ = timed(judge)
-    print(f"{'math answers, 4 of 10 by text alone':42} {len(jobs) / seconds:8.1f} answers/s")
+        started = time.perf_counter()
+        judge()
+        seconds = time.perf_counter() - started
+    print(f"{'math answers, 2 of 10 by text alone':44} {len(jobs) / seconds:8.1f} answers/s")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=8)
     arguments = parser.parse_args()
     print(f"Python {sys.version.split()[0]}, {Path(sys.executable).resolve()}")
-    bench_code(arguments.workers, arguments.repeats)
-    bench_math(arguments.workers, arguments.repeats)
+    bench_code(arguments.workers, arguments.rounds)
+    bench_math(arguments.workers, arguments.rounds)
 
 
 if __name__ == "__main__":

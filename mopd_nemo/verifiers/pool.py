@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -31,6 +32,7 @@ from mopd_nemo.verifiers.sandbox.choose import Choice, choose
 
 logger = logging.getLogger(__name__)
 _START_SECONDS = 120.0
+_KEPT_ANSWERS = 64
 
 
 class VerifierPool:
@@ -54,6 +56,7 @@ class VerifierPool:
         self._workers: list[_Worker] = []
         self._idle: SimpleQueue[_Worker] = SimpleQueue()
         self._threads: ThreadPoolExecutor | None = None
+        self._encoded = _EncodedAnswers(config)
         if remote:
             self._workers = [_Worker(config, remote) for _ in range(config.workers or os.cpu_count() or 1)]
             self._threads = ThreadPoolExecutor(len(self._workers), thread_name_prefix="verifier")
@@ -73,8 +76,8 @@ class VerifierPool:
     def submit(self, task: str, response: str, answer: Any, finished: bool = True) -> Future[Verdict]:
         """Judge a response some time soon; the future never fails, a verifier error is a verdict."""
         if self._threads is not None and task not in self._inline:
-            request = {"task": task, "response": response, "answer": answer, "finished": finished}
-            return self._threads.submit(self._ask_worker, request)
+            header = {"task": task, "response": response, "finished": finished}
+            return self._threads.submit(self._ask_worker, header, answer)
         future: Future[Verdict] = Future()
         future.set_result(self._judge_here(task, response, answer, finished))
         return future
@@ -105,14 +108,41 @@ class VerifierPool:
             verdict = verifier_error(f"{type(error).__name__}: {error}")
         return replace(verdict, seconds=time.monotonic() - started)
 
-    def _ask_worker(self, request: dict[str, Any]) -> Verdict:
+    def _ask_worker(self, header: dict[str, Any], answer: Any) -> Verdict:
         worker = self._idle.get()
         try:
-            return worker.judge(request, deadline(request["task"], request["answer"], self._config))
+            encoded, seconds = self._encoded.get(header["task"], answer)
+            return worker.judge((json.dumps(header).encode(), encoded), seconds)
         except Exception as error:
             return verifier_error(f"{type(error).__name__}: {error}")
         finally:
             self._idle.put(worker)
+
+
+class _EncodedAnswers:
+    """JSON and deadlines of the gold answers last used: tests of a program can be megabytes, shared by its rollouts."""
+
+    def __init__(self, config: VerifierConfig) -> None:
+        self._config = config
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[tuple[str, int], tuple[Any, bytes, float]] = OrderedDict()
+
+    def get(self, task: str, answer: Any) -> tuple[bytes, float]:
+        """The answer as JSON, and the seconds that judging a response may take.
+
+        Raises:
+            AnswerError: the answer of a code task is malformed.
+        """
+        with self._lock:
+            # By identity; the entry keeps the answer alive, so that its id stays its own.
+            key = (task, id(answer))
+            if key not in self._entries:
+                encoded = json.dumps(answer).encode()
+                self._entries[key] = answer, encoded, deadline(task, answer, self._config)
+                if len(self._entries) > _KEPT_ANSWERS:
+                    self._entries.popitem(last=False)
+            _, encoded, seconds = self._entries[key]
+            return encoded, seconds
 
 
 def verifier_error(reason: str) -> Verdict:
@@ -137,7 +167,7 @@ class _Worker:
         self._closed = False
         self._lock = threading.Lock()
 
-    def judge(self, request: dict[str, Any], seconds: float) -> Verdict:
+    def judge(self, request: tuple[bytes, bytes], seconds: float) -> Verdict:
         """Have a response judged within `seconds`, on a new process if this one dies of something else."""
         try:
             return self._judge_once(request, seconds)
@@ -147,7 +177,7 @@ class _Worker:
                 raise
             return self._judge_once(request, seconds)
 
-    def _judge_once(self, request: dict[str, Any], seconds: float) -> Verdict:
+    def _judge_once(self, request: tuple[bytes, bytes], seconds: float) -> Verdict:
         self.get_ready()
         started = time.monotonic()
         answer = self._ask(request, seconds)
@@ -198,10 +228,11 @@ class _Worker:
                 raise UserError(f"a verifier cannot start: {(answer or {}).get('error', 'it takes too long')}")
             self._ready = True
 
-    def _ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
+    def _ask(self, request: tuple[bytes, bytes], seconds: float) -> dict[str, Any]:
         assert self._connection is not None
         try:
-            self._connection.send_bytes(json.dumps(request).encode())
+            for part in request:
+                self._connection.send_bytes(part)
         except OSError as error:
             raise WorkerEndedError("the worker process ended") from error
         answer = self._receive(seconds)
@@ -227,6 +258,6 @@ class _Worker:
             self._process.wait()
             os.close(self._lifeline)
             assert self._connection is not None
-            if not self._closed:
+            if not self._closed:  # else another thread may still be reading from it
                 self._connection.close()
             self._process = None

@@ -40,7 +40,7 @@ def main() -> None:
     connection.send_bytes(json.dumps({"ready": True}).encode())
     while True:
         try:
-            request = json.loads(connection.recv_bytes())
+            request = json.loads(connection.recv_bytes()) | {"answer": json.loads(connection.recv_bytes())}
         except EOFError:
             break
         connection.send_bytes(json.dumps(_judge(verifiers, request)).encode())

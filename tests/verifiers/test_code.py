@@ -62,6 +62,17 @@ RIGHT = {
     "deep recursion": "n = int(input())\ndef f(k): return k and 1 + f(k - 1)\nassert f(20000) == 20000\nprint(n * 2)",
     "exit": "import sys\nprint(int(input()) * 2)\nsys.exit(0)",
     "exit with a status": "print(int(input()) * 2)\nexit(1)",
+    "streams of its own": (
+        "import atexit, io, sys\nsys.stdout = io.StringIO()\n"
+        "atexit.register(lambda: sys.__stdout__.write(sys.stdout.getvalue()))\nprint(int(input()) * 2)"
+    ),
+    "a wrapper for speed": (
+        "import io, os, sys\nclass Out(io.IOBase):\n    def __init__(self): self.buffer = io.BytesIO()\n"
+        "    def write(self, s): self.buffer.write(s.encode())\n"
+        "    def flush(self):\n        os.write(1, self.buffer.getvalue())\n        self.buffer.truncate(0)\n"
+        "sys.stdout = Out()\nprint(int(input()) * 2)"
+    ),
+    "closed stdout": "import sys\nprint(int(input()) * 2)\nsys.stdout.close()",
     "seeded luck": "import random\nn = int(input())\nassert random.random() < 1\nprint(n * 2)",
     "atexit": "import atexit\nn = int(input())\natexit.register(lambda: print(n * 2))",
     "subclasses and super": (
@@ -224,6 +235,11 @@ def test_paper_mode(paper: CodeVerifier) -> None:
     assert judge(paper, "class Solution:\n    def total(self, a, b): return sum(a) + b", ints).outcome is Outcome.WRONG
     verdict = judge(paper, "n = int(input())\nprint(42)")
     assert (verdict.outcome, verdict.details["passed"]) == (Outcome.WRONG, 1)
+
+
+def test_many_failed_tests_are_each_run_alone(paper: CodeVerifier) -> None:
+    answer = {"inputs": [str(n) for n in range(60)], "outputs": [str(n if n % 2 else -1) for n in range(60)]}
+    assert judge(paper, "print(input())", answer).details["passed"] == 30
 
 
 def test_extraction() -> None:

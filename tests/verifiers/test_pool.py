@@ -103,7 +103,7 @@ def test_a_response_that_kills_its_worker_twice_is_a_verifier_error(best_layer: 
         worker = pool._workers[0]
         ask = worker._ask
 
-        def die_first(request: dict[str, object], seconds: float) -> dict[str, object]:
+        def die_first(request: tuple[bytes, bytes], seconds: float) -> dict[str, object]:
             assert worker._process is not None
             worker._process.kill()
             worker._process.wait()

@@ -2,6 +2,7 @@
 
 import atexit
 import builtins
+import contextlib
 import json
 import linecache
 import os
@@ -84,8 +85,10 @@ def _run(request: dict, known: dict, cache: dict) -> int:
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join()
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    streams: list = [sys.stdout, sys.__stdout__, sys.stderr, sys.__stderr__]
+    for stream in streams:
+        with contextlib.suppress(Exception):  # it may be closed, or whatever the candidate put there
+            stream.flush()
     return status
 
 

@@ -24,8 +24,9 @@ def main() -> None:
     if plan["own_user"]:
         system.unshare(flags | system.CLONE_NEWUSER)
         _write("/proc/self/setgroups", "deny")
-        _write("/proc/self/uid_map", f"{uid} {uid} 1")
-        _write("/proc/self/gid_map", f"{gid} {gid} 1")
+        # Root in there, as another user would lose every capability when the zygote is started.
+        _write("/proc/self/uid_map", f"0 {uid} 1")
+        _write("/proc/self/gid_map", f"0 {gid} 1")
     else:
         system.unshare(flags)
     child = os.fork()

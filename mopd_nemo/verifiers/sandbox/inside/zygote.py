@@ -83,6 +83,7 @@ def keep(request: dict, options: dict) -> None:
         system.mount("/tmp", "/dev/shm", flags=system.MS_BIND)
         system.mount("proc", "/proc", "proc", system.MS_NOSUID | system.MS_NODEV | system.MS_NOEXEC)
         serve(request, options)
+        os._exit(0)
     os.waitpid(server, 0)
 
 
@@ -94,12 +95,12 @@ def serve(request: dict, options: dict) -> None:
     limits = _limits(options)
     runner = None
     while (test := receive())["kind"] == "test":
-        if runner is not None and runner.alive and test["fresh"]:
+        if runner is not None and test["fresh"]:
             runner.end()
         if runner is None or not runner.alive:
             runner = Runner(request, options, limits)
         send({"id": request["id"], "kind": "result", **runner.run(test["input"])})
-    if runner is not None and runner.alive:
+    if runner is not None:
         runner.end()
 
 
@@ -142,16 +143,24 @@ class Runner:
         if ending is None:
             ending = "normal" if os.read(self._done, 1) == b"0" else "error"
         else:
-            status = self.end()
+            self.alive = False
+            status = _kill_all(self._process, self._options)
             ending = ending or _ending(status)
-        return self._result(ending, time.monotonic() - started) | {"fresh": fresh}
+        result = self._result(ending, time.monotonic() - started)
+        if not self.alive:
+            self._close()
+        return result | {"fresh": fresh}
 
-    def end(self) -> int:
-        """Kill and reap every process of the test; the wait status of the runner."""
-        self.alive = False
-        for fd in (self._start, self._done, self._pidfd):
+    def end(self) -> None:
+        """Kill and reap every process, unless that is done already."""
+        if self.alive:
+            self.alive = False
+            _kill_all(self._process, self._options)
+            self._close()
+
+    def _close(self) -> None:
+        for fd in (*self._files, self._start, self._done, self._pidfd):
             os.close(fd)
-        return _kill_all(self._process, self._options)
 
     def _result(self, ending: str, seconds: float) -> dict:
         limit = self._options["output_bytes"]
@@ -165,9 +174,6 @@ class Runner:
         }
         if os.fstat(stdout).st_size >= limit or os.fstat(value).st_size >= limit:
             result |= {"ending": "output", "stdout": result["stdout"][:4000], "value": ""}
-        if not self.alive:
-            for file in self._files:
-                os.close(file)
         return result
 
 

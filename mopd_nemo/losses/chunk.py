@@ -7,6 +7,7 @@ where it has logits, the teacher.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -67,11 +68,20 @@ def chunk_loss(
     return loss_C if factor_C is None else loss_C * factor_C, watched, grad_CV
 
 
+def backend(logits_CV: Tensor) -> ModuleType:
+    """The module whose passes fit the tensor: Triton's on a GPU, except in float64."""
+    if logits_CV.is_cuda and logits_CV.dtype != torch.float64:
+        from mopd_nemo.losses import dense_triton
+
+        return dense_triton
+    return dense
+
+
 def _look(problem: Problem, logits: list[Tensor], tokens: Tokens, topk: TopK | None) -> Look:
     """Normalisers, and the ids that loss and signals speak of with their log-probabilities."""
     support, shard, watch = problem.support, problem.shard, problem.watch
     found = [
-        dense.statistics(logits_CV, mean=bool(watch), blocks=bool(watch) or support == name)
+        backend(logits_CV).statistics(logits_CV, mean=bool(watch), blocks=bool(watch) or support == name)
         for logits_CV, name in zip(logits, ("student_topk", "teacher_topk"), strict=False)
     ]
     lse_DC = torch.stack([lse_C for lse_C, _, _ in found])
@@ -117,7 +127,9 @@ def _on_support(
         loss_C = loss_on_support(problem.objective, student_CK, teacher_CK, tokens)
         (g_CK,) = torch.autograd.grad(loss_C, student_CK, weights_C.to(loss_C.dtype))
     columns_CK, inside_CK = problem.shard.local(look.ids[name])
-    return loss_C.detach(), dense.support_gradient(student_CV, look.lse_DC[0], columns_CK, inside_CK, g_CK, owned)
+    return loss_C.detach(), backend(student_CV).support_gradient(
+        student_CV, look.lse_DC[0], columns_CK, inside_CK, g_CK, owned
+    )
 
 
 def _full(
@@ -126,8 +138,9 @@ def _full(
     """The divergence over the whole vocabulary."""
     assert isinstance(problem.objective, Divergence)
     kind, alpha = problem.objective.kind, problem.objective.alpha
+    passes = backend(logits[0])
     both = (logits[0], logits[1], look.lse_DC[0], look.lse_DC[1])
-    loss_C, inner_C = problem.shard.sum(dense.divergence_sums(*both, kind, alpha))
+    loss_C, inner_C = problem.shard.sum(passes.divergence_sums(*both, kind, alpha))
     if weights_C is None:
         return loss_C, None
-    return loss_C, dense.divergence_gradient(*both, inner_C, weights_C, kind, alpha, owned)
+    return loss_C, passes.divergence_gradient(*both, inner_C, weights_C, kind, alpha, owned)

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mopd_nemo.losses.dense import Chunk, Reduce
 from mopd_nemo.losses.divergence import Kind
 from mopd_nemo.losses.topk import BLOCK
 
@@ -24,33 +25,33 @@ WARPS = 8
 KINDS = {"forward_kl": 0, "reverse_kl": 1, "jsd": 2}
 
 
-def statistics(logits_CV: Tensor, mean: bool, blocks: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """As `dense.statistics`, in one pass."""
-    logits_CV = _rows(logits_CV)
+def read(logits_CV: Tensor, *, whole: bool, mean: bool, blocks: bool, owned: bool) -> Chunk:
+    """As `dense.read`, in one pass; the values stay the logits."""
+    del whole
+    if logits_CV.stride(-1) != 1:
+        logits_CV, owned = logits_CV.contiguous(), True
     rows, width = logits_CV.shape
     lse_C = logits_CV.new_empty(rows, dtype=torch.float32)
     mean_C = torch.empty_like(lse_C) if mean else lse_C
     maxima_CB = logits_CV.new_empty(rows, -(-width // BLOCK) if blocks else 1)
     with _on(logits_CV):
-        _statistics_kernel[(rows,)](
+        _read_kernel[(rows,)](
             logits_CV, lse_C, mean_C, maxima_CB, logits_CV.stride(0), maxima_CB.stride(0),
             WIDTH=width, MEAN=mean, BLOCKS=blocks, TILE=TILE, BLOCK=BLOCK, num_warps=WARPS,
         )  # fmt: skip
-    return lse_C, mean_C if mean else None, maxima_CB if blocks else None
+    return Chunk(logits_CV, lse_C, mean_C if mean else None, maxima_CB if blocks else None, owned)
 
 
-def support_gradient(
-    logits_CV: Tensor, lse_C: Tensor, columns_CN: Tensor, inside_CN: Tensor, g_CN: Tensor, owned: bool
-) -> Tensor:
+def support_gradient(student: Chunk, columns_CN: Tensor, inside_CN: Tensor, g_CN: Tensor) -> Tensor:
     """As `dense.support_gradient`; the support's own entries are rounded once, after the subtraction."""
-    logits_CV = _rows(logits_CV)
+    logits_CV, lse_C = student.values_CV, student.lse_C
+    assert lse_C is not None
     rows, width = logits_CV.shape
     total_C1 = g_CN.sum(-1, keepdim=True)
     p_CN = (logits_CV.gather(-1, columns_CN).float() - lse_C[:, None]).exp_()
     values_CN = g_CN - p_CN * total_C1
     columns_CN = torch.where(inside_CN, columns_CN, -1)
-    grad_CV = logits_CV if owned else torch.empty_like(logits_CV)
-    lanes = triton.next_power_of_2(columns_CN.shape[-1])
+    grad_CV = logits_CV if student.owned else torch.empty_like(logits_CV)
     with _on(logits_CV):
         _softmax_kernel[(rows, triton.cdiv(width, TILE))](
             logits_CV, grad_CV, lse_C, -total_C1, logits_CV.stride(0), grad_CV.stride(0), width,
@@ -58,16 +59,19 @@ def support_gradient(
         )  # fmt: skip
         _scatter_kernel[(rows,)](
             grad_CV, columns_CN.contiguous(), values_CN.contiguous(), grad_CV.stride(0), columns_CN.shape[-1],
-            LANES=lanes, num_warps=1,
+            LANES=triton.next_power_of_2(columns_CN.shape[-1]), num_warps=1,
         )  # fmt: skip
     return grad_CV
 
 
-def divergence_sums(
-    student_CV: Tensor, teacher_CV: Tensor, student_lse_C: Tensor, teacher_lse_C: Tensor, kind: Kind, alpha: float
-) -> Tensor:
-    """As `dense.divergence_sums`, in one pass over each."""
-    student_CV, teacher_CV = _rows(student_CV), _rows(teacher_CV)
+def full_divergence(
+    student: Chunk, teacher: Chunk, kind: Kind, alpha: float, weights_C: Tensor | None, reduce: Reduce
+) -> tuple[Tensor, Tensor | None]:
+    """As `dense.full_divergence`: one pass over both for the sums, one for the gradient."""
+    student_CV, teacher_CV, student_lse_C, teacher_lse_C = (
+        student.values_CV, teacher.values_CV, student.lse_C, teacher.lse_C
+    )  # fmt: skip
+    assert student_lse_C is not None
     rows, width = student_CV.shape
     sums = student_lse_C.new_empty(2, rows)
     with _on(student_CV):
@@ -76,35 +80,21 @@ def divergence_sums(
             student_CV.stride(0), teacher_CV.stride(0),
             WIDTH=width, ALPHA=alpha, KIND=KINDS[kind], TILE=TILE, num_warps=WARPS,
         )  # fmt: skip
-    return sums
-
-
-def divergence_gradient(
-    student_CV: Tensor,
-    teacher_CV: Tensor,
-    student_lse_C: Tensor,
-    teacher_lse_C: Tensor,
-    inner_C: Tensor,
-    weights_C: Tensor,
-    kind: Kind,
-    alpha: float,
-    owned: bool,
-) -> Tensor:
-    """As `dense.divergence_gradient`, in one pass."""
-    student_CV, teacher_CV = _rows(student_CV), _rows(teacher_CV)
-    rows, width = student_CV.shape
-    grad_CV = student_CV if owned else torch.empty_like(student_CV)
+    loss_C, inner_C = reduce(sums)
+    if weights_C is None:
+        return loss_C, None
+    grad_CV = student_CV if student.owned else torch.empty_like(student_CV)
     with _on(student_CV):
         _gradient_kernel[(rows, triton.cdiv(width, TILE))](
-            student_CV, teacher_CV, grad_CV, student_lse_C, teacher_lse_C, inner_C.contiguous(),
-            weights_C.float().contiguous(), student_CV.stride(0), teacher_CV.stride(0), grad_CV.stride(0), width,
+            student_CV, teacher_CV, grad_CV, student_lse_C, teacher_lse_C, inner_C, weights_C.float().contiguous(),
+            student_CV.stride(0), teacher_CV.stride(0), grad_CV.stride(0), width,
             ALPHA=alpha, KIND=KINDS[kind], TILE=TILE, num_warps=WARPS,
         )  # fmt: skip
-    return grad_CV
+    return loss_C, grad_CV
 
 
 @triton.jit
-def _statistics_kernel(
+def _read_kernel(
     logits, lse, mean, maxima, stride, maxima_stride,
     WIDTH: tl.constexpr, MEAN: tl.constexpr, BLOCKS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -198,9 +188,9 @@ def _gradient_kernel(
     p = tl.exp(a)
     if KIND == 0:
         value = p - tl.exp(b)
-    if KIND == 1:
+    elif KIND == 1:
         value = p * (a - b - tl.load(inner + row))
-    if KIND == 2:
+    else:
         m = _log_mixture(p, tl.exp(b), ALPHA)
         value = (1.0 - ALPHA) * p * (a - m - tl.load(inner + row))
     value *= tl.load(weights + row)
@@ -211,11 +201,6 @@ def _gradient_kernel(
 def _log_mixture(p, q, ALPHA: tl.constexpr):
     """log((1-α)p + αq), finite where both underflow: there every term has a factor 0."""
     return tl.log(tl.maximum((1.0 - ALPHA) * p + ALPHA * q, 1e-37))
-
-
-def _rows(logits_CV: Tensor) -> Tensor:
-    """With neighbouring columns next to each other in memory; rows may lie anywhere."""
-    return logits_CV if logits_CV.stride(-1) == 1 else logits_CV.contiguous()
 
 
 def _on(tensor: Tensor) -> AbstractContextManager[Any]:

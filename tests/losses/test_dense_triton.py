@@ -32,15 +32,21 @@ def close(got: torch.Tensor, want: torch.Tensor, dtype: torch.dtype) -> None:
     torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance * want.abs().max().item())
 
 
+def read(module: ModuleType, logits_CV: torch.Tensor, owned: bool = False) -> dense.Chunk:
+    return module.read(logits_CV.clone() if owned else logits_CV, whole=False, mean=True, blocks=True, owned=owned)
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_statistics(kernels: ModuleType, width: int, dtype: torch.dtype) -> None:
+def test_read(kernels: ModuleType, width: int, dtype: torch.dtype) -> None:
     logits_CV = pair(width, dtype)[0]
-    for got, want in zip(
-        kernels.statistics(logits_CV, mean=True, blocks=True), dense.statistics(logits_CV, True, True), strict=True
-    ):
-        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
-    assert kernels.statistics(logits_CV, mean=False, blocks=False)[1:] == (None, None)
+    got, want = read(kernels, logits_CV), read(dense, logits_CV)
+    for name in ("lse_C", "mean_C", "maxima_CB"):
+        torch.testing.assert_close(getattr(got, name).float(), getattr(want, name), rtol=1e-5, atol=1e-5)
+    bare = kernels.read(logits_CV, whole=True, mean=False, blocks=False, owned=False)
+    assert (bare.mean_C, bare.maxima_CB) == (None, None)
+    columns_first = kernels.read(logits_CV.T.contiguous().T, whole=True, mean=False, blocks=False, owned=False)
+    torch.testing.assert_close(columns_first.lse_C, got.lse_C)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -48,38 +54,39 @@ def test_statistics(kernels: ModuleType, width: int, dtype: torch.dtype) -> None
 @pytest.mark.parametrize("owned", [True, False])
 def test_support_gradient(kernels: ModuleType, width: int, dtype: torch.dtype, owned: bool) -> None:
     logits_CV = pair(width, dtype)[0]
-    lse_C = dense.statistics(logits_CV, False, False)[0]
     columns_CN = torch.stack([torch.randperm(width)[:7] for _ in range(3)]).to(DEVICE)
     inside_CN = torch.rand(3, 7, device=DEVICE) < 0.6
     g_CN = torch.randn(3, 7, device=DEVICE)
-    want = dense.support_gradient(logits_CV.float(), lse_C, columns_CN, inside_CN, g_CN, False)
+    want = dense.support_gradient(read(dense, logits_CV), columns_CN, inside_CN, g_CN)
     before = logits_CV.clone()
-    got = kernels.support_gradient(logits_CV, lse_C, columns_CN, inside_CN, g_CN, owned)
+    got = kernels.support_gradient(read(kernels, logits_CV, owned), columns_CN, inside_CN, g_CN)
     close(got.float(), want, dtype)
-    assert owned or torch.equal(logits_CV, before)
+    assert torch.equal(logits_CV, before)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_divergence(kernels: ModuleType, width: int, dtype: torch.dtype, kind) -> None:
-    student_CV, teacher_CV = pair(width, dtype)
-    lse = [dense.statistics(x, False, False)[0] for x in (student_CV, teacher_CV)]
-    got = kernels.divergence_sums(student_CV, teacher_CV, *lse, kind, 0.3)
-    want = dense.divergence_sums(student_CV, teacher_CV, *lse, kind, 0.3)
-    torch.testing.assert_close(got[0], want[0], rtol=1e-4, atol=1e-5)
+def test_full_divergence(kernels: ModuleType, width: int, dtype: torch.dtype, kind) -> None:
+    logits = pair(width, dtype)
     weights_C = torch.tensor([0.5, 2.0, 0.0], device=DEVICE)
-    want = dense.divergence_gradient(
-        student_CV.float(), teacher_CV.float(), *lse, want[1], weights_C, kind, 0.3, owned=False
-    )
+    want_C, want_CV = dense.full_divergence(*(read(dense, x) for x in logits), kind, 0.3, weights_C, lambda x: x)
     for owned in (False, True):
-        found = kernels.divergence_gradient(student_CV, teacher_CV, *lse, got[1], weights_C, kind, 0.3, owned)
-        close(found.float(), want, dtype)
+        chunks = [read(kernels, x, owned) for x in logits]
+        got_C, got_CV = kernels.full_divergence(*chunks, kind, 0.3, weights_C, lambda x: x)
+        torch.testing.assert_close(got_C, want_C, rtol=1e-4, atol=1e-5)
+        close(got_CV.float(), want_CV, dtype)
+    chunks = [read(kernels, x) for x in logits]
+    assert kernels.full_divergence(*chunks, kind, 0.3, None, lambda x: x)[1] is None
 
 
-def test_columns_that_underflow_in_both_count_nothing(kernels: ModuleType) -> None:
+@pytest.mark.parametrize("name", ["dense", "kernels"])
+def test_columns_that_underflow_in_both_count_nothing(kernels: ModuleType, name: str) -> None:
     logits_CV = torch.full((1, 200), -300.0, device=DEVICE)
     logits_CV[0, :2] = 0.0
-    lse_C = dense.statistics(logits_CV, False, False)[0]
-    sums = kernels.divergence_sums(logits_CV, logits_CV.clone(), lse_C, lse_C, "jsd", 0.5)
-    torch.testing.assert_close(sums, torch.zeros_like(sums), atol=1e-6, rtol=0.0)
+    module = kernels if name == "kernels" else dense
+    weights_C = torch.ones(1, device=DEVICE)
+    both = (read(module, logits_CV), read(module, logits_CV))
+    loss_C, grad_CV = module.full_divergence(*both, "jsd", 0.5, weights_C, lambda x: x)
+    torch.testing.assert_close(loss_C, torch.zeros_like(loss_C), atol=1e-6, rtol=0.0)
+    torch.testing.assert_close(grad_CV, torch.zeros_like(grad_CV), atol=1e-6, rtol=0.0)

@@ -250,6 +250,27 @@ def run_size(size: str, names: list[str], arguments: argparse.Namespace) -> None
         print(f"| {name} | {row['seconds']:.4f} | {ratios[0]} | {ratios[1]} | {gib:.2f} | {ratios[2]} |", flush=True)
 
 
+def profile(size: str, names: list[str], arguments: argparse.Namespace) -> None:
+    """The dearest operations of one step of each contestant."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as torch_profile
+
+    on_gpu = arguments.device == "cuda"
+    inputs = Inputs.make(*map(int, size.split("x")), arguments.device, getattr(torch, arguments.dtype), arguments.chunk)
+    for name in names:
+        step = CONTESTANTS[name](inputs)
+        for _ in range(3):
+            inputs.student.grad = inputs.student_head.grad = None
+            step()
+        with torch_profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as found:
+            inputs.student.grad = inputs.student_head.grad = None
+            step()
+        print(f"\n### {name}, {size}")
+        spent = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+        for row in sorted(found.key_averages(), key=lambda row: -getattr(row, spent))[:18]:
+            print(f"{getattr(row, spent) / 1000:9.2f} ms  {row.count:4d} × {row.key[:90]}")
+
+
 def device_name(device: str) -> str:
     if device == "cuda":
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
@@ -267,6 +288,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, help="default: 10 on a GPU, 3 on a CPU")
     parser.add_argument("--chunk", type=int, help="rows at a time of our forms")
     parser.add_argument("--only", help="contestants whose name contains this, and the two that ratios refer to")
+    parser.add_argument("--profile", action="store_true", help="instead print where the time of each contestant goes")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.dtype = arguments.dtype or ("bfloat16" if arguments.device == "cuda" else "float32")
@@ -281,7 +303,10 @@ def main() -> None:
     names = [n for n in CONTESTANTS if not arguments.only or arguments.only in n or n in (FLOOR, PLAIN)]
     print(f"{device_name(arguments.device)}; bench/losses.py {' '.join(sys.argv[1:])}")
     for size in arguments.sizes:
-        run_size(size, names, arguments)
+        if arguments.profile:
+            profile(size, names, arguments)
+        else:
+            run_size(size, names, arguments)
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def full_divergence(
         case "jsd":
             q_CV = b_CV.exp()
             tiny = torch.finfo(p_CV.dtype).tiny  # where both underflow, every term has a factor 0
-            m_CV = torch.lerp(p_CV, q_CV, alpha).clamp_min_(tiny).log_()
+            m_CV = torch.mul(p_CV, 1.0 - alpha).add_(q_CV, alpha=alpha).clamp_min_(tiny).log_()
             gap_CV = a_CV.sub_(m_CV)
             student_C, teacher_C = reduce(torch.stack([_dot(p_CV, gap_CV), _dot(q_CV, b_CV.sub_(m_CV))]))
             loss_C = (1.0 - alpha) * student_C + alpha * teacher_C
@@ -109,5 +109,4 @@ def _logprobs(chunk: Chunk) -> Tensor:
 
 
 def _dot(x_CV: Tensor, y_CV: Tensor) -> Tensor:
-    """Row by row, without keeping the products."""
     return torch.linalg.vecdot(x_CV, y_CV)

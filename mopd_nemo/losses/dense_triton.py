@@ -100,10 +100,12 @@ def _read_kernel(
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     logits += row * stride
-    top, partition, moment = -1e30, 0.0, 0.0
+    top = -1e30
+    partition = 0.0
+    moment = 0.0
     for start in range(0, WIDTH, TILE):
         columns = start + tl.arange(0, TILE)
-        x = tl.load(logits + columns, mask=columns < WIDTH, other=-1e30).to(tl.float32)
+        x = _load(logits + columns, columns < WIDTH)
         if BLOCKS:
             block = start // BLOCK + tl.arange(0, TILE // BLOCK)
             best = tl.max(tl.reshape(x, (TILE // BLOCK, BLOCK)), axis=1)
@@ -125,7 +127,7 @@ def _softmax_kernel(logits, grad, lse, scale, stride, grad_stride, width, TILE: 
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * TILE + tl.arange(0, TILE)
     mask = columns < width
-    x = tl.load(logits + row * stride + columns, mask=mask, other=0.0).to(tl.float32)
+    x = _load(logits + row * stride + columns, mask)
     value = tl.exp(x - tl.load(lse + row)) * tl.load(scale + row)
     tl.store(grad + row * grad_stride + columns, value.to(grad.dtype.element_ty), mask=mask)
 
@@ -154,14 +156,15 @@ def _sums_kernel(
     for start in range(0, WIDTH, TILE):
         columns = start + tl.arange(0, TILE)
         mask = columns < WIDTH
-        a = tl.load(student + columns, mask=mask, other=-1e30).to(tl.float32) - student_z
-        b = tl.load(teacher + columns, mask=mask, other=-1e30).to(tl.float32) - teacher_z
+        a = _load(student + columns, mask) - student_z
+        b = _load(teacher + columns, mask) - teacher_z
         if KIND == 0:
             first += tl.exp(b) * (b - a)
         if KIND == 1:
             first += tl.exp(a) * (a - b)
         if KIND == 2:
-            p, q = tl.exp(a), tl.exp(b)
+            p = tl.exp(a)
+            q = tl.exp(b)
             m = _log_mixture(p, q, ALPHA)
             first += p * (a - m)
             second += q * (b - m)
@@ -181,10 +184,8 @@ def _gradient_kernel(
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * TILE + tl.arange(0, TILE)
     mask = columns < width
-    x = tl.load(student + row * stride + columns, mask=mask, other=-1e30)
-    y = tl.load(teacher + row * teacher_stride + columns, mask=mask, other=-1e30)
-    a = x.to(tl.float32) - tl.load(student_lse + row)
-    b = y.to(tl.float32) - tl.load(teacher_lse + row)
+    a = _load(student + row * stride + columns, mask) - tl.load(student_lse + row)
+    b = _load(teacher + row * teacher_stride + columns, mask) - tl.load(teacher_lse + row)
     p = tl.exp(a)
     if KIND == 0:
         value = p - tl.exp(b)
@@ -195,6 +196,12 @@ def _gradient_kernel(
         value = (1.0 - ALPHA) * p * (a - m - tl.load(inner + row))
     value *= tl.load(weights + row)
     tl.store(grad + row * grad_stride + columns, value.to(grad.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _load(pointers, mask):
+    """float32 logits; so low that they count nothing where there are none."""
+    return tl.where(mask, tl.load(pointers, mask=mask, other=0.0).to(tl.float32), -1e30)
 
 
 @triton.jit

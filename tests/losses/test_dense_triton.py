@@ -1,6 +1,10 @@
 """The Triton kernels against the plain passes: on a GPU, or in Triton's interpreter (tests/conftest.py turns it on)."""
 
 import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -90,3 +94,11 @@ def test_columns_that_underflow_in_both_count_nothing(kernels: ModuleType, name:
     loss_C, grad_CV = module.full_divergence(*both, "jsd", 0.5, weights_C, lambda x: x)
     torch.testing.assert_close(loss_C, torch.zeros_like(loss_C), atol=1e-6, rtol=0.0)
     torch.testing.assert_close(grad_CV, torch.zeros_like(grad_CV), atol=1e-6, rtol=0.0)
+
+
+def test_kernels_compile_for_a_gpu(kernels: ModuleType, tmp_path: Path) -> None:
+    settings = {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
+    helper = Path(__file__).with_name("compile_kernels.py")
+    environment = {**os.environ, **settings}
+    done = subprocess.run([sys.executable, helper], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

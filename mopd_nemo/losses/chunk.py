@@ -16,7 +16,7 @@ from mopd_nemo.losses import dense
 from mopd_nemo.losses.objectives import Divergence, Objective, loss_on_support
 from mopd_nemo.losses.policy import importance_weights
 from mopd_nemo.losses.rows import HeadRows, LogitsRows
-from mopd_nemo.losses.signals import Look, entropy, signals
+from mopd_nemo.losses.signals import Look, entropy, signal_names, signals
 from mopd_nemo.losses.sources import Tokens, TopK
 from mopd_nemo.losses.vocab import Shard
 
@@ -41,6 +41,12 @@ class Problem:
         if self.topk is not None:
             return "given"
         return "full" if self.objective.k >= self.shard.size else self.objective.support
+
+    @property
+    def signal_names(self) -> list[str]:
+        """The signals that `chunk_loss` gives."""
+        sampler = self.tokens.sampler_logprobs_T is not None
+        return signal_names(self.teacher is not None, self.topk is not None, sampler) if self.watch else []
 
 
 def chunk_loss(

@@ -36,6 +36,16 @@ def entropy(chunk: Chunk) -> Tensor:
     return -chunk.mean_C if chunk.lse_C is None else chunk.lse_C - chunk.mean_C
 
 
+def signal_names(teacher_logits: bool, teacher_topk: bool, sampler: bool) -> list[str]:
+    """Which signals there are: the same on every rank, whether or not it has tokens."""
+    names = ["student/entropy", "student/topk_mass"]
+    if teacher_logits:
+        names += ["teacher/entropy", "teacher/topk_mass", "teacher/advantage"]
+    if teacher_logits or teacher_topk:
+        names.append("topk_overlap")
+    return [*names, "sampler/gap"] if sampler else names
+
+
 def signals(look: Look, tokens: Tokens) -> dict[str, Tensor]:
     """Per-token diagnostics; those that need what is not there, such as a teacher's logits, are left out.
 

@@ -138,9 +138,11 @@ class _Sweep:
                 parts.append((loss_C, signals))
             gradients = rows.finish()
         empty = torch.zeros(0, device=device)
-        loss_T = torch.cat([empty, *(loss_C for loss_C, _ in parts)]) if not parts else torch.cat([p[0] for p in parts])
-        names = parts[0][1] if parts else {}
-        return loss_T, {name: torch.cat([signals[name] for _, signals in parts]) for name in names}, gradients
+        loss_T = torch.cat([loss_C for loss_C, _ in parts] or [empty])
+        signals = {
+            name: torch.cat([signals[name] for _, signals in parts] or [empty]) for name in self.problem.signal_names
+        }
+        return loss_T, signals, gradients
 
 
 class _WeightedSum(torch.autograd.Function):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,7 +27,9 @@ from mopd_nemo.losses import (
     token_loss,
     token_weights,
 )
-from mopd_nemo.losses.context_parallel import response_rows, sum_over_ranks
+from mopd_nemo.losses.context_parallel import positions, response_rows, sum_over_ranks
+from mopd_nemo.losses.nemo import DivergenceLoss
+from mopd_nemo.losses.nemo.protocol import Groups
 
 T, H, V = 11, 6, 40
 OBJECTIVES: list[Objective] = [
@@ -211,3 +214,48 @@ def everything() -> None:
     for work in (vocab_parallel, teacher_topk_over_shards, no_tokens, tensor_and_context_parallel):
         work()
         dist.barrier()
+
+
+def nemo_over_ranks() -> None:
+    """NeMo-RL's logits loss with two ranks of the vocabulary, then with two ranks of the sequences."""
+    world = dist.group.WORLD
+    assert world is not None
+    rank, generator = dist.get_rank(), torch.Generator().manual_seed(0)
+    sequences, length, padded = 2, 7, 8
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    mask = torch.zeros(sequences, length)
+    mask[0, 2:7], mask[1, 1:4] = 1, 1
+    data = {
+        "input_ids": torch.randint(0, V, (sequences, length), generator=generator),
+        "token_mask": mask,
+        "sample_mask": torch.ones(sequences),
+        "teacher_hidden": normal(sequences, length, H),
+    }
+    logits, head = normal(sequences, padded, V), normal(V, H)
+    counts = (torch.tensor(2.0), torch.tensor(8.0))
+    columns, held = slice(rank * V // 2, (rank + 1) * V // 2), positions(padded, rank, 2)
+    cuts = [
+        (head[columns], Groups(tensor=world), (..., columns), 1),
+        (head, Groups(context=world), (slice(None), held), 2),
+    ]
+    for objective in (Divergence(k=7), Divergence("reverse_kl", support="full")):
+        whole_logits = logits.clone().requires_grad_()
+        whole_fn = DivergenceLoss(objective, teacher_head=lambda: head, groups=Groups, watch=5)
+        whole, whole_metrics = whole_fn(data, *counts, logits=whole_logits)
+        whole.backward()
+        for my_head, my_groups, mine, context_ranks in cuts:
+            local = logits[mine].clone().requires_grad_()
+            loss_fn = DivergenceLoss(
+                objective, teacher_head=partial(_same, my_head), groups=partial(_same, my_groups), watch=5
+            )
+            loss, metrics = loss_fn(data, *counts, logits=local)
+            (loss / context_ranks).backward()  # NeMo-RL divides by the context-parallel size
+            torch.testing.assert_close(metrics, whole_metrics)
+            torch.testing.assert_close(local.grad, whole_logits.grad[mine])
+
+
+def _same(value: object) -> object:
+    return value

@@ -197,6 +197,11 @@ def test_no_token_backpropagates_zero(form: str) -> None:
     for objective in (Divergence(k=7), Divergence(support="full"), LogLikelihood()):
         loss_T, grads = produced(objective, case, form, watch=5)
         assert loss_T.shape == (0,)
+        empty = token_loss(objective, Head(*case.student), case.tokens, Head(*case.teacher), watch=5).signals
+        some = Case.make(rows=2)
+        assert list(empty) == list(
+            token_loss(objective, Head(*some.student), some.tokens, Head(*some.teacher), watch=5).signals
+        )
         assert all(torch.equal(g, torch.zeros_like(g)) for g in grads)
 
 

@@ -278,10 +278,9 @@ def profile(size: str, names: list[str], arguments: argparse.Namespace) -> None:
 def device_name(device: str) -> str:
     if device == "cuda":
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-    models = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return f"CPU ({(models or ['unknown'])[0]}), {torch.get_num_threads()} threads ({clock_of(device).__name__}), torch {torch.__version__}"
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "CPU")
+    return f"{model}, {torch.get_num_threads()} threads ({clock_of(device).__name__}), torch {torch.__version__}"
 
 
 def main() -> None:

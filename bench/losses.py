@@ -30,7 +30,7 @@ from mopd_nemo.losses import Divergence, Head, Objective, Tokens, TopK, token_di
 
 SIZES = {
     "cuda": ["8192x2560x151936", "2048x2560x151936", "8192x1024x32768"],
-    "cpu": ["256x2560x151936", "1024x512x32768", "2048x128x8192"],
+    "cpu": ["2048x128x8192", "1024x512x32768", "256x2560x151936"],
 }
 FLOOR, PLAIN = "four matrix products", "PyTorch: JSD"
 

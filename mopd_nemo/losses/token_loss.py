@@ -160,9 +160,19 @@ class _WeightedSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor):  # type: ignore[override]
-        # In place, for the weight's gradient is large; a second backward pass is refused by autograd's version check.
-        grads = [None if g is None else g.mul_(grad).to(d) for g, d in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
+        found = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        grads = [None if g is None else _scaled(g, grad, dtype) for g, dtype in found]
         return None, None, None, None, *grads
+
+
+def _scaled(value: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """value·factor in one pass; in place where the type allows, for a head's gradient is large.
+
+    In place, autograd's version check then refuses a second backward pass.
+    """
+    if value.dtype == dtype:
+        return value.mul_(factor)
+    return torch.mul(value, factor, out=torch.empty_like(value, dtype=dtype))
 
 
 class _PerToken(torch.autograd.Function):

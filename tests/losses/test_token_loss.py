@@ -120,7 +120,7 @@ def test_equals_the_reference(objective: Objective, form: str) -> None:
     torch.testing.assert_close(produced(objective, case, form), expected(objective, case))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.sampled_from([*DIVERGENCES, *OTHERS]),
     st.sampled_from(FORMS),
@@ -148,7 +148,7 @@ def test_gradcheck(objective: Objective) -> None:
     assert torch.autograd.gradcheck(loss_T, [x.clone().requires_grad_() for x in case.student])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.integers(0, 1000),
     st.permutations(range(T)),

@@ -211,7 +211,8 @@ def tensor_and_context_parallel() -> None:
 
 
 def everything() -> None:
-    for work in (vocab_parallel, teacher_topk_over_shards, no_tokens, tensor_and_context_parallel):
+    works = [vocab_parallel, teacher_topk_over_shards, no_tokens, tensor_and_context_parallel]
+    for work in [*works, nemo_over_ranks] if dist.get_world_size() == 2 else works:
         work()
         dist.barrier()
 

@@ -1,4 +1,4 @@
-"""The loss objects as NeMo-RL v0.7.0 calls them, with data of the real shapes."""
+"""The loss objects as NeMo-RL v0.7.0 calls them, with data of the real shapes. Over ranks: test_parallel.py."""
 
 import enum
 import pickle
@@ -12,7 +12,6 @@ import torch
 from mopd_nemo.losses import Divergence, LogLikelihood, PolicyGradient, SampledReverseKL, token_divergence
 from mopd_nemo.losses.nemo import DivergenceLoss, LogprobLoss, PreferenceLoss, TopKDivergenceLoss
 from mopd_nemo.losses.nemo.protocol import Groups
-from tests.losses.ranks import nemo_over_ranks, spawn
 
 B, S, V, H = 4, 10, 30, 6
 PROMPTS, LENGTHS = [3, 1, 5, 2], [10, 7, 8, 2]
@@ -101,10 +100,6 @@ def test_micro_batches_add_up_and_packing_changes_nothing(batch: UserDict) -> No
         torch.testing.assert_close(sum(loss for loss, _ in parts), whole)
         for name, value in metrics.items():
             assert sum(part[name] for _, part in parts) == pytest.approx(value, rel=1e-4, abs=1e-6)
-
-
-def test_vocab_and_context_parallel() -> None:
-    spawn(2, nemo_over_ranks)
 
 
 def test_teacher_topk_input(batch: UserDict) -> None:

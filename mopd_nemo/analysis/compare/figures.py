@@ -31,11 +31,11 @@ def _curves(comparison: Comparison, metric: str, kind: str, title: str, unit: st
         points = setting.curve(metric, kind)
         steps = [step for step, _, _ in points]
         means = [scale * mean for _, mean, _ in points]
-        bounds = [[scale * (mean + sign * std) for _, mean, std in points] for sign in (-1, 1)]
+        low, high = ([scale * (mean + sign * std) for _, mean, std in points] for sign in (-1, 1))
         colour = COLOURS[number % len(COLOURS)]
         marker = MARKERS[number % len(MARKERS)] if kind == "evals" else None
         line = LINES[number // len(COLOURS) % len(LINES)]
         axes.plot(steps, means, line, color=colour, marker=marker, markersize=4, linewidth=1.5, label=setting.label)
-        axes.fill_between(steps, *bounds, color=colour, alpha=0.12, linewidth=0)
+        axes.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
     figure.legend(frameon=False, fontsize=8, ncols=3, loc="outside lower center")
     return figure

@@ -7,6 +7,7 @@ is an empty class; and before Python 3.12 `typing.TypedDict` becomes the one tha
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -23,6 +24,16 @@ import typing_extensions
 from torch.overrides import TorchFunctionMode
 
 SOURCE = "NEMO_RL_SOURCE"
+
+NEWER_MEGATRON = {
+    "megatron.core.dist_checkpointing.strategies.torch": ("get_async_strategy",),
+    "megatron.core.distributed.fsdp.mcore_fsdp_adapter": ("FullyShardedDataParallelV1", "FullyShardedDataParallelV2"),
+    "megatron.core.inference.engines.dynamic_engine": ("EngineState",),
+    "megatron.core.inference.utils": ("device_memory_summary",),
+    "megatron.core.resharding.refit": ("prepare_swap_model_weights",),
+    "megatron.core.transformer.enums": ("InferenceCudaGraphScope",),
+}
+"""What NeMo-RL's policy worker imports from a Megatron-Core newer than the one on PyPI, for other purposes than ours."""
 
 
 def nemo_rl_missing() -> str | None:
@@ -42,15 +53,40 @@ def prepare(*, megatron: bool = True) -> None:
         sys.path.insert(0, source)
     if sys.version_info < (3, 12):
         typing.TypedDict = typing_extensions.TypedDict  # pyrefly: ignore
+    if megatron and importlib.util.find_spec("megatron") is None:
+        raise RuntimeError("megatron-core is not installed")
     if megatron and not torch.cuda.is_available() and not any(isinstance(f, _Absent) for f in sys.meta_path):
         sys.meta_path.append(_Absent())
         _redirect_cuda()
+        for name, missing in NEWER_MEGATRON.items():
+            module = importlib.import_module(name)
+            for attribute in missing:
+                if not hasattr(module, attribute):
+                    setattr(module, attribute, type(attribute, (), {}))
+        _widen_packed_seq_params()
+
+
+def _widen_packed_seq_params() -> None:
+    """Newer ones count their tokens, for Mamba's sake, and NeMo-RL fills that in."""
+    from megatron.core import packed_seq_params
+
+    older: Any = packed_seq_params.PackedSeqParams
+    if "total_tokens" not in older.__dataclass_fields__:
+        packed_seq_params.PackedSeqParams = dataclasses.make_dataclass(
+            "PackedSeqParams", [("total_tokens", int | None, None)], bases=(older,)
+        )
 
 
 class _Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds, last of all finders, packages that need CUDA to exist."""
 
-    ROOTS = ("megatron.bridge", "megatron.training", "megatron.core.transformer.moe.moe_logging")
+    ROOTS = (
+        "megatron.bridge",
+        "megatron.training",
+        "megatron.core.inference.config",
+        "megatron.core.inference.shards",
+        "megatron.core.transformer.moe.moe_logging",
+    )
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
         if any(name == root or name.startswith(f"{root}.") for root in self.ROOTS):

@@ -109,8 +109,6 @@ def prepared(tp: int, pp: int, cp: int, packed: bool, sequence_parallel: bool) -
             "max_tokens_per_microbatch": 40,
         }
         (data,), order = data.shard_by_batch_size(1, batch_size=None, sequence_packing_args=packing)
-        # `order` undoes the packer's order; what follows needs that order itself.
-        order = sorted(range(len(order)), key=order.__getitem__)
     cfg = {
         "logprob_batch_size": 2,
         "dynamic_batching": {"enabled": False},

@@ -8,24 +8,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 from pydantic import PositiveFloat as Positive
 
+from mopd_nemo.config_nemo import NemoConfig, check_nemo
+from mopd_nemo.config_section import Section
+
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class Section(BaseModel):
-    """A block of the config: frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class ModelConfig(Section):
@@ -233,7 +222,7 @@ class TrainConfig(Section):
     keep_checkpoints: PositiveInt = 2
     """Older checkpoints are deleted."""
     tokens_per_micro_batch: PositiveInt = 16384
-    """Padded tokens that the local engine puts through a model at once."""
+    """Tokens that go through a model at once; for `engine: nemo`, on each data-parallel rank."""
 
 
 class EvalConfig(Section):
@@ -271,8 +260,8 @@ class Config(Section):
     """The one seed: data order, sampling, peer choice."""
     method: Literal["mopd"] = "mopd"
     """Training method."""
-    engine: Literal["local"] = "local"
-    """What runs the models: `local` is one process with torch and transformers."""
+    engine: Literal["local", "nemo"] = "local"
+    """What runs the models: `local` is one process with torch and transformers, `nemo` a cluster with NeMo-RL."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     rollout: RolloutConfig = RolloutConfig()
@@ -284,6 +273,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     logging: LoggingConfig = LoggingConfig()
+    nemo: NemoConfig = NemoConfig()
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -297,4 +287,6 @@ class Config(Section):
                 f"peers.max_context_tokens={self.peers.max_context_tokens} leaves no room for peers beside prompts of "
                 f"up to data.max_prompt_tokens={self.data.max_prompt_tokens}: raise the first or lower the second"
             )
+        if self.engine == "nemo":
+            check_nemo(self)
         return self

@@ -82,6 +82,32 @@ def report(run_dir: Annotated[Path, typer.Argument(help="Run directory.")]) -> N
 
 
 @app.command()
+def sweep(
+    config: ConfigFile,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory of the sweep; one run directory each.")],
+    overrides: Overrides = None,
+) -> None:
+    """Train every combination of some settings, one after the other, then compare. Goes on where it was stopped.
+
+    mopd sweep --config configs/quickstart.yaml --output runs/methods method=mopd,sdpo,grpo seed=0,1,2
+    """
+    from mopd_nemo.commands.sweep import run_sweep
+
+    raise typer.Exit(run_sweep(config, overrides or [], output))
+
+
+@app.command()
+def compare(
+    run_dirs: Annotated[list[Path], typer.Argument(help="Run directories.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the comparison.")] = Path("comparison"),
+) -> None:
+    """Compare runs: mean and spread over seeds, intervals by problem, time per phase, curves."""
+    from mopd_nemo.commands.compare import compare_runs
+
+    compare_runs(run_dirs, output)
+
+
+@app.command()
 def doctor() -> None:
     """Say what is installed and usable on this machine."""
     from mopd_nemo.commands.doctor import print_findings

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 from pydantic import PositiveFloat as Positive
 
+from mopd_nemo.config_methods import METHODS, check_method
 from mopd_nemo.config_nemo import NemoConfig, check_nemo
 from mopd_nemo.config_section import Section
 
@@ -58,6 +59,9 @@ class RolloutConfig(Section):
     """A response that reaches it is cut and marked unfinished."""
     temperature: Positive = 1.0
     """Sampling temperature. Student and teacher distributions in the loss are at temperature 1."""
+    importance_clip: Positive | None = 2.0
+    """Token losses are weighted by min(P(y) / the sampler's P(y), this), which makes up for a sampler that is not quite
+    the trainer. Nothing: no weights."""
     batch_size: PositiveInt = 256
     """Sequences decoded at once by the local engine."""
 
@@ -151,8 +155,10 @@ class PeersConfig(Section):
 class TeacherConfig(Section):
     """Whose distribution the student follows."""
 
-    kind: Literal["live", "ema", "frozen", "external"] = "ema"
-    """`live`: the student itself; `ema`: a moving average of it; `frozen`: its initial weights; `external`: `path`."""
+    kind: Literal["live", "ema", "frozen", "external", "none"] = "ema"
+    """`live`: the student itself; `ema`: a moving average of it; `frozen`: its initial weights; `external`: `path`;
+    `none`: no teacher. Default: `ema` for mopd and sdpo, `external` for opd and gkd, `frozen` for dpo (its reference
+    model), else `none`."""
     ema_rate: Fraction = 0.05
     """After each step: teacher ← (1 - rate)·teacher + rate·student. The average is kept in float32."""
     path: str | None = None
@@ -183,8 +189,6 @@ class DivergenceConfig(Section):
     """Size of a top-k support; a smaller vocabulary is taken whole."""
     tail: bool = True
     """Count the probability outside the top-k as one more token. False renormalises inside the top-k."""
-    aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
-    """`token_mean`: mean over all response tokens of the step; `sequence_mean`: mean over responses of their means."""
 
     @model_validator(mode="after")
     def _check_sampled(self) -> Self:
@@ -195,8 +199,44 @@ class DivergenceConfig(Section):
         return self
 
 
+class PolicyGradientConfig(Section):
+    """Clipped policy gradient on group-relative advantages: grpo's objective, and an extra term for mopd."""
+
+    weight: NonNegativeFloat = 0.0
+    """For mopd: the step's loss is divergence + weight · policy gradient. 0: distillation alone."""
+    clip_low: Fraction = 0.2
+    """Ratios below 1 - clip_low are clipped. Bites only from the second update of a step on."""
+    clip_high: NonNegativeFloat = 0.28
+    """Ratios above 1 + clip_high are clipped."""
+    divide_by_std: bool = False
+    """Divide each group's advantages by their standard deviation."""
+
+
+class DpoConfig(Section):
+    """Direct preference optimisation on pairs of a success and a failure of one group."""
+
+    beta: Positive = 0.1
+    """Strength of the pull towards the reference model."""
+
+
+class SimpoConfig(Section):
+    """Reference-free preference optimisation on the same pairs as dpo."""
+
+    beta: Positive = 2.0
+    """Scale of the mean log-probabilities."""
+    margin: NonNegativeFloat = 1.0
+    """γ: by how much the success should lead."""
+
+
+class GkdConfig(Section):
+    """Offline distillation: the student is fitted to completions that the teacher wrote."""
+
+    completions: str | None = None
+    """Directory that keeps the teacher's completions, reused by every run that names it. Default: in the run's."""
+
+
 class OptimizerConfig(Section):
-    """AdamW with linear warm-up and a constant rate; one update per step."""
+    """AdamW with linear warm-up and a constant rate."""
 
     learning_rate: Positive = 1e-5
     """Rate after warm-up."""
@@ -221,6 +261,11 @@ class TrainConfig(Section):
     """Save every so many steps, and at the end and when interrupted."""
     keep_checkpoints: PositiveInt = 2
     """Older checkpoints are deleted."""
+    num_updates_per_step: PositiveInt = 1
+    """The rows of a step are cut into so many mini-batches, one optimiser update each."""
+    aggregation: Literal["token_mean", "sequence_mean", "step_mean"] = "token_mean"
+    """`token_mean`: mean over all response tokens of an update; `sequence_mean`: mean over responses of their means;
+    `step_mean`: mean over reasoning steps, which end at blank lines, of their means."""
     tokens_per_micro_batch: PositiveInt = 16384
     """Tokens that go through a model at once; for `engine: nemo`, on each data-parallel rank."""
 
@@ -258,8 +303,8 @@ class Config(Section):
     """Run directory. Default: `runs/<name>-<date>-<time>`."""
     seed: NonNegativeInt = 0
     """The one seed: data order, sampling, peer choice."""
-    method: Literal["mopd"] = "mopd"
-    """Training method."""
+    method: Literal["mopd", "sdpo", "opd", "gkd", "grpo", "dpo", "simpo", "verified_sft"] = "mopd"
+    """Training method: the only difference between two runs that compare methods."""
     engine: Literal["local", "nemo"] = "local"
     """What runs the models: `local` is one process with torch and transformers, `nemo` a cluster with NeMo-RL."""
     model: ModelConfig = ModelConfig()
@@ -269,20 +314,38 @@ class Config(Section):
     peers: PeersConfig = PeersConfig()
     teacher: TeacherConfig = TeacherConfig()
     divergence: DivergenceConfig = DivergenceConfig()
+    policy_gradient: PolicyGradientConfig = PolicyGradientConfig()
+    dpo: DpoConfig = DpoConfig()
+    simpo: SimpoConfig = SimpoConfig()
+    gkd: GkdConfig = GkdConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     logging: LoggingConfig = LoggingConfig()
     nemo: NemoConfig = NemoConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_teacher(cls, values: Any) -> Any:
+        """A method's own default kind of teacher, where none is named."""
+        if not isinstance(values, dict) or values.get("method", "mopd") not in METHODS:
+            return values
+        teacher = values.get("teacher", {})
+        if not isinstance(teacher, dict) or "kind" in teacher:
+            return values
+        kind = METHODS[values.get("method", "mopd")].teachers[0]
+        return {**values, "teacher": {**teacher, "kind": kind}}
+
     @model_validator(mode="after")
     def _check_together(self) -> Self:
+        check_method(self)
         if self.peers.when_no_success == "plain" and self.teacher.kind == "live":
             raise ValueError(
                 "peers.when_no_success=plain with teacher.kind=live compares the student with itself, a zero loss: "
                 "set peers.when_no_success=skip, or another teacher.kind"
             )
-        if self.peers.max_context_tokens <= self.data.max_prompt_tokens:
+        reads_peers = self.method in ("mopd", "sdpo")
+        if reads_peers and self.peers.max_context_tokens <= self.data.max_prompt_tokens:
             raise ValueError(
                 f"peers.max_context_tokens={self.peers.max_context_tokens} leaves no room for peers beside prompts of "
                 f"up to data.max_prompt_tokens={self.data.max_prompt_tokens}: raise the first or lower the second"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from rich.console import Console
 
@@ -18,13 +19,14 @@ from mopd_nemo.methods import make_method
 from mopd_nemo.peers.groups import is_success
 from mopd_nemo.peers.statistics import group_metrics
 from mopd_nemo.run.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
+from mopd_nemo.run.completions import CompletionStore
 from mopd_nemo.run.directory import RunDirectory, append_row, read_rows, write_rows
 from mopd_nemo.run.display import Display
 from mopd_nemo.run.interrupt import Interrupt
 from mopd_nemo.run.phases import PhaseTimer
 from mopd_nemo.run.records import rollout_records
 from mopd_nemo.run.trackers import Tracker, check_trackers, make_trackers
-from mopd_nemo.types import Problem, RolloutGroup
+from mopd_nemo.types import Problem, Rollout, RolloutGroup
 from mopd_nemo.verifiers import verify_rollouts
 
 
@@ -49,6 +51,7 @@ class Trainer:
         self.engine = make_engine(config)
         _check_prompts([*self.problems, *self.eval_problems], self.engine.chat, config.data.max_prompt_tokens)
         self.method = make_method(config, self.engine.chat)
+        self.completions = _completion_store(config, run) if self.method.writer == "teacher" else None
         self.step = 0
         self.saved_step = -1
         self.evaluated_steps: set[int] = set()
@@ -114,28 +117,20 @@ class Trainer:
         config, engine, display = self.config, self.engine, self.display
         timer = PhaseTimer(display.phase)
         problems = problems_of_step(self.problems, step, config.rollout.num_prompts_per_step, config.seed)
-        prompts = [engine.chat.prompt_ids(problem.messages) for problem in problems]
-        sampling = Sampling(config.rollout.max_response_tokens, config.rollout.temperature)
         with timer("generate"):
-            samples = engine.generate(
-                prompts,
-                config.rollout.num_rollouts_per_prompt,
-                sampling,
-                f"train/{config.seed}/{step}",
-                display.progress,
-            )
+            samples = self._respond(problems, step)
         with timer("reward"):
             verdicts = [verify_rollouts(p, rollouts) for p, rollouts in zip(problems, samples, strict=True)]
         with timer("context"):
             groups = [
-                RolloutGroup(problem, prompt, tuple(rollouts), verdict)
-                for problem, prompt, rollouts, verdict in zip(problems, prompts, samples, verdicts, strict=True)
+                RolloutGroup(problem, engine.chat.prompt_ids(problem.messages), tuple(rollouts), verdict)
+                for problem, rollouts, verdict in zip(problems, samples, verdicts, strict=True)
             ]
             lesson = self.method.build(groups, step)
         with timer("score"):
             targets = engine.score(lesson.rows, display.progress)
         with timer("update"):
-            learned = engine.update(lesson.rows, targets, self._learning_rate(step), display.progress)
+            learned = engine.update(lesson, targets, self._learning_rate(step), display.progress)
             engine.update_teacher()
         display.phase("recording")
         if config.logging.save_rollouts_every and step % config.logging.save_rollouts_every == 0:
@@ -148,6 +143,23 @@ class Trainer:
             sum(len(r.response_ids) for g in groups for r in g.rollouts) / metrics["seconds/step"]
         )
         self._record(metrics)
+
+    def _respond(self, problems: list[Problem], step: int) -> list[list[Rollout]]:
+        """The responses of a step: the student's new ones, or the teacher's kept ones."""
+        rollout = self.config.rollout
+        sampling = Sampling(rollout.max_response_tokens, rollout.temperature)
+
+        def write(some: list[Problem]) -> list[list[Rollout]]:
+            return self.engine.generate(
+                [self.engine.chat.prompt_ids(problem.messages) for problem in some],
+                rollout.num_rollouts_per_prompt,
+                sampling,
+                f"train/{self.config.seed}/{step}",
+                self.display.progress,
+                writer=self.method.writer,
+            )
+
+        return self.completions.respond(problems, write) if self.completions else write(problems)
 
     def _evaluate(self) -> None:
         timer = PhaseTimer()
@@ -201,6 +213,18 @@ class Trainer:
 
     def _announce_stop(self) -> None:
         self.display.notice("Stopping after this step; a checkpoint will be saved. Ctrl-C again stops at once.")
+
+
+def _completion_store(config: Config, run: RunDirectory) -> CompletionStore:
+    directory = Path(config.gkd.completions) if config.gkd.completions else run.path / "completions"
+    rollout = config.rollout
+    writer = {
+        "teacher.path": config.teacher.path,
+        "rollout.num_rollouts_per_prompt": rollout.num_rollouts_per_prompt,
+        "rollout.max_response_tokens": rollout.max_response_tokens,
+        "rollout.temperature": rollout.temperature,
+    }
+    return CompletionStore(directory, writer)
 
 
 def _check_prompts(problems: list[Problem], chat: Chat, max_tokens: int) -> None:

@@ -51,7 +51,7 @@ class Rollout:
     finished: bool
     """False when the response was cut at the token limit."""
     logprobs: tuple[float, ...]
-    """Log-probability (nats) of each sampled token under the distribution it was sampled from."""
+    """Log-probability (nats) of each sampled token under the distribution it was sampled from; empty when unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +95,9 @@ class TrainRow:
     """Index of the rollout within its group."""
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
-    teacher_prompt_ids: tuple[int, ...]
     sampled_logprobs: tuple[float, ...]
-    """Of the response ids, as the sampler gave them."""
+    """Of the response ids, as the sampler gave them; empty when unknown."""
+    teacher_prompt_ids: tuple[int, ...] | None = None
+    """None: no teacher scores this row."""
+    advantage: float = 0.0
+    """Of the whole response, for policy gradients."""

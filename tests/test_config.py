@@ -34,7 +34,7 @@ def test_dump_reads_back_to_the_same_config(tmp_path: Path) -> None:
         ("", ["peers.sucesses=1"], r"unknown key peers.sucesses; did you mean peers.successes\?"),
         ("", ["colour=red"], "unknown key colour; known here: name, run_dir"),
         ("seed: -1", [], "seed=-1: input should be greater than or equal to 0"),
-        ("teacher: {kind: best}", [], "teacher.kind='best': input should be 'live', 'ema', 'frozen' or 'external'"),
+        ("teacher: {kind: best}", [], "teacher.kind='best': input should be 'live', 'ema', 'frozen', 'external' or"),
         ("", ["teacher.kind=external"], "teacher.kind=external needs teacher.path"),
         ("", ["teacher.path=x"], "teacher.path='x' is unused by teacher.kind=ema"),
         ("", ["divergence.support=sampled"], "set divergence.kind=reverse_kl"),
@@ -43,6 +43,20 @@ def test_dump_reads_back_to_the_same_config(tmp_path: Path) -> None:
         ("", ["peers.templates.failure=oops"], r"peers.templates.failure='oops': write \{text\} exactly once"),
         ("", ["peers.max_context_tokens=100"], "raise the first or lower the second"),
         ("", ["teacher.kind=live", "peers.when_no_success=plain"], "zero loss"),
+        ("method: grpo", ["teacher.kind=ema"], "teacher.kind=ema does not go with method=grpo: it works with none"),
+        (
+            "method: sdpo",
+            ["peers.failures=2"],
+            "peers.failures=2 is unused by method=sdpo: remove it, or .*method=mopd",
+        ),
+        ("method: grpo", ["divergence.k=20"], "divergence.k=20 is unused by method=grpo"),
+        ("method: grpo", ["policy_gradient.weight=2"], "policy_gradient.weight=2.0 is unused by method=grpo"),
+        ("", ["policy_gradient.clip_low=0.1"], "or mix in the reward with policy_gradient.weight"),
+        ("", ["dpo.beta=0.2"], "dpo.beta=0.2 is unused by method=mopd: remove it, or choose method=dpo"),
+        ("method: simpo", ["rollout.importance_clip=3"], "rollout.importance_clip=3.0 is unused by method=simpo"),
+        ("method: opd", [], "teacher.kind=external needs teacher.path"),
+        ("method: gkd", ["teacher.kind=frozen"], "it works with external"),
+        ("", ["teacher.kind=frozen", "teacher.ema_rate=0.5"], "teacher.ema_rate=0.5 is unused by teacher.kind=frozen"),
         ("", ["seed"], "override 'seed': write it as key=value"),
         ("a: [", [], "not valid YAML"),
         ("- 1", [], "must hold a mapping"),
@@ -70,3 +84,13 @@ def test_defaults_are_the_paper_s() -> None:
     assert (config.peers.successes, config.peers.failures) == (2, 1)
     assert (config.divergence.kind, config.divergence.alpha, config.divergence.k) == ("jsd", 0.5, 100)
     assert config.optimizer.warmup_steps == 10
+
+
+def test_each_method_has_its_own_default_teacher() -> None:
+    kinds = {method: load_config(QUICKSTART, [f"method={method}"]).teacher.kind for method in ("mopd", "sdpo", "dpo")}
+    assert kinds == {"mopd": "ema", "sdpo": "ema", "dpo": "frozen"}
+    assert load_config(QUICKSTART, ["method=grpo"]).teacher.kind == "none"
+
+
+def test_budgets_may_stand_in_a_file_that_methods_share() -> None:
+    assert load_config(QUICKSTART, ["method=grpo"]).peers.max_context_tokens == 1024

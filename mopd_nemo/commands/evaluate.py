@@ -23,7 +23,7 @@ def run_evaluation(config_file: Path, overrides: Sequence[str], checkpoint: Path
             f"--checkpoint {checkpoint}: no config.json in it; name a directory like RUN_DIR/checkpoints/step_000040"
         )
     model = config.model.model_copy(update={"path": str(checkpoint)} if checkpoint else {})
-    config = config.model_copy(update={"model": model, "teacher": TeacherConfig(kind="live")})
+    config = config.model_copy(update={"model": model, "teacher": TeacherConfig(kind="none")})
 
     from mopd_nemo.data import load_problems
     from mopd_nemo.engines import make_engine

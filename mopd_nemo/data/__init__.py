@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from mopd_nemo.config import Config
 from mopd_nemo.data.arithmetic import SIZES, make_problems
 from mopd_nemo.data.jsonl import read_problems
-from mopd_nemo.types import Problem
+from mopd_nemo.types import Message, Problem
 
 
 def load_problems(config: Config, split: Literal["train", "eval"]) -> list[Problem]:
@@ -19,6 +20,12 @@ def load_problems(config: Config, split: Literal["train", "eval"]) -> list[Probl
     source = config.data.train if split == "train" else config.data.eval
     limit = config.data.num_train if split == "train" else config.data.num_eval
     if source == "arithmetic":
-        return make_problems(split, min(limit or SIZES[split], SIZES[split]))
-    problems = read_problems(source, key=f"data.{split}")
-    return problems[:limit]
+        problems = make_problems(split, min(limit or SIZES[split], SIZES[split]))
+    else:
+        problems = read_problems(source, key=f"data.{split}")[:limit]
+    return [_with_suffix(problem, config.data.prompt_suffix) for problem in problems]
+
+
+def _with_suffix(problem: Problem, suffix: str) -> Problem:
+    *before, user = problem.messages
+    return replace(problem, messages=(*before, Message(role="user", content=user["content"] + suffix)))

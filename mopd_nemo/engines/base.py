@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from mopd_nemo.chat import Chat
+from mopd_nemo.lesson import Lesson
 from mopd_nemo.types import Rollout, TrainRow
 
 Progress = Callable[[float], None]
@@ -35,22 +36,27 @@ class Engine(Protocol):
         sampling: Sampling,
         seed: str,
         on_progress: Progress | None = None,
+        writer: Literal["student", "teacher"] = "student",
     ) -> list[list[Rollout]]:
-        """`num_samples` responses of the student for each prompt, in order; the same seed gives the same ones."""
+        """`num_samples` responses for each prompt, in order; the same seed gives the same ones."""
         ...
 
     def score(self, rows: Sequence[TrainRow], on_progress: Progress | None = None) -> Any:
-        """Teacher targets of every response token, in a form that only this engine's `update` reads."""
+        """Teacher targets of the rows that have a teacher prompt, in a form that only this engine's `update` reads."""
         ...
 
     def update(
         self,
-        rows: Sequence[TrainRow],
+        lesson: Lesson,
         targets: Any,
         learning_rate: float,
         on_progress: Progress | None = None,
     ) -> dict[str, float]:
-        """One optimiser step on the divergence to `targets`; returns metrics. No rows: no step."""
+        """`train.num_updates_per_step` optimiser updates on the lesson; returns metrics. No parts: no update.
+
+        Args:
+            targets: what `score` gave for the lesson's rows.
+        """
         ...
 
     def update_teacher(self) -> None:

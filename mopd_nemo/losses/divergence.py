@@ -46,8 +46,7 @@ def token_divergence(
         return _divergence(student_TV, teacher_TV, kind, alpha)
     chooser_TV = student_TV.detach() if support == "student_topk" else teacher_TV
     ids_TK = chooser_TV.topk(k, dim=-1).indices
-    finish = _with_tail if tail else _renormalised
-    return _divergence(finish(student_TV.gather(-1, ids_TK)), finish(teacher_TV.gather(-1, ids_TK)), kind, alpha)
+    return support_divergence(student_TV.gather(-1, ids_TK), teacher_TV.gather(-1, ids_TK), kind, alpha, tail)
 
 
 def sampled_reverse_kl(student_logits_TV: Tensor, teacher_logits_TV: Tensor, sampled_ids_T: Tensor) -> Tensor:
@@ -63,6 +62,12 @@ def sampled_reverse_kl(student_logits_TV: Tensor, teacher_logits_TV: Tensor, sam
     student_T = _log_softmax(student_logits_TV).gather(-1, index_T1).squeeze(-1)
     teacher_T = _log_softmax(teacher_logits_TV.detach()).gather(-1, index_T1).squeeze(-1)
     return (student_T - teacher_T).detach() * student_T
+
+
+def support_divergence(student_TK: Tensor, teacher_TK: Tensor, kind: Kind, alpha: float, tail: bool) -> Tensor:
+    """loss_T from the log-probabilities that student and teacher give to the K tokens of a support."""
+    finish = _with_tail if tail else _renormalised
+    return _divergence(finish(student_TK), finish(teacher_TK), kind, alpha)
 
 
 def _divergence(student_TK: Tensor, teacher_TK: Tensor, kind: Kind, alpha: float) -> Tensor:

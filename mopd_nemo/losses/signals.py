@@ -1,20 +1,38 @@
-"""What to watch while distilling: entropies, top-k mass and overlap, and the sampler's agreement with the trainer."""
+"""What to watch while distilling: entropies, top-k mass and overlap, and the sampler's agreement with the trainer.
+
+Shape suffixes: C tokens, K tokens of a top-k, N chosen tokens, D distributions: student and, with logits, teacher.
+"""
 
 from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
+
 from torch import Tensor
 
+from mopd_nemo.losses.sources import Tokens
 
-@torch.no_grad()
-def token_signals(
-    student_logits_TV: Tensor,
-    teacher_logits_TV: Tensor,
-    sampled_ids_T: Tensor,
-    sampled_logprobs_T: Tensor,
-    k: int,
-) -> dict[str, Tensor]:
-    """Per-token diagnostics, each of shape T.
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one pass over a chunk's logits has found.
+
+    Attributes:
+        lse_DC: log-partitions.
+        mean_DC: expected logits, where signals are wanted.
+        ids: chosen token ids by name: `support`, `sampled`, `student_top`, `teacher_top`.
+        logprobs_DCN: their log-probabilities; `teacher_top` has none.
+        given_CK: the teacher's log-probabilities of the support, where it has no logits.
+    """
+
+    lse_DC: Tensor
+    mean_DC: Tensor | None
+    ids: dict[str, Tensor]
+    logprobs_DCN: dict[str, Tensor]
+    given_CK: Tensor | None
+
+
+def signals(look: Look, tokens: Tokens) -> dict[str, Tensor]:
+    """Per-token diagnostics; those that need what is not there, such as a teacher's logits, are left out.
 
     `student/entropy`, `teacher/entropy`: nats.
     `student/topk_mass`: P's mass on its own k likeliest tokens; `teacher/topk_mass`: Q's mass on the same tokens.
@@ -22,21 +40,18 @@ def token_signals(
     `teacher/advantage`: log Q(y_t) - log P(y_t) of the sampled token; negative where the teacher disagrees.
     `sampler/gap`: |log P(y_t) - sampler's log-probability|; only rounding when sampling at temperature 1.
     """
-    student_TV = student_logits_TV.float().log_softmax(-1)
-    teacher_TV = teacher_logits_TV.float().log_softmax(-1)
-    k = min(k, student_TV.shape[-1])
-    student_ids_TK = student_TV.topk(k, dim=-1).indices
-    in_teacher_TV = torch.zeros_like(student_TV, dtype=torch.bool)
-    in_teacher_TV.scatter_(-1, teacher_TV.topk(k, dim=-1).indices, True)
-    sampled_T1 = sampled_ids_T.unsqueeze(-1)
-    student_T = student_TV.gather(-1, sampled_T1).squeeze(-1)
-    teacher_T = teacher_TV.gather(-1, sampled_T1).squeeze(-1)
-    return {
-        "student/entropy": -(student_TV.exp() * student_TV).sum(-1),
-        "teacher/entropy": -(teacher_TV.exp() * teacher_TV).sum(-1),
-        "student/topk_mass": student_TV.gather(-1, student_ids_TK).exp().sum(-1),
-        "teacher/topk_mass": teacher_TV.gather(-1, student_ids_TK).exp().sum(-1),
-        "topk_overlap": in_teacher_TV.gather(-1, student_ids_TK).float().mean(-1),
-        "teacher/advantage": teacher_T - student_T,
-        "sampler/gap": (student_T - sampled_logprobs_T).abs(),
-    }
+    assert look.mean_DC is not None
+    entropy_DC = look.lse_DC - look.mean_DC
+    mass_DC = look.logprobs_DCN["student_top"].exp().sum(-1)
+    sampled_DC = look.logprobs_DCN["sampled"].squeeze(-1)
+    found = {"student/entropy": entropy_DC[0], "student/topk_mass": mass_DC[0]}
+    if len(entropy_DC) == 2:
+        found["teacher/entropy"] = entropy_DC[1]
+        found["teacher/topk_mass"] = mass_DC[1]
+        found["teacher/advantage"] = sampled_DC[1] - sampled_DC[0]
+    if "teacher_top" in look.ids:
+        shared_CKK = look.ids["student_top"][:, :, None] == look.ids["teacher_top"][:, None, :]
+        found["topk_overlap"] = shared_CKK.any(-1).float().mean(-1)
+    if tokens.sampler_logprobs_T is not None:
+        found["sampler/gap"] = (sampled_DC[0] - tokens.sampler_logprobs_T).abs()
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mopd_nemo.chat import Chat
@@ -32,6 +33,19 @@ def is_success(verdict: Verdict, threshold: float) -> bool:
 def is_failure(verdict: Verdict, threshold: float) -> bool:
     """Eq. 3. A verifier error is neither a success nor a failure."""
     return verdict.outcome is not Outcome.VERIFIER_ERROR and verdict.reward < threshold
+
+
+def judged(group: RolloutGroup) -> list[int]:
+    """Indices of the rollouts that the verifier could judge."""
+    return [i for i, verdict in enumerate(group.verdicts) if verdict.outcome is not Outcome.VERIFIER_ERROR]
+
+
+def distinct(group: RolloutGroup, indices: Sequence[int]) -> list[int]:
+    """Of some rollouts, the first of each response."""
+    first: dict[tuple[int, ...], int] = {}
+    for index in indices:
+        first.setdefault(group.rollouts[index].response_ids, index)
+    return list(first.values())
 
 
 def candidates(group: RolloutGroup, chat: Chat, peers: PeersConfig, threshold: float) -> Candidates:

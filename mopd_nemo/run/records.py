@@ -7,13 +7,14 @@ from typing import Any
 
 from mopd_nemo.chat import Chat
 from mopd_nemo.peers.contexts import PeerContext
+from mopd_nemo.peers.select import Selection
 from mopd_nemo.types import RolloutGroup
 
 
 def rollout_records(
     step: int, groups: Sequence[RolloutGroup], contexts: Sequence[Sequence[PeerContext]] | None, chat: Chat
 ) -> Iterator[dict[str, Any]]:
-    """One row per rollout. `contexts` is None for evaluation samples, which no teacher reads."""
+    """One row per rollout. `contexts` is None when no teacher reads anything."""
     for g, group in enumerate(groups):
         prompt = chat.decode(group.prompt_ids, skip_special_tokens=False)
         for r, (rollout, verdict) in enumerate(zip(group.rollouts, group.verdicts, strict=True)):
@@ -32,9 +33,9 @@ def rollout_records(
                 "feedback": verdict.feedback,
                 "details": verdict.details,
             }
-            if contexts is not None:
-                row |= _teacher_view(contexts[g][r], groups, chat)
-            yield row
+            yield row | _teacher_view(
+                contexts[g][r] if contexts is not None else PeerContext(Selection(), None), groups, chat
+            )
 
 
 def _teacher_view(context: PeerContext, groups: Sequence[RolloutGroup], chat: Chat) -> dict[str, Any]:

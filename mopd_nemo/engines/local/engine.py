@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from mopd_nemo.chat import Chat
 from mopd_nemo.config import Config
 from mopd_nemo.engines.base import Progress, Sampling
 from mopd_nemo.engines.local.batching import micro_batches
+from mopd_nemo.engines.local.learner import Learner
 from mopd_nemo.engines.local.model import (
     DTYPES,
     LanguageModel,
@@ -22,8 +24,8 @@ from mopd_nemo.engines.local.model import (
 )
 from mopd_nemo.engines.local.sampler import sample
 from mopd_nemo.engines.local.teacher import Teacher, load_weights
-from mopd_nemo.engines.local.update import Learner
 from mopd_nemo.errors import UserError
+from mopd_nemo.lesson import Lesson
 from mopd_nemo.types import Rollout, TrainRow
 
 
@@ -40,7 +42,7 @@ class LocalEngine:
         self.student = load_model(path, key="model.path", dtype=dtype, weights=torch.float32, device=device)
         self.teacher = Teacher(self.student, config)
         self._check_lengths()
-        self._learner = Learner(self.student, config)
+        self._learner = Learner(self.student, self.teacher.model, config, piece=lambda token: self.chat.decode([token]))
         self._eos_ids = _end_ids(self.student, self.chat)
 
     def generate(
@@ -50,9 +52,12 @@ class LocalEngine:
         sampling: Sampling,
         seed: str,
         on_progress: Progress | None = None,
+        writer: Literal["student", "teacher"] = "student",
     ) -> list[list[Rollout]]:
+        model = self.student if writer == "student" else self.teacher.model
+        assert model is not None
         sequences = sample(
-            self.student,
+            model,
             prompts,
             num_samples,
             sampling,
@@ -68,36 +73,37 @@ class LocalEngine:
         return [rollouts[i : i + num_samples] for i in range(0, len(rollouts), num_samples)]
 
     @torch.no_grad()
-    def score(self, rows: Sequence[TrainRow], on_progress: Progress | None = None) -> list[Tensor]:
-        """Per row, the teacher's hidden states that predict its response: [response tokens, hidden size].
+    def score(self, rows: Sequence[TrainRow], on_progress: Progress | None = None) -> list[Tensor | None]:
+        """Per row with a teacher prompt, the teacher's hidden states that predict its response: [response tokens, H].
 
         The teacher's head is applied in `update`, chunk by chunk, where the student's own top-k is known: the same
         work, without [tokens, vocabulary] ever being kept.
         """
-        teacher = self.teacher.model
-        hidden: list[Tensor] = [torch.empty(0)] * len(rows)
-        lengths = [len(row.teacher_prompt_ids) + len(row.response_ids) for row in rows]
+        hidden: list[Tensor | None] = [None] * len(rows)
+        taught = [(i, row.teacher_prompt_ids) for i, row in enumerate(rows) if row.teacher_prompt_ids is not None]
+        lengths = [len(prompt) + len(rows[i].response_ids) for i, prompt in taught]
         done = 0
         for batch in micro_batches(lengths, self._config.train.tokens_per_micro_batch):
-            prompts = [rows[i].teacher_prompt_ids for i in batch]
-            responses = [rows[i].response_ids for i in batch]
-            with teacher.computing():
-                hidden_TH = teacher.response_hidden_TH(prompts, responses)
-            for i, part in zip(batch, hidden_TH.split([len(r) for r in responses]), strict=True):
-                hidden[i] = part
+            prompts = [taught[position][1] for position in batch]
+            responses = [rows[taught[position][0]].response_ids for position in batch]
+            assert self.teacher.model is not None
+            with self.teacher.model.computing():
+                hidden_TH = self.teacher.model.response_hidden_TH(prompts, responses)
+            for position, part in zip(batch, hidden_TH.split([len(r) for r in responses]), strict=True):
+                hidden[taught[position][0]] = part
             done += len(batch)
             if on_progress:
-                on_progress(done / len(rows))
+                on_progress(done / len(taught))
         return hidden
 
     def update(
         self,
-        rows: Sequence[TrainRow],
-        targets: list[Tensor],
+        lesson: Lesson,
+        targets: Sequence[Tensor | None],
         learning_rate: float,
         on_progress: Progress | None = None,
     ) -> dict[str, float]:
-        return self._learner.step(rows, targets, self.teacher.model.head, learning_rate, on_progress)
+        return self._learner.step(lesson, targets, learning_rate, on_progress)
 
     def update_teacher(self) -> None:
         self.teacher.follow(self.student)
@@ -117,10 +123,17 @@ class LocalEngine:
     def _check_lengths(self) -> None:
         config = self._config
         response = config.rollout.max_response_tokens
+        reads_peers = config.method in ("mopd", "sdpo")
         for model, model_key, prompt_key, prompt in (
             (self.student, "model.path", "data.max_prompt_tokens", config.data.max_prompt_tokens),
-            (self.teacher.model, "the teacher", "peers.max_context_tokens", config.peers.max_context_tokens),
+            (self.teacher.model, "the teacher", "data.max_prompt_tokens", config.data.max_prompt_tokens),
+            *(
+                [(self.teacher.model, "the teacher", "peers.max_context_tokens", config.peers.max_context_tokens)]
+                * reads_peers
+            ),
         ):
+            if model is None:
+                continue
             limit = getattr(model.module.config, "max_position_embeddings", None)
             if limit is not None and prompt + response > limit:
                 raise UserError(

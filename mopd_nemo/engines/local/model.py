@@ -34,7 +34,7 @@ class LanguageModel:
         self.module = module.eval()  # no dropout: a live teacher must be the student exactly
         self.dtype = dtype
         self.device: torch.device = next(module.parameters()).device
-        self.head: nn.Module = module.get_output_embeddings()
+        self.head: nn.Linear = module.get_output_embeddings()
 
     def computing(self) -> AbstractContextManager[Any]:
         """The context in which this model computes: autocast when weights are wider than `dtype`."""

@@ -12,7 +12,7 @@ from mopd_nemo.engines.local.model import DTYPES, LanguageModel, load_model
 
 
 class Teacher:
-    """Whose distribution the student follows.
+    """Whose distribution the student follows; without a teacher, nobody's.
 
     `live` shares the student's weights, so it moves with every update. `ema` is a float32 copy. `frozen` and
     `external` never move and are loaded from their model directory, so only `ema` has a state of its own to save.
@@ -22,8 +22,10 @@ class Teacher:
         self._config: TeacherConfig = config.teacher
         self.model = self._make(student, config)
 
-    def _make(self, student: LanguageModel, config: Config) -> LanguageModel:
+    def _make(self, student: LanguageModel, config: Config) -> LanguageModel | None:
         match self._config.kind:
+            case "none":
+                return None
             case "live":
                 return student
             case "ema" | "frozen":
@@ -42,18 +44,19 @@ class Teacher:
         """For `ema`: teacher ← (1 - rate)·teacher + rate·student, in float32. Otherwise nothing."""
         if self._config.kind != "ema":
             return
+        assert self.model is not None
         current = student.named_parameters()
         for name, average in self.model.named_parameters().items():
             average.lerp_(current[name], self._config.ema_rate)
 
     def save(self, directory: Path) -> None:
         """Write what a resume cannot find elsewhere, as a Hugging Face model."""
-        if self._config.kind == "ema":
+        if self._config.kind == "ema" and self.model is not None:
             self.model.module.save_pretrained(directory / "teacher")
 
     def load(self, directory: Path) -> None:
         """Continue from `save`."""
-        if self._config.kind == "ema":
+        if self._config.kind == "ema" and self.model is not None:
             load_weights(self.model, directory / "teacher")
 
 

@@ -1,0 +1,30 @@
+"""`mopd compare`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+
+def compare_runs(paths: Sequence[Path], output: Path) -> None:
+    """Compare runs, print the tables and write the files."""
+    from mopd_nemo.analysis.compare.page import write_comparison
+    from mopd_nemo.analysis.compare.results import compare
+    from mopd_nemo.analysis.compare.table import accuracy_table, time_table
+
+    comparison = compare(paths)
+    console = Console()
+    for heading, body in (accuracy_table(comparison), time_table(comparison)):
+        table = Table(box=None)
+        for number, name in enumerate(heading):
+            table.add_column(name, justify="left" if number == 0 else "right")
+        for cells in body:
+            table.add_row(*cells)
+        console.print(table)
+        console.print()
+    for warning in comparison.warnings:
+        console.print(f"[yellow]{warning}[/]")
+    console.print(str(write_comparison(comparison, output)), soft_wrap=True, highlight=False)

@@ -1,0 +1,146 @@
+"""The optimiser over the student: a lesson becomes one or several updates."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mopd_nemo.config import Config
+from mopd_nemo.engines.base import Progress
+from mopd_nemo.engines.local.batching import micro_batches
+from mopd_nemo.engines.local.model import LanguageModel
+from mopd_nemo.engines.local.passes import Passes, WeightedPart
+from mopd_nemo.lesson import Lesson, Part, Preference
+from mopd_nemo.losses import PolicyGradient, step_lengths, step_weights, token_weights
+from mopd_nemo.types import TrainRow
+
+
+class Learner:
+    """AdamW over the student.
+
+    Args:
+        teacher: whose hidden states `step` is given; None when no row has a teacher.
+        piece: text of a token, for finding reasoning steps.
+    """
+
+    def __init__(
+        self, student: LanguageModel, teacher: LanguageModel | None, config: Config, piece: Callable[[int], str]
+    ) -> None:
+        self._student = student
+        self._teacher = teacher
+        self._piece = piece
+        self._config = config
+        matrices = [p for p in student.module.parameters() if p.dim() >= 2]
+        vectors = [p for p in student.module.parameters() if p.dim() < 2]
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": matrices, "weight_decay": config.optimizer.weight_decay},
+                {"params": vectors, "weight_decay": 0.0},
+            ],
+            lr=config.optimizer.learning_rate,
+            betas=config.optimizer.betas,
+        )
+
+    def step(
+        self, lesson: Lesson, targets: Sequence[Tensor | None], learning_rate: float, on_progress: Progress | None
+    ) -> dict[str, float]:
+        """Gradients and updates over all rows of a lesson.
+
+        Args:
+            targets: per row, the teacher's hidden states of the response tokens, where it has a teacher prompt.
+
+        Returns:
+            Means over updates of `loss`, `grad_norm`, `update/skipped`, and of the signals of `losses.signals`.
+        """
+        updates = cut_by_group(lesson, self._config.train.num_updates_per_step)
+        if not updates:
+            return {"update/skipped": 1.0}
+        passes = Passes(self._student, self._teacher, lesson.rows, targets, self._config)
+        if len(updates) > 1 and any(isinstance(part.objective, PolicyGradient) for part in lesson.parts):
+            # From the second update on, the policy is no longer the one that the ratios refer to.
+            for batch in self._batches(lesson.rows, lesson.parts):
+                passes.remember_logprobs(batch)
+        totals: defaultdict[str, float] = defaultdict(float)
+        for number, parts in enumerate(updates):
+            found = self._accumulate(passes, lesson.rows, parts, _share(on_progress, number, len(updates)))
+            for name, value in (found | self._apply(learning_rate)).items():
+                totals[name] += value / len(updates)
+        return dict(totals)
+
+    def _accumulate(
+        self, passes: Passes, rows: Sequence[TrainRow], parts: Sequence[Part], on_progress: Progress | None
+    ) -> dict[str, float]:
+        """Gradient of one update; its loss, and the signals' means over the tokens of its first part."""
+        self.optimizer.zero_grad(set_to_none=True)
+        weighted = [WeightedPart(part, self._token_weights(part, rows)) for part in parts]
+        totals: defaultdict[str, float] = defaultdict(float)
+        batches = self._batches(rows, parts)
+        for done, batch in enumerate(batches, start=1):
+            for name, value in passes.backward(batch, weighted).items():
+                totals[name] += value
+            if on_progress:
+                on_progress(done / len(batches))
+        num_tokens = sum(len(rows[i].response_ids) for i in parts[0].rows)
+        return {name: total if name.startswith("loss") else total / num_tokens for name, total in totals.items()}
+
+    def _token_weights(self, part: Part, rows: Sequence[TrainRow]) -> dict[int, list[float]]:
+        """Per row, the weight of each of its tokens in the update's loss; for a preference, of its pair."""
+        if isinstance(part.objective, Preference):
+            return {key: [part.weight / (len(part.rows) / 2)] for key in part.rows}
+        counted = [*part.rows, *part.silent]
+        responses = [rows[i].response_ids for i in counted]
+        if self._config.train.aggregation == "step_mean":
+            weights = step_weights([step_lengths([self._piece(token) for token in ids]) for ids in responses])
+        else:
+            means = token_weights([len(ids) for ids in responses], self._config.train.aggregation)
+            weights = [[mean] * len(ids) for mean, ids in zip(means, responses, strict=True)]
+        return {i: [part.weight * w for w in own] for i, own in zip(counted, weights, strict=True)}
+
+    def _batches(self, rows: Sequence[TrainRow], parts: Sequence[Part]) -> list[list[int]]:
+        """Micro-batches of rows; the two of a pair stay together."""
+        units: dict[tuple[int, ...], None] = {}
+        for part in parts:
+            size = 2 if isinstance(part.objective, Preference) else 1
+            units |= dict.fromkeys(part.rows[i : i + size] for i in range(0, len(part.rows), size))
+        members = list(units)
+        lengths = [sum(len(rows[i].prompt_ids) + len(rows[i].response_ids) for i in unit) for unit in members]
+        batches = micro_batches(lengths, self._config.train.tokens_per_micro_batch)
+        return [[row for unit in batch for row in members[unit]] for batch in batches]
+
+    def _apply(self, learning_rate: float) -> dict[str, float]:
+        parameters = [p for p in self._student.module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self._config.optimizer.max_grad_norm).item()
+        skipped = not math.isfinite(norm)
+        if not skipped:
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {"grad_norm": norm, "update/skipped": float(skipped)}
+
+
+def cut_by_group(lesson: Lesson, count: int) -> list[list[Part]]:
+    """The parts of each of `count` updates, without those that have no rows. Rows of one group stay together."""
+    groups = sorted({row.group for row in lesson.rows})
+    size = -(-len(groups) // count) if groups else 1
+    number = {group: position // size for position, group in enumerate(groups)}
+    updates = []
+    for update in range(count):
+
+        def mine(indices: tuple[int, ...], update: int = update) -> tuple[int, ...]:
+            return tuple(i for i in indices if number[lesson.rows[i].group] == update)
+
+        parts = [replace(part, rows=mine(part.rows), silent=mine(part.silent)) for part in lesson.parts]
+        if any(part.rows for part in parts):
+            updates.append([part for part in parts if part.rows])
+    return updates
+
+
+def _share(on_progress: Progress | None, number: int, count: int) -> Progress | None:
+    """Progress of one of `count` equal stretches."""
+    return (lambda done: on_progress((number + done) / count)) if on_progress else None

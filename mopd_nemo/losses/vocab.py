@@ -1,0 +1,106 @@
+"""A vocabulary whose columns are spread over the ranks of a tensor-parallel group.
+
+Rank r of W holds columns r·width to (r + 1)·width, as Megatron cuts them; without a group it holds all. Nothing here is
+differentiable: `token_loss` writes its gradients itself.
+
+Shape suffixes: C tokens of a chunk, D distributions handled together, V local columns, K, N chosen tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mopd_nemo.losses.topk import exact_topk
+
+
+@dataclass(frozen=True, slots=True)
+class Vocab:
+    """How logits lie over the ranks.
+
+    Attributes:
+        group: the tensor-parallel process group; None when every rank holds all columns.
+        size: tokens of the whole vocabulary; columns beyond it are padding and do not exist. None: no padding.
+    """
+
+    group: dist.ProcessGroup | None = None
+    size: int | None = None
+
+    def shard(self, width: int) -> Shard:
+        """The part that this rank holds, given how many columns its tensors have.
+
+        Raises:
+            ValueError: it holds padding only, or the ranks together fewer columns than `size`.
+        """
+        rank = dist.get_rank(self.group) if self.group else 0
+        ranks = dist.get_world_size(self.group) if self.group else 1
+        size = ranks * width if self.size is None else self.size
+        columns = min(width, size - rank * width)
+        if columns < 1 or size > ranks * width:
+            raise ValueError(
+                f"vocabulary of {size} over {ranks} ranks of {width} columns: rank {rank} would hold {columns}"
+            )
+        return Shard(self.group, rank * width, columns, width, size)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Columns `offset` to `offset + columns` of a vocabulary of `size`; collectives where a group holds the rest.
+
+    `width` is `columns` and the padding after them: the same on every rank.
+    """
+
+    group: dist.ProcessGroup | None
+    offset: int
+    columns: int
+    width: int
+    size: int
+
+    def normalisers(self, local_DC: Tensor, means_DC: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Log-partition and expected logit over all columns from those over the local ones. One all-gather."""
+        if not self.group:
+            return local_DC, means_DC
+        local = local_DC[None] if means_DC is None else torch.stack([local_DC, means_DC])
+        parts = self._gathered(local)
+        lse_DC = parts[:, 0].logsumexp(0)
+        if means_DC is None:
+            return lse_DC, None
+        return lse_DC, ((parts[:, 0] - lse_DC).exp() * parts[:, 1]).sum(0)
+
+    def pick(self, logits: list[Tensor], ids_CN: Tensor) -> Tensor:
+        """Logits of D distributions at N global ids a row, [D, C, N] and at least float32. One all-reduce."""
+        local_CN, inside_CN = self.local(ids_CN)
+        wide = torch.float64 if logits[0].dtype == torch.float64 else torch.float32
+        picked_DCN = torch.stack([logits_CV.gather(-1, local_CN).to(wide) for logits_CV in logits])
+        return self.sum(picked_DCN.masked_fill_(~inside_CN, 0.0)) if self.group else picked_DCN
+
+    def topk(self, logits_CV: Tensor, k: int, block_max: Tensor | None = None) -> Tensor:
+        """Global ids of the k likeliest tokens of each row, in no order. Two all-gathers of k numbers a row."""
+        values_CK, ids_CK = exact_topk(logits_CV, min(k, self.columns), block_max)
+        if not self.group:
+            return ids_CK
+        missing = (0, min(k, self.width) - values_CK.shape[-1])  # where padding leaves a rank fewer than the others
+        values_CK = torch.nn.functional.pad(values_CK, missing, value=float("-inf"))
+        ids_CK = torch.nn.functional.pad(ids_CK, missing)
+        values_CN = self._gathered(values_CK.contiguous()).movedim(0, 1).flatten(1)
+        ids_CN = self._gathered((ids_CK + self.offset).contiguous()).movedim(0, 1).flatten(1)
+        return ids_CN.gather(-1, values_CN.topk(k, dim=-1, sorted=False).indices)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over ranks, in place. One all-reduce."""
+        if self.group:
+            dist.all_reduce(values, group=self.group)
+        return values
+
+    def local(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Column numbers of global ids, 0 for those of other ranks, and which are held here."""
+        inside = (ids >= self.offset) & (ids < self.offset + self.columns)
+        return torch.where(inside, ids - self.offset, 0), inside
+
+    def _gathered(self, values: Tensor) -> Tensor:
+        parts = [torch.empty_like(values) for _ in range(dist.get_world_size(self.group))]
+        dist.all_gather(parts, values, group=self.group)
+        return torch.stack(parts)

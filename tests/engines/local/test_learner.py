@@ -1,0 +1,260 @@
+"""Student against teacher through the whole local engine."""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mopd_nemo.engines.base import Sampling
+from mopd_nemo.engines.local.engine import LocalEngine
+from mopd_nemo.engines.local.learner import cut_by_group
+from mopd_nemo.lesson import Dpo, Lesson, Part, Preference, Simpo
+from mopd_nemo.losses import Divergence, LogLikelihood, Objective, PolicyGradient
+from mopd_nemo.methods.distillation import divergence_objective
+from mopd_nemo.types import TrainRow
+
+Make = Callable[..., LocalEngine]
+PROMPTS = [(5, 6, 7), (9, 8, 7, 6, 5, 4, 3), (11,), (12, 13)]
+TEACHER_PROMPTS = [(50, 51, 5, 6, 7), (60, 9, 8, 7, 6, 5, 4, 3), (70, 71, 72, 11), (80, 12, 13)]
+
+
+def make_rows(
+    engine: LocalEngine, teacher_prompts: Sequence[tuple[int, ...] | None], advantages: Sequence[float] = (0.0, 0.0)
+) -> list[TrainRow]:
+    groups = engine.generate(PROMPTS, 2, Sampling(9), "rows")
+    return [
+        TrainRow(g, r, PROMPTS[g], rollout.response_ids, rollout.logprobs, teacher_prompts[g], advantages[r])
+        for g, group in enumerate(groups)
+        for r, rollout in enumerate(group)
+    ]
+
+
+def lesson(rows: list[TrainRow], *objectives: Objective | Preference) -> Lesson:
+    """Every row learned by every objective."""
+    return Lesson(rows, [Part(objective, tuple(range(len(rows)))) for objective in objectives])
+
+
+def learn(engine: LocalEngine, rows: list[TrainRow], learning_rate: float) -> dict[str, float]:
+    """One update on the configured divergence."""
+    config = engine._config
+    return engine.update(lesson(rows, divergence_objective(config.divergence)), engine.score(rows), learning_rate)
+
+
+def weights(engine: LocalEngine) -> dict[str, torch.Tensor]:
+    return copy.deepcopy(engine.student.module.state_dict())
+
+
+@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jsd"])
+@pytest.mark.parametrize(
+    "support", ["full", "student_topk", "teacher_topk", "student_topk divergence.tail=false divergence.k=7"]
+)
+def test_student_equal_to_teacher_without_peers_has_no_loss(make: Make, kind: str, support: str) -> None:
+    engine = make("teacher.kind=live", f"divergence.kind={kind}", *f"divergence.support={support}".split(" "))
+    rows = make_rows(engine, PROMPTS)
+    metrics = learn(engine, rows, 0.0)
+    assert abs(metrics["loss"]) < 1e-6
+    assert metrics["grad_norm"] < 1e-5
+    assert metrics["topk_overlap"] == pytest.approx(1.0)
+    assert abs(metrics["teacher/advantage"]) < 1e-5
+
+
+def test_teacher_rows_shifted_by_one_are_caught(make: Make) -> None:
+    engine = make("teacher.kind=live")
+    rows = make_rows(engine, PROMPTS)
+    shifted = [hidden_TH.roll(1, dims=0) for hidden_TH in engine.score(rows) if hidden_TH is not None]
+    assert engine.update(lesson(rows, Divergence()), shifted, learning_rate=0.0)["loss"] > 1e-2
+
+
+def test_peers_make_a_loss_and_an_update_lowers_it(make: Make) -> None:
+    engine = make("teacher.kind=frozen", "train.num_steps=1")
+    rows = make_rows(engine, TEACHER_PROMPTS)
+    targets = engine.score(rows)
+    losses = [engine.update(lesson(rows, Divergence()), targets, learning_rate=3e-3)["loss"] for _ in range(8)]
+    assert losses[0] > 1e-3
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "step_mean"])
+@pytest.mark.parametrize("support", ["student_topk", "sampled divergence.kind=reverse_kl"])
+def test_micro_batches_change_neither_loss_nor_weights(make: Make, aggregation: str, support: str) -> None:
+    results = []
+    for tokens in (1, 40, 100_000):
+        engine = make(
+            f"train.aggregation={aggregation}",
+            *f"divergence.support={support}".split(" "),
+            f"train.tokens_per_micro_batch={tokens}",
+        )
+        rows = make_rows(engine, TEACHER_PROMPTS)
+        metrics = learn(engine, rows, 1e-3)
+        results.append((metrics, weights(engine)))
+    for metrics, state in results[1:]:
+        assert metrics == pytest.approx(results[0][0], rel=1e-3, abs=1e-5)
+        for name, value in state.items():
+            torch.testing.assert_close(value, results[0][1][name], atol=2e-5, rtol=1e-4)
+
+
+def test_sampler_and_trainer_agree_on_the_sampled_tokens(make: Make) -> None:
+    engine = make()
+    rows = make_rows(engine, TEACHER_PROMPTS)
+    assert learn(engine, rows, 0.0)["sampler/gap"] < 1e-5
+
+
+def test_no_rows_no_step(make: Make) -> None:
+    engine = make()
+    before = weights(engine)
+    assert engine.update(Lesson([], []), engine.score([]), learning_rate=1.0) == {"update/skipped": 1.0}
+    assert all(torch.equal(value, before[name]) for name, value in weights(engine).items())
+
+
+def test_non_finite_gradient_skips_the_update(make: Make) -> None:
+    engine = make()
+    rows = make_rows(engine, TEACHER_PROMPTS)
+    targets = engine.score(rows)
+    assert targets[0] is not None
+    targets[0] = targets[0] * float("nan")
+    before = weights(engine)
+    assert engine.update(lesson(rows, Divergence()), targets, learning_rate=1.0)["update/skipped"] == 1.0
+    assert all(torch.equal(value, before[name]) for name, value in weights(engine).items())
+
+
+def test_bfloat16_computes_narrow_and_keeps_wide_weights(make: Make) -> None:
+    engine = make("model.dtype=bfloat16")
+    rows = make_rows(engine, TEACHER_PROMPTS)
+    targets = engine.score(rows)
+    before = weights(engine)
+    metrics = engine.update(lesson(rows, Divergence()), targets, learning_rate=1e-6)
+    after = weights(engine)
+    assert metrics["loss"] > 1e-3
+    moved = [name for name in before if not torch.equal(before[name], after[name])]
+    assert len(moved) == len(before), "a rate of 1e-6 must move float32 weights; in bfloat16 it would not"
+
+
+NO_TEACHER = [None] * len(PROMPTS)
+
+
+def logprobs(engine: LocalEngine, row: TrainRow) -> torch.Tensor:
+    """Of the response tokens, by a plain forward pass; differentiable."""
+    ids = torch.tensor([[*row.prompt_ids, *row.response_ids]])
+    logits_TV = engine.student.module(input_ids=ids).logits[0, len(row.prompt_ids) - 1 : -1].float()
+    return logits_TV.log_softmax(-1).gather(-1, torch.tensor(row.response_ids)[:, None]).squeeze(-1)
+
+
+def expected_norm(engine: LocalEngine, loss: torch.Tensor) -> float:
+    """Gradient norm of a loss written out by hand."""
+    parameters = list(engine.student.module.parameters())
+    grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return torch.stack([g.norm() for g in grads if g is not None]).norm().item()
+
+
+def check(engine: LocalEngine, given: Lesson, by_hand: torch.Tensor) -> None:
+    norm = expected_norm(engine, by_hand)
+    metrics = engine.update(given, engine.score(given.rows), learning_rate=0.0)
+    assert metrics["loss"] == pytest.approx(by_hand.item(), rel=1e-4, abs=1e-6)
+    assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-3)
+    assert norm > 1e-3
+
+
+def test_policy_gradient_is_minus_advantage_times_logprob(make: Make) -> None:
+    engine = make("method=grpo")
+    rows = make_rows(engine, NO_TEACHER, advantages=(0.5, -0.25))
+    num_tokens = sum(len(row.response_ids) for row in rows)
+    # At the policy that sampled, the ratio is 1 and its gradient that of the log-probability.
+    by_hand = sum(
+        (-row.advantage * (lp - lp.detach() + 1)).sum() for row in rows if (lp := logprobs(engine, row)) is not None
+    )
+    check(engine, lesson(rows, PolicyGradient()), by_hand / num_tokens)
+
+
+def test_silent_rows_count_in_the_mean_and_cost_nothing(make: Make) -> None:
+    engine = make("method=grpo")
+    rows = make_rows(engine, NO_TEACHER, advantages=(0.5, 0.0))
+    loud, silent = tuple(range(0, len(rows), 2)), tuple(range(1, len(rows), 2))
+    every = engine.update(lesson(rows, PolicyGradient()), engine.score(rows), learning_rate=0.0)
+    part = Part(PolicyGradient(), loud, silent=silent)
+    some = engine.update(Lesson(rows, [part]), engine.score(rows), learning_rate=0.0)
+    assert some["grad_norm"] == pytest.approx(every["grad_norm"], rel=1e-4)
+    assert some["loss"] == pytest.approx(every["loss"], rel=1e-4)
+
+
+def test_sft_is_minus_mean_logprob(make: Make) -> None:
+    engine = make("method=verified_sft")
+    rows = make_rows(engine, NO_TEACHER)
+    by_hand = -torch.cat([logprobs(engine, row) for row in rows]).mean()
+    check(engine, lesson(rows, LogLikelihood()), by_hand)
+
+
+def test_dpo_against_its_formula(make: Make) -> None:
+    engine = make("method=dpo", "dpo.beta=0.3")
+    rows = make_rows(engine, PROMPTS)
+    # Move the student off its reference first: at the start every margin is zero.
+    engine.update(lesson(rows[:1], LogLikelihood()), engine.score(rows[:1]), learning_rate=3e-2)
+    reference = []
+    for row in rows:
+        ids = torch.tensor([[*row.prompt_ids, *row.response_ids]])
+        assert engine.teacher.model is not None
+        logits_TV = engine.teacher.model.module(input_ids=ids).logits[0, len(row.prompt_ids) - 1 : -1]
+        reference.append(logits_TV.log_softmax(-1).gather(-1, torch.tensor(row.response_ids)[:, None]).sum().detach())
+    ratio = [logprobs(engine, row).sum() - ref for row, ref in zip(rows, reference, strict=True)]
+    pairs = [-torch.log(torch.sigmoid(0.3 * (ratio[i] - ratio[i + 1]))) for i in range(0, len(rows), 2)]
+    assert abs(pairs[0].item() - 0.6931) > 1e-3
+    check(engine, lesson(rows, Dpo(0.3)), torch.stack(pairs).mean())
+
+
+def test_simpo_against_its_formula(make: Make) -> None:
+    engine = make("method=simpo")
+    rows = make_rows(engine, NO_TEACHER)
+    mean = [logprobs(engine, row).mean() for row in rows]
+    pairs = [-torch.log(torch.sigmoid(2.0 * (mean[i] - mean[i + 1]) - 1.0)) for i in range(0, len(rows), 2)]
+    check(engine, lesson(rows, Simpo(2.0, 1.0)), torch.stack(pairs).mean())
+
+
+def test_parts_add_up_and_share_rows(make: Make) -> None:
+    engine = make("policy_gradient.weight=0.5")
+    rows = make_rows(engine, TEACHER_PROMPTS, advantages=(1.0, -1.0))
+    targets = engine.score(rows)
+    every = tuple(range(len(rows)))
+    alone = [engine.update(lesson(rows, o), targets, 0.0)["loss"] for o in (Divergence(), PolicyGradient())]
+    both = Lesson(rows, [Part(Divergence(), every), Part(PolicyGradient(), every, weight=0.5)])
+    metrics = engine.update(both, targets, 0.0)
+    assert metrics["loss"] == pytest.approx(alone[0] + 0.5 * alone[1], rel=1e-4)
+    assert metrics["loss/policy_gradient"] == pytest.approx(0.5 * alone[1], rel=1e-4)
+
+
+def test_clip_bites_from_the_second_update_on(make: Make) -> None:
+    """With one update the ratio is 1 and clipping cannot matter; with several it does."""
+
+    def norms(clip: str, updates: int) -> float:
+        engine = make("method=grpo", f"policy_gradient.clip_high={clip}", f"train.num_updates_per_step={updates}")
+        rows = make_rows(engine, NO_TEACHER, advantages=(2.0, 1.0))
+        # All groups share a prompt, so the first update moves the second one's ratios.
+        same = [replace(row, prompt_ids=PROMPTS[0], response_ids=rows[0].response_ids) for row in rows]
+        objective = PolicyGradient(clip_high=float(clip))
+        return engine.update(lesson(same, objective), engine.score(same), learning_rate=1e-2)["grad_norm"]
+
+    assert norms("0.01", 1) == pytest.approx(norms("100", 1))
+    assert norms("0.01", 4) < 0.5 * norms("100", 4)
+
+
+def test_mini_batches_keep_groups_together(make: Make) -> None:
+    engine = make("method=grpo")
+    rows = make_rows(engine, NO_TEACHER, advantages=(1.0, -1.0))
+    updates = cut_by_group(lesson(rows, PolicyGradient()), 3)
+    groups = [{rows[i].group for part in parts for i in part.rows} for parts in updates]
+    assert groups == [{0, 1}, {2, 3}]
+    assert sorted(i for parts in updates for part in parts for i in part.rows) == list(range(len(rows)))
+
+
+def test_importance_weights_follow_the_sampler(make: Make) -> None:
+    """A sampler that gave half the trainer's probability doubles the loss; beyond the clip it does no more."""
+    engine = make("method=grpo")
+    rows = make_rows(engine, NO_TEACHER, advantages=(1.0, 0.5))
+
+    def loss(shift: float) -> float:
+        off = [replace(row, sampled_logprobs=tuple(x - shift for x in row.sampled_logprobs)) for row in rows]
+        return engine.update(lesson(off, PolicyGradient()), engine.score(off), learning_rate=0.0)["loss"]
+
+    assert loss(0.5) == pytest.approx(loss(0.0) * math.exp(0.5), rel=1e-3)
+    assert loss(3.0) == pytest.approx(loss(0.0) * 2.0, rel=1e-3)

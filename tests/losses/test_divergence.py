@@ -1,0 +1,105 @@
+"""The plain reference: its values, its bounds, its gradient."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mopd_nemo.losses import sampled_reverse_kl, token_divergence
+
+KINDS = ["forward_kl", "reverse_kl", "jsd"]
+SUPPORTS = ["full", "student_topk", "teacher_topk"]
+CASES = st.tuples(
+    st.sampled_from(KINDS),
+    st.sampled_from(SUPPORTS),
+    st.booleans(),
+    st.integers(1, 12),
+    st.floats(0.05, 0.95),
+    st.floats(0.1, 4.0),
+    st.integers(0, 10_000),
+)
+
+
+def logits(seed: int, scale: float = 1.0, rows: int = 4, columns: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    both = torch.randn(2, rows, columns, generator=generator, dtype=torch.float64) * scale
+    return both[0], both[1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(CASES)
+def test_never_negative_and_zero_for_equals(case) -> None:
+    kind, support, tail, k, alpha, scale, seed = case
+    student, teacher = logits(seed, scale)
+    arguments = {"kind": kind, "alpha": alpha, "support": support, "k": k, "tail": tail}
+    assert (token_divergence(student, teacher, **arguments) >= -1e-12).all()
+    assert token_divergence(student, student + 3.0, **arguments).abs().max() < 1e-12
+
+
+@settings(max_examples=60, deadline=None)
+@given(CASES)
+def test_tail_is_at_most_full_and_grows_to_it(case) -> None:
+    kind, support, _, k, alpha, scale, seed = case
+    student, teacher = logits(seed, scale)
+    full = token_divergence(student, teacher, kind=kind, alpha=alpha, support="full")
+    support = "student_topk" if support == "full" else support
+    values = [
+        token_divergence(student, teacher, kind=kind, alpha=alpha, support=support, k=j) for j in sorted({k, 11, 12})
+    ]
+    for coarse, fine in zip(values, [*values[1:], full], strict=True):
+        assert (coarse <= fine + 1e-9).all()
+    torch.testing.assert_close(values[-1], full)
+    torch.testing.assert_close(values[-2], full)  # all tokens but one: the tail is that token
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_values_by_hand(kind: str) -> None:
+    p, q = torch.tensor([[0.7, 0.2, 0.1]], dtype=torch.float64), torch.tensor([[0.1, 0.6, 0.3]], dtype=torch.float64)
+    m = 0.75 * p + 0.25 * q
+    by_hand = {
+        "forward_kl": (q * (q / p).log()).sum(),
+        "reverse_kl": (p * (p / q).log()).sum(),
+        "jsd": 0.75 * (p * (p / m).log()).sum() + 0.25 * (q * (q / m).log()).sum(),
+    }[kind]
+    loss_T = token_divergence(p.log() + 5, q.log() - 2, kind=kind, alpha=0.25, support="full")
+    assert loss_T.item() == pytest.approx(by_hand.item())
+
+
+def test_topk_keeps_the_tail_or_renormalises() -> None:
+    p, q = torch.tensor([[0.7, 0.2, 0.1]]), torch.tensor([[0.1, 0.6, 0.3]])
+    tail = token_divergence(p.log(), q.log(), kind="reverse_kl", support="student_topk", k=1)
+    assert tail.item() == pytest.approx(0.7 * math.log(7) + 0.3 * math.log(0.3 / 0.9), rel=1e-5)
+    teacher = token_divergence(p.log(), q.log(), kind="reverse_kl", support="teacher_topk", k=2, tail=False)
+    assert teacher.item() == pytest.approx(2 / 3 * math.log(1) + 1 / 3 * math.log(1), abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("support", SUPPORTS)
+@pytest.mark.parametrize("tail", [True, False])
+def test_gradcheck(kind, support, tail: bool) -> None:
+    student, teacher = logits(3, rows=3)
+    torch.autograd.gradcheck(
+        lambda x: token_divergence(x, teacher, kind=kind, alpha=0.3, support=support, k=5, tail=tail),
+        student.requires_grad_(),
+    )
+
+
+def test_teacher_gets_no_gradient() -> None:
+    student, teacher = logits(0)
+    teacher.requires_grad_()
+    assert not token_divergence(student, teacher, kind="jsd").requires_grad
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000))
+def test_sampled_form_has_the_reverse_kls_gradient_in_expectation(seed: int) -> None:
+    student, teacher = logits(seed, rows=1, columns=6)
+    student.requires_grad_()
+    (exact,) = torch.autograd.grad(token_divergence(student, teacher, kind="reverse_kl", support="full").sum(), student)
+    expected = torch.zeros_like(exact)
+    for token, probability in enumerate(student.detach().softmax(-1)[0]):
+        loss_T = sampled_reverse_kl(student, teacher, torch.tensor([token]))
+        expected += probability * torch.autograd.grad(loss_T.sum(), student)[0]
+    torch.testing.assert_close(expected, exact)

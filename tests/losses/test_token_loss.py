@@ -1,0 +1,369 @@
+"""The production loss against the plain reference, in every form, and what must not change it."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mopd_nemo.losses import (
+    Divergence,
+    Head,
+    Logits,
+    LogLikelihood,
+    Objective,
+    PolicyGradient,
+    SampledReverseKL,
+    Tokens,
+    TopK,
+    Vocab,
+    clipped_policy_gradient,
+    dpo_loss,
+    importance_weights,
+    sampled_reverse_kl,
+    token_divergence,
+    token_loss,
+    token_weights,
+)
+
+T, H, V = 13, 8, 40
+DIVERGENCES = [
+    Divergence(kind, 0.3, support, k, tail)  # type: ignore[arg-type]
+    for kind in ("forward_kl", "reverse_kl", "jsd")
+    for support, k, tail in [
+        ("full", 7, True),
+        ("student_topk", 7, True),
+        ("student_topk", 7, False),
+        ("teacher_topk", 7, True),
+        ("teacher_topk", 99, True),
+    ]
+]
+OTHERS = [SampledReverseKL(), PolicyGradient(), LogLikelihood()]
+FORMS = ["fused", "recomputed", "logits", "rows of logits"]
+
+
+@dataclass
+class Case:
+    """A student and a teacher as hidden states, head and bias, and sampled tokens."""
+
+    student: tuple[Tensor, Tensor, Tensor]
+    teacher: tuple[Tensor, Tensor, Tensor]
+    tokens: Tokens
+    weights_T: Tensor
+
+    @staticmethod
+    def make(seed: int = 0, rows: int = T, dtype: torch.dtype = torch.float64) -> "Case":
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+        student, teacher = ((normal(rows, H), normal(V, H) / H**0.5, normal(V)) for _ in range(2))
+        ids_T = torch.randint(0, V, (rows,), generator=generator)
+        logprobs_T = (normal(rows) - 4).to(torch.float64)
+        tokens = Tokens(ids_T, normal(rows).double(), logprobs_T, logprobs_T - 0.3)
+        return Case(student, teacher, tokens, torch.rand(rows, generator=generator, dtype=torch.float64).to(dtype))
+
+    def teacher_logits(self) -> Tensor:
+        hidden, weight, bias = self.teacher
+        return hidden @ weight.T + bias
+
+
+def reference(objective: Objective, logits: Tensor, case: Case) -> Tensor:
+    """loss_T from whole logits, through the plain formulas and autograd."""
+    if isinstance(objective, Divergence):
+        arguments = {name: getattr(objective, name) for name in objective.__slots__}
+        return token_divergence(logits, case.teacher_logits(), **arguments)
+    ids_T = case.tokens.ids_T
+    if isinstance(objective, SampledReverseKL):
+        return sampled_reverse_kl(logits, case.teacher_logits(), ids_T)
+    logprobs_T = logits.log_softmax(-1).gather(-1, ids_T[:, None]).squeeze(-1)
+    if isinstance(objective, PolicyGradient):
+        return clipped_policy_gradient(logprobs_T, case.tokens.old_logprobs_T, case.tokens.advantages_T, 0.2, 0.28)
+    return -logprobs_T
+
+
+def produced(
+    objective: Objective, case: Case, form: str, *, chunk_size: int | None = None, **arguments
+) -> tuple[Tensor, list[Tensor]]:
+    """loss_T and the gradients of Σ weights·loss at hidden states, weight and bias."""
+    leaves = [x.clone().requires_grad_() for x in case.student]
+    hidden, weight, bias = leaves
+    source = Head(hidden, weight, bias)
+    if form == "logits":
+        source = Logits(hidden @ weight.T + bias)
+    elif form == "rows of logits":
+        logits = hidden @ weight.T + bias
+        source = Logits(torch.cat([logits.new_ones(3, V), logits.flip(0)]), torch.arange(len(hidden) + 2, 2, -1))
+    weights_T = None if form == "recomputed" else case.weights_T
+    result = token_loss(
+        objective, source, case.tokens, Head(*case.teacher), weights_T=weights_T, chunk_size=chunk_size, **arguments
+    )
+    total = (result.loss_T * case.weights_T).sum() if form == "recomputed" else result.total
+    torch.testing.assert_close(total, (result.loss_T * case.weights_T).sum())
+    total.backward()
+    return result.loss_T.detach(), [x.grad for x in leaves]
+
+
+def expected(objective: Objective, case: Case) -> tuple[Tensor, list[Tensor]]:
+    leaves = [x.clone().requires_grad_() for x in case.student]
+    loss_T = reference(objective, leaves[0] @ leaves[1].T + leaves[2], case)
+    return loss_T.detach(), list(torch.autograd.grad((loss_T * case.weights_T).sum(), leaves))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("objective", [*DIVERGENCES, *OTHERS], ids=str)
+def test_equals_the_reference(objective: Objective, form: str) -> None:
+    case = Case.make()
+    torch.testing.assert_close(produced(objective, case, form), expected(objective, case))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from([*DIVERGENCES, *OTHERS]),
+    st.sampled_from(FORMS),
+    st.integers(1, 15),
+    st.integers(0, 99),
+    st.integers(1, 20),
+)
+def test_chunks_change_nothing(objective: Objective, form: str, chunk_size: int, seed: int, rows: int) -> None:
+    case = Case.make(seed, rows)
+    torch.testing.assert_close(
+        produced(objective, case, form, chunk_size=chunk_size), produced(objective, case, form, chunk_size=rows)
+    )
+
+
+@pytest.mark.parametrize("objective", [*DIVERGENCES, *OTHERS[:1]], ids=str)
+def test_gradcheck(objective: Objective) -> None:
+    """Of the per-token form. The score-function form is no function whose finite differences are its gradient."""
+    case = Case.make(rows=3)
+    if isinstance(objective, SampledReverseKL):
+        objective = LogLikelihood()
+
+    def loss_T(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return token_loss(objective, Head(hidden, weight, bias), case.tokens, Head(*case.teacher), chunk_size=2).loss_T
+
+    assert torch.autograd.gradcheck(loss_T, [x.clone().requires_grad_() for x in case.student])
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(0, 1000),
+    st.permutations(range(T)),
+    st.integers(1, T - 1),
+    st.sampled_from(["token_mean", "sequence_mean"]),
+)
+def test_micro_batches_and_order_change_nothing(seed: int, order: list[int], cut: int, aggregation) -> None:
+    """Tokens of four responses, in any order and cut in two anywhere, with the weights of the whole step."""
+    case = Case.make(seed)
+    lengths = [5, 1, 4, 3]
+    per_response = token_weights(lengths, aggregation)
+    case.weights_T = torch.tensor([w for w, n in zip(per_response, lengths, strict=True) for _ in range(n)]).double()
+    whole_T, whole = produced(Divergence(), case, "fused")
+    total, grads = 0.0, [torch.zeros_like(x) for x in whole]
+    for part in (torch.tensor(order[:cut]), torch.tensor(order[cut:])):
+        hidden, weight, bias = (case.student[0][part], *case.student[1:])
+        ids_T = case.tokens.ids_T[part]
+        batch = Case(
+            (hidden, weight, bias), (case.teacher[0][part], *case.teacher[1:]), Tokens(ids_T), case.weights_T[part]
+        )
+        loss_T, found = produced(Divergence(), batch, "fused")
+        total += (loss_T * batch.weights_T).sum()
+        grads[0][part] += found[0]
+        grads[1] += found[1]
+        grads[2] += found[2]
+    torch.testing.assert_close(total, (whole_T * case.weights_T).sum())
+    torch.testing.assert_close(grads, whole)
+
+
+@pytest.mark.parametrize("objective", [Divergence(support="full"), Divergence(k=7), SampledReverseKL()], ids=str)
+def test_a_shift_by_one_position_shows(objective: Objective) -> None:
+    """With student and teacher equal the loss is 0; with the teacher one row off it is not."""
+    case = Case.make()
+    hidden, weight, bias = case.student
+    aligned = token_loss(objective, Head(hidden, weight, bias), case.tokens, Head(hidden, weight, bias)).loss_T
+    shifted = token_loss(
+        objective, Head(hidden, weight, bias), case.tokens, Head(hidden.roll(1, 0), weight, bias)
+    ).loss_T
+    assert aligned.abs().max() < 1e-12
+    assert shifted.abs().min() > 1e-4
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_token_backpropagates_zero(form: str) -> None:
+    case = Case.make(rows=0)
+    for objective in (Divergence(k=7), Divergence(support="full"), LogLikelihood()):
+        loss_T, grads = produced(objective, case, form, watch=5)
+        assert loss_T.shape == (0,)
+        assert all(torch.equal(g, torch.zeros_like(g)) for g in grads)
+
+
+@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jsd"])
+def test_teacher_given_as_topk(kind) -> None:
+    case = Case.make()
+    logprobs_TV = case.teacher_logits().log_softmax(-1)
+    objective = Divergence(kind, 0.3, "teacher_topk", 7)
+    values_TK, ids_TK = logprobs_TV.topk(7, dim=-1)
+    student = Head(*(x.clone().requires_grad_() for x in case.student))
+    result = token_loss(objective, student, case.tokens, TopK(ids_TK, values_TK), weights_T=case.weights_T, watch=7)
+    result.total.backward()
+    loss_T, grads = expected(objective, case)
+    torch.testing.assert_close(result.loss_T, loss_T)
+    torch.testing.assert_close(student.weight_VH.grad, grads[1])
+    assert set(result.signals) == {"student/entropy", "student/topk_mass", "topk_overlap", "sampler/gap"}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_importance_weights_multiply_loss_and_gradient(form: str) -> None:
+    case = Case.make()
+    plain_T, _ = produced(Divergence(k=7), case, form)
+    logits = case.student[0] @ case.student[1].T + case.student[2]
+    logprobs_T = logits.log_softmax(-1).gather(-1, case.tokens.ids_T[:, None]).squeeze(-1)
+    factor_T = importance_weights(logprobs_T, case.tokens.sampler_logprobs_T, 2.0)
+    assert (factor_T == 2.0).any()
+    assert (factor_T < 2.0).any()
+    loss_T, grads = produced(Divergence(k=7), case, form, importance_clip=2.0)
+    torch.testing.assert_close(loss_T, plain_T * factor_T)
+    case.weights_T = case.weights_T * factor_T
+    torch.testing.assert_close(grads, expected(Divergence(k=7), case)[1])
+
+
+def test_padding_columns_do_not_exist() -> None:
+    case = Case.make()
+    hidden = case.student[0]
+    padded = [Head(h, torch.cat([w, w[:9]]), torch.cat([b, b[:9] + 50])) for h, w, b in (case.student, case.teacher)]
+    student = Head(hidden, padded[0].weight_VH.clone().requires_grad_(), padded[0].bias_V)
+    for objective in (Divergence(k=7), Divergence(support="full")):
+        student.weight_VH.grad = None
+        result = token_loss(
+            objective, student, case.tokens, padded[1], weights_T=case.weights_T, vocab=Vocab(size=V), watch=5
+        )
+        result.total.backward()
+        loss_T, grads = expected(objective, case)
+        torch.testing.assert_close(result.loss_T, loss_T)
+        torch.testing.assert_close(student.weight_VH.grad, torch.cat([grads[1], torch.zeros(9, H)]))
+
+
+def test_signals() -> None:
+    case = Case.make()
+    p, q = (h @ w.T + b for h, w, b in (case.student, case.teacher))
+    p, q = p.softmax(-1), q.softmax(-1)
+    for objective in (Divergence(k=5), Divergence(support="full"), SampledReverseKL()):
+        found = token_loss(
+            objective, Head(*case.student), case.tokens, Head(*case.teacher), watch=5, chunk_size=4
+        ).signals
+        top_TK, other_TK = p.topk(5, -1).indices, q.topk(5, -1).indices
+        sampled = case.tokens.ids_T[:, None]
+        wanted = {
+            "student/entropy": -(p * p.log()).sum(-1),
+            "teacher/entropy": -(q * q.log()).sum(-1),
+            "student/topk_mass": p.gather(-1, top_TK).sum(-1),
+            "teacher/topk_mass": q.gather(-1, top_TK).sum(-1),
+            "topk_overlap": torch.tensor(
+                [len(set(a) & set(b)) / 5 for a, b in zip(top_TK.tolist(), other_TK.tolist(), strict=True)]
+            ),
+            "teacher/advantage": (q.gather(-1, sampled) / p.gather(-1, sampled)).log().squeeze(-1),
+            "sampler/gap": (p.gather(-1, sampled).log().squeeze(-1) - case.tokens.sampler_logprobs_T).abs(),
+        }
+        torch.testing.assert_close(found, wanted)
+
+
+def test_bfloat16_head_accumulates_in_float32() -> None:
+    """bfloat16 products, float32 statistics: as near to float64 as the rounding of the logits allows."""
+    case = Case.make(rows=64, dtype=torch.bfloat16)
+    exact = Case(
+        *(tuple(x.double() for x in xs) for xs in (case.student, case.teacher)), case.tokens, case.weights_T.double()
+    )
+    for objective in (Divergence(k=7), Divergence(support="full")):
+        case.weights_T = exact.weights_T.float()
+        loss_T, grads = produced(objective, case, "fused", chunk_size=4)
+        wanted_T, wanted = expected(objective, exact)
+        assert loss_T.dtype == torch.float32
+        assert [g.dtype for g in grads] == [torch.bfloat16] * 3
+        assert (loss_T - wanted_T).abs().max() < 0.02
+        for got, want in zip(grads, wanted, strict=True):
+            assert (got.double() - want).norm() < 0.02 * want.norm()
+
+
+def test_autocast_computes_in_its_type_and_keeps_wide_gradients() -> None:
+    case = Case.make(dtype=torch.float32)
+    leaves = [x.clone().requires_grad_() for x in case.student]
+    with torch.autocast("cpu", torch.bfloat16):
+        result = token_loss(Divergence(k=7), Head(*leaves), case.tokens, Head(*case.teacher), weights_T=case.weights_T)
+    result.total.backward()
+    assert all(x.grad.dtype == torch.float32 for x in leaves)
+    wanted = expected(Divergence(k=7), case)[1]
+    difference = (leaves[1].grad - wanted[1]).norm() / wanted[1].norm()
+    assert 1e-5 < difference < 0.03
+
+
+def test_a_second_backward_pass_of_the_fused_form_is_refused() -> None:
+    case = Case.make()
+    leaves = [x.clone().requires_grad_() for x in case.student]
+    total = token_loss(LogLikelihood(), Head(*leaves), case.tokens, weights_T=case.weights_T).total
+    (2 * total).backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        total.backward()
+
+
+def test_frozen_parts_get_no_gradient_and_no_grad_makes_none() -> None:
+    case = Case.make()
+    hidden, weight, bias = (x.clone() for x in case.student)
+    token_loss(
+        LogLikelihood(), Head(hidden.requires_grad_(), weight, bias), case.tokens, weights_T=case.weights_T
+    ).total.backward()
+    assert hidden.grad is not None
+    assert weight.grad is None
+    with torch.no_grad():
+        assert not token_loss(
+            LogLikelihood(), Head(hidden, weight), case.tokens, weights_T=case.weights_T
+        ).total.requires_grad
+
+
+def test_dpo_over_summed_tokens() -> None:
+    case = Case.make()
+    leaves = [x.clone().requires_grad_() for x in case.student]
+    result = token_loss(LogLikelihood(), Head(*leaves), case.tokens)
+    chosen, rejected = -result.loss_T[:6].sum()[None], -result.loss_T[6:].sum()[None]
+    dpo_loss(chosen, rejected, chosen.detach() + 1, rejected.detach(), beta=0.5).sum().backward()
+    plain = [x.clone().requires_grad_() for x in case.student]
+    loss_T = reference(LogLikelihood(), plain[0] @ plain[1].T + plain[2], case)
+    chosen, rejected = -loss_T[:6].sum()[None], -loss_T[6:].sum()[None]
+    dpo_loss(chosen, rejected, chosen.detach() + 1, rejected.detach(), beta=0.5).sum().backward()
+    torch.testing.assert_close([x.grad for x in leaves], [x.grad for x in plain])
+
+
+@pytest.mark.parametrize(
+    ("objective", "teacher", "tokens", "arguments", "message"),
+    [
+        (Divergence(), None, {}, {}, "Divergence needs a teacher"),
+        (Divergence(), "short", {}, {}, "rows do not match: {'student': 13, 'tokens': 13, 'teacher': 12}"),
+        (Divergence(), "narrow", {}, {}, "teacher has 39 columns, student 40"),
+        (Divergence(), "topk", {}, {}, "support=student_topk needs a teacher's logits"),
+        (Divergence(support="teacher_topk", k=8), "topk", {}, {}, "k=8 but the teacher gives 7"),
+        (SampledReverseKL(), "topk", {}, {}, "log-probability of the sampled token"),
+        (PolicyGradient(), None, {}, {}, "needs tokens.advantages_T"),
+        (LogLikelihood(), None, {}, {"importance_clip": 2.0}, "needs tokens.sampler_logprobs_T"),
+        (LogLikelihood(), None, {}, {"vocab": Vocab(size=41)}, "vocabulary of 41 over 1 ranks of 40"),
+    ],
+)
+def test_what_does_not_fit_is_refused(objective, teacher, tokens, arguments, message: str) -> None:
+    case = Case.make()
+    hidden, weight, bias = case.teacher
+    sources = {
+        None: None,
+        "short": Head(hidden[1:], weight, bias),
+        "narrow": Head(hidden, weight[1:]),
+        "topk": TopK(torch.zeros(T, 7, dtype=torch.long), torch.zeros(T, 7)),
+    }
+    with pytest.raises(ValueError, match=message):
+        token_loss(objective, Head(*case.student), Tokens(case.tokens.ids_T), sources[teacher], **arguments)
+
+
+def test_objectives_refuse_what_is_no_divergence() -> None:
+    with pytest.raises(ValueError, match="0 < alpha < 1"):
+        Divergence("jsd", alpha=1.0)
+    with pytest.raises(ValueError, match="k=0"):
+        Divergence(k=0)

@@ -1,0 +1,90 @@
+"""Each method for a few steps on the embedded model, through the whole loop: same budget, real learning."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+from rich.console import Console
+
+from mopd_nemo.config_file import load_config
+from mopd_nemo.errors import UserError
+from mopd_nemo.run.directory import RunDirectory, read_rows
+from mopd_nemo.trainer import Trainer
+from tests.conftest import EMBEDDED, QUICKSTART
+
+FEW = [
+    "rollout.num_prompts_per_step=8",
+    "rollout.num_rollouts_per_prompt=6",
+    "data.num_train=32",
+    "train.num_steps=4",
+    "train.eval_every=0",
+    "optimizer.warmup_steps=0",
+]
+TEACHER = f"teacher.path={EMBEDDED}"
+
+
+def run(path: Path, *overrides: str) -> RunDirectory:
+    trainer = Trainer.new(load_config(QUICKSTART, [f"run_dir={path}", *FEW, *overrides]), Console(file=io.StringIO()))
+    assert trainer.fit()
+    return trainer.run
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        ["mopd"],
+        ["mopd", "policy_gradient.weight=0.5", "train.num_updates_per_step=2"],
+        ["sdpo"],
+        ["opd", TEACHER],
+        ["gkd", TEACHER],
+        ["grpo"],
+        ["dpo"],
+        ["simpo"],
+        ["verified_sft"],
+    ],
+    ids=lambda method: "-".join(method[:1] + [item.split("=")[0] for item in method[1:]]),
+)
+def test_each_method_runs_at_the_same_rollout_budget(tmp_path: Path, method: list[str]) -> None:
+    done = run(tmp_path / "run", f"method={method[0]}", *method[1:])
+    rows = read_rows(done.metrics_file)
+    assert len(rows) == 4
+    assert all(row["grad_norm"] > 0 and row["update/skipped"] == 0 for row in rows if "grad_norm" in row)
+    for step in range(1, 5):
+        rollouts = read_rows(done.rollouts_file(step))
+        assert len(rollouts) == 48
+        taught = [row for row in rollouts if row["teacher_prompt"] is not None]
+        assert bool(taught) == (method[0] in ("mopd", "sdpo", "opd"))
+    if method[0] in ("grpo", "simpo", "verified_sft", "gkd"):
+        assert fmean(row["seconds/score"] for row in rows) < 0.01, "no teacher, no teacher's cost"
+
+
+def test_verified_sft_raises_the_success_rate(tmp_path: Path) -> None:
+    rows = read_rows(
+        run(tmp_path / "run", "method=verified_sft", "train.num_steps=12", "optimizer.learning_rate=3e-4").metrics_file
+    )
+    assert fmean(row["success_rate"] for row in rows[-3:]) > fmean(row["success_rate"] for row in rows[:3]) + 0.1
+
+
+def test_gkd_keeps_completions_and_reuses_them(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    settings = ["method=gkd", TEACHER, f"gkd.completions={store}", "data.num_train=8"]
+    first = run(tmp_path / "a", *settings, "train.num_steps=2")
+    assert len(list(store.glob("0*.jsonl"))) == 1, "the second step meets the same problems"
+    second = run(tmp_path / "b", *settings, "train.num_steps=1", "seed=5")
+    written = {row["problem"]: row["response"] for row in read_rows(first.rollouts_file(1)) if row["rollout"] == 0}
+    again = {row["problem"]: row["response"] for row in read_rows(second.rollouts_file(1)) if row["rollout"] == 0}
+    assert written == again
+    with pytest.raises(UserError, match=r"written with rollout.temperature=1.0, this run has 0.5; name another"):
+        run(tmp_path / "c", *settings, "rollout.temperature=0.5")
+
+
+def test_dpo_resumes_with_its_reference(tmp_path: Path) -> None:
+    """The reference is the initial model, not the student of the moment of the resume."""
+    whole = run(tmp_path / "whole", "method=dpo")
+    part = run(tmp_path / "part", "method=dpo", "train.num_steps=2")
+    assert Trainer.resumed(part, ["train.num_steps=4"], Console(file=io.StringIO())).fit()
+    losses = [[row["loss"] for row in read_rows(done.metrics_file)] for done in (whole, part)]
+    assert losses[0] == losses[1]

@@ -102,9 +102,7 @@ def check_nemo(config: Config) -> None:
             "divergence.support=student_topk or teacher_topk"
         )
     if config.model.device != "auto":
-        raise ValueError(
-            f"model.device={config.model.device!r} is for engine=local; with engine=nemo leave it at auto"
-        )
+        raise ValueError(f"model.device={config.model.device!r} is for engine=local; with engine=nemo leave it at auto")
 
 
 def sequence_multiple(parallel: ParallelConfig) -> int:

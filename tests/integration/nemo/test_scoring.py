@@ -76,9 +76,7 @@ def scored(model: Any, data: Any, cfg: dict[str, Any]) -> Any:
 def candidates() -> list[Tensor]:
     """Tokens to score, different for every response position and sequence."""
     spread_K = torch.arange(0, 400, 50)
-    return [
-        (torch.arange(number, number + size)[:, None] + spread_K).int() for number, (_, size) in enumerate(LENGTHS)
-    ]
+    return [(torch.arange(number, number + size)[:, None] + spread_K).int() for number, (_, size) in enumerate(LENGTHS)]
 
 
 def prepared(tp: int, pp: int, cp: int, packed: bool, sequence_parallel: bool) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""How a lesson becomes optimiser updates: which rows each sees, and what each token counts. The same for every engine."""
+"""How a lesson becomes optimiser updates: which rows each sees, and what each token counts. One for every engine."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ from mopd_nemo.config_nemo import ParallelConfig, sequence_multiple
 from mopd_nemo.embedded import resolve_model_path
 
 ITERATIONS = 10**6
-"""Length of Megatron's own schedule. It is flat, the trainer sets each step's rate, and a number that does not depend on
-`train.num_steps` lets a resumed run be made longer."""
+"""Length of Megatron's own schedule. It is flat, the trainer sets each step's rate, and a number that does not depend
+on `train.num_steps` lets a resumed run be made longer."""
 
 
 def student_policy(config: Config) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Which rows of a Megatron micro-batch predict response tokens, and an output layer that computes only those.
 
 Response token t of a sequence with P prompt tokens is predicted at its position P - 1 + t. Micro-batches come padded
-([B, S], one sequence a row) or packed (sequences end to end, each padded to a multiple), and packed ones may be cut over
-context-parallel ranks in Megatron's zigzag: a sequence of 2·C chunks gives rank r its chunks r and 2·C - 1 - r.
+([B, S], one sequence a row) or packed (sequences end to end, each padded to a multiple), and packed ones may be cut
+over C context-parallel ranks in Megatron's zigzag: a sequence of 2·C chunks gives rank r its chunks r and 2·C - 1 - r.
 """
 
 from __future__ import annotations

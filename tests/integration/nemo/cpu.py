@@ -33,7 +33,7 @@ NEWER_MEGATRON = {
     "megatron.core.resharding.refit": ("prepare_swap_model_weights",),
     "megatron.core.transformer.enums": ("InferenceCudaGraphScope",),
 }
-"""What NeMo-RL's policy worker imports from a Megatron-Core newer than the one on PyPI, for other purposes than ours."""
+"""What NeMo-RL's policy worker imports from a Megatron-Core newer than that on PyPI, for other purposes than ours."""
 
 
 def nemo_rl_missing() -> str | None:

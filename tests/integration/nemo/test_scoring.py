@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -57,7 +56,7 @@ CUTS = {
 
 
 def score_all(cuts: list[str]) -> dict[tuple[str, str], Any]:
-    """On each rank and for each cut: what scoring returns, the order of the sequences, rows seen by the output layer."""
+    """On each rank and for each cut: what scoring returns, the order of sequences, rows seen by the output layer."""
     results = {}
     for cut in cuts:
         model, data, order, cfg, seen = prepared(*CUTS[cut])
@@ -129,7 +128,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[tup
     for world in (1, 2, 4):
         cuts = [cut for cut, (tp, pp, cp, *_) in CUTS.items() if tp * pp * cp == world]
         ranks = run_ranks(score_all, world, tmp_path_factory.mktemp("ranks"), cuts)
-        found |= {cut: ranks for cut in cuts}
+        found |= dict.fromkeys(cuts, ranks)
     return found
 
 
@@ -152,7 +151,7 @@ def test_scores_equal_one_plain_forward(cut: str, kind: str, results: Any) -> No
 
 @pytest.mark.parametrize("cut", CUTS)
 def test_only_response_rows_reach_the_output_layer(cut: str, results: Any) -> None:
-    tp, _, cp, _, _ = CUTS[cut]
+    tp = CUTS[cut][0]
     per_rank = [rank[cut, "own"][2] for rank in results[cut] if rank[cut, "own"][0] is not None]
     assert sum(per_rank) == tp * sum(size for _, size in LENGTHS)
 

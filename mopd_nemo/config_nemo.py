@@ -101,6 +101,11 @@ def check_nemo(config: Config) -> None:
             "divergence.support=full would send whole vocabularies between GPUs: with engine=nemo set "
             "divergence.support=student_topk or teacher_topk"
         )
+    if config.method == "gkd" and config.gkd.completions is None:
+        raise ValueError(
+            "method=gkd with engine=nemo learns from completions that are there already: make them with engine=local "
+            "and name their directory in gkd.completions"
+        )
     if config.model.device != "auto":
         raise ValueError(f"model.device={config.model.device!r} is for engine=local; with engine=nemo leave it at auto")
 

@@ -69,7 +69,7 @@ class NemoConfig(Section):
     """Keep the optimiser's state in the nodes' memory while the student scores as a teacher."""
     target_dtype: Literal["float32", "float16"] = "float32"
     """In which a teacher's log-probabilities travel between GPUs."""
-    policy: dict[str, Any] = {}
+    policy: dict[str, Any] = Field({})
     """Settings of NeMo-RL's `policy` block that override what this package writes there, for the student and, but for
     the generation part, for the teacher."""
 
@@ -92,8 +92,8 @@ def check_nemo(config: Config) -> None:
         _check_cut("teacher", nemo.teacher, nemo.teacher_gpus or training_gpus(nemo), nemo)
     elif nemo.teacher_gpus:
         raise ValueError(
-            f"nemo.teacher_gpus={nemo.teacher_gpus} are for a teacher of its own, but teacher.kind={config.teacher.kind} "
-            "lives in the student's workers: set nemo.teacher_gpus=0 or teacher.kind=external"
+            f"nemo.teacher_gpus={nemo.teacher_gpus} are for an external teacher, but teacher.kind={config.teacher.kind}: "
+            "set nemo.teacher_gpus=0 or teacher.kind=external"
         )
     _check_budgets(config)
     if config.divergence.support == "full":
@@ -125,8 +125,8 @@ def _check_gpus(nemo: NemoConfig) -> None:
             )
     if training_gpus(nemo) < 1:
         raise ValueError(
-            f"nemo.generation.gpus={nemo.generation.gpus} + nemo.teacher_gpus={nemo.teacher_gpus} leave the student none "
-            f"of the {whole} GPUs of nemo.num_nodes={nemo.num_nodes} × nemo.gpus_per_node={nemo.gpus_per_node}"
+            f"nemo.generation.gpus={nemo.generation.gpus} + nemo.teacher_gpus={nemo.teacher_gpus} leave the student "
+            f"none of the {whole} GPUs of nemo.num_nodes={nemo.num_nodes} × nemo.gpus_per_node={nemo.gpus_per_node}"
         )
     generating = nemo.generation.gpus or training_gpus(nemo)
     if generating % nemo.generation.tensor:

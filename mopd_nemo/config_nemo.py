@@ -92,7 +92,7 @@ def check_nemo(config: Config) -> None:
         _check_cut("teacher", nemo.teacher, nemo.teacher_gpus or training_gpus(nemo), nemo)
     elif nemo.teacher_gpus:
         raise ValueError(
-            f"nemo.teacher_gpus={nemo.teacher_gpus} are for an external teacher, but teacher.kind={config.teacher.kind}: "
+            f"nemo.teacher_gpus={nemo.teacher_gpus} are for an external teacher, not for kind {config.teacher.kind}: "
             "set nemo.teacher_gpus=0 or teacher.kind=external"
         )
     _check_budgets(config)

@@ -7,7 +7,6 @@ plain files.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -94,8 +93,9 @@ class CpuWorkerImpl(TeacherMethods, megatron_policy_worker.MegatronPolicyWorkerI
         if weights_path is not None:
             saved = torch.load(Path(weights_path) / f"{self.rank}.pt", weights_only=False)
             self.model.load_state_dict(saved["model"])
-            self.optimizer.load_state_dict(saved["optimizer"])
-            self.optimizer.load_parameter_state(str(Path(weights_path) / "optimizer.pt"))
+            with torch.no_grad():
+                self.optimizer.load_state_dict(saved["optimizer"])
+                self.optimizer.load_parameter_state(str(Path(weights_path) / "optimizer.pt"))
 
     def _schedule(self, increment: int) -> None:
         """Megatron's own schedule sets its own rate after every update."""

@@ -141,7 +141,7 @@ def local_twin(settings: Config) -> Any:
     return LocalEngine(settings.model_copy(update={"engine": "local"}))
 
 
-def test_steps_equal_those_of_the_local_engine(tmp_path: Path) -> None:
+def test_steps_equal_those_of_the_local_engine() -> None:
     """Two steps of EMA self-distillation on two data-parallel ranks and in one process: the same losses."""
     settings = config(model={"path": str(EMBEDDED)})
     engine, twin = make(settings), local_twin(settings)
@@ -156,4 +156,100 @@ def test_steps_equal_those_of_the_local_engine(tmp_path: Path) -> None:
         for name in ("loss", "grad_norm", "student/entropy", "student/topk_mass", "teacher/topk_mass", "sampler/gap"):
             assert found[name] == pytest.approx(expected[name], rel=2e-3), name
     assert engine._runtime.generation.calls == ["refit", "sleep"] * 2
+    engine._runtime.shutdown()
+
+
+def test_every_objective_under_tensor_parallelism_equals_the_local_engine() -> None:
+    """Preferences, policy gradients over two updates a step, the sampled divergence: tp=2 against one process."""
+    from mopd_nemo.lesson import Dpo, Part, Simpo
+    from mopd_nemo.losses import LogLikelihood, PolicyGradient, SampledReverseKL
+
+    settings = config(
+        model={"path": str(EMBEDDED)},
+        teacher={"kind": "frozen"},
+        divergence={"support": "sampled", "kind": "reverse_kl", "k": 4},
+        train={"num_updates_per_step": 2},
+        nemo={"student": {"tensor": 2}},
+    )
+    engine, twin = make(settings), local_twin(settings)
+    pairs = (2, 0, 5, 3, 2, 1)
+    for number, objective in enumerate(
+        [SampledReverseKL(), PolicyGradient(), Dpo(0.5), Simpo(2.0, 0.5), LogLikelihood()]
+    ):
+        taught = lesson(engine, str(number), [objective])
+        if isinstance(objective, Dpo | Simpo):
+            taught = type(taught)(taught.rows, [Part(objective, pairs)])
+        found = engine.update(taught, engine.score(taught.rows), 1e-3)
+        expected = twin.update(taught, twin.score(taught.rows), 1e-3)
+        assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=5e-3), objective
+        if not isinstance(objective, SampledReverseKL):  # whose value means nothing
+            assert found["loss"] == pytest.approx(expected["loss"], rel=5e-3, abs=1e-6), objective
+    assert engine.update(type(taught)([], []), [], 1e-3) == {"update/skipped": 1.0}
+    check_calls_on_workers(engine)
+    engine._runtime.shutdown()
+
+
+def check_calls_on_workers(engine: Any) -> None:
+    """`VllmRollouts` sends prompts to workers and puts the answers in order, on NeMo-RL's own worker group."""
+    from types import SimpleNamespace
+
+    from mopd_nemo.engines.nemo import runtime
+    from tests.integration.nemo import echo
+
+    student = engine._runtime.student
+    generation = SimpleNamespace(
+        worker_group=student.worker_group,
+        sharding_annotations=student.sharding_annotations,
+        cfg={"colocated": {"enabled": True}},
+    )
+    real = runtime.sample_on_worker
+    runtime.sample_on_worker = echo.echo_on_worker  # type: ignore[assignment]
+    try:
+        answers = runtime.VllmRollouts(generation).sample([(3, 4), (5,), (6, 7)], num_samples=2)
+    finally:
+        runtime.sample_on_worker = real  # type: ignore[assignment]
+    assert answers == [[("CpuWorker", 0, [3, 4])] * 2, [("CpuWorker", 1, [5])] * 2, [("CpuWorker", 2, [6, 7])] * 2]
+
+
+def test_a_run_continues_from_its_checkpoint_exactly(tmp_path: Path) -> None:
+    import torch
+
+    settings = config(model={"path": str(EMBEDDED)}, nemo={"gpus_per_node": 1})
+    engine = make(settings)
+
+    def step(engine: Any, number: int) -> dict[str, float]:
+        taught = lesson(engine, str(number))
+        metrics = engine.update(taught, engine.score(taught.rows), 1e-3)
+        engine.update_teacher()
+        return metrics
+
+    step(engine, 0)
+    checkpoint = tmp_path / "step_000001"
+    checkpoint.mkdir()
+    engine.save(checkpoint)
+    assert (checkpoint / "teacher" / "shard_pp00_tp00_ep00.pt").is_file()
+    expected = [step(engine, 1), step(engine, 2)]
+    final = weights(engine)[0]
+    engine.load(checkpoint)
+    found = [step(engine, 1), step(engine, 2)]
+    assert [m["loss"] for m in found] == [m["loss"] for m in expected]
+    assert all(torch.equal(value, final[name]) for name, value in weights(engine)[0].items())
+    engine._runtime.shutdown()
+
+
+def test_external_teacher_on_the_same_gpus_equals_the_local_engine(random_model: Path) -> None:
+    settings = config(
+        model={"path": str(EMBEDDED)},
+        teacher={"kind": "external", "path": str(random_model)},
+        divergence={"support": "teacher_topk"},
+        nemo={"gpus_per_node": 1},
+    )
+    engine, twin = make(settings), local_twin(settings)
+    from mopd_nemo.losses import Divergence
+
+    taught = lesson(engine, "0", [Divergence(support="teacher_topk", k=8)])
+    found = engine.update(taught, engine.score(taught.rows), 1e-3)
+    expected = twin.update(taught, twin.score(taught.rows), 1e-3)
+    for name in ("loss", "grad_norm", "topk_overlap"):
+        assert found[name] == pytest.approx(expected[name], rel=2e-3), name
     engine._runtime.shutdown()

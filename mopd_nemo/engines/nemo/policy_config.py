@@ -143,6 +143,9 @@ def _generation(config: Config) -> dict[str, Any]:
         "temperature": 1.0,  # NeMo-RL divides training logits by it; the sampler is told its own with every call
         "top_p": 1.0,
         "top_k": None,
+        "val_temperature": config.eval.temperature,  # required by NeMo-RL's main branch, not used by this engine
+        "val_top_p": config.eval.top_p,
+        "val_top_k": None,
         "stop_token_ids": None,
         "stop_strings": None,
         "vllm_cfg": {

@@ -93,9 +93,7 @@ class CpuWorkerImpl(TeacherMethods, megatron_policy_worker.MegatronPolicyWorkerI
         if weights_path is not None:
             saved = torch.load(Path(weights_path) / f"{self.rank}.pt", weights_only=False)
             self.model.load_state_dict(saved["model"])
-            with torch.no_grad():
-                self.optimizer.load_state_dict(saved["optimizer"])
-                self.optimizer.load_parameter_state(str(Path(weights_path) / "optimizer.pt"))
+            self._adam().load_state_dict(saved["adam"])
 
     def _schedule(self, increment: int) -> None:
         """Megatron's own schedule sets its own rate after every update."""
@@ -104,9 +102,13 @@ class CpuWorkerImpl(TeacherMethods, megatron_policy_worker.MegatronPolicyWorkerI
 
     def save_checkpoint(self, weights_path: str, optimizer_path: str | None = None, **_: Any) -> None:
         Path(weights_path).mkdir(parents=True, exist_ok=True)
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state = {"model": self.model.state_dict(), "adam": self._adam().state_dict()}
         torch.save(state, Path(weights_path) / f"{self.rank}.pt")
-        self.optimizer.save_parameter_state(str(Path(weights_path) / "optimizer.pt"))
+
+    def _adam(self) -> Any:
+        """Its master weights are the model's own: all is float32 here."""
+        (optimizer,) = self.optimizer.chained_optimizers
+        return optimizer.optimizer
 
     def weights(self) -> dict[str, torch.Tensor]:
         """This rank's parameters; for looking at."""

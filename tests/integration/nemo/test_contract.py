@@ -122,22 +122,32 @@ def test_loss_follows_the_protocol() -> None:
     assert LessonLoss.loss_type is LossType.TOKEN_LEVEL and LessonLoss.input_type is LossInputType.LOGIT
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_policy_block_is_what_nemo_rl_expects(path: Path) -> None:
-    """It has the types of PolicyConfig, and every key of NeMo-RL's own Megatron example."""
+@pytest.fixture(params=CONFIGS, ids=lambda path: path.name)
+def policies(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    """The student's policy block of a config of this repository, and that of an external teacher beside it."""
+    from mopd_nemo.engines.nemo.policy_config import student_policy, teacher_policy
+
+    config = load_config(request.param)
+    external = {"teacher": {"kind": "external", "path": "some/teacher"}}
+    taught = validate(config.model_dump(exclude={"teacher"}) | external, "test")
+    return [student_policy(config), teacher_policy(taught)]
+
+
+def test_policy_blocks_have_the_types_that_nemo_rl_expects(policies: list[dict[str, Any]]) -> None:
     from nemo_rl.models.policy import PolicyConfig
     from pydantic import TypeAdapter
 
-    from mopd_nemo.engines.nemo.policy_config import student_policy, teacher_policy
-
-    config = load_config(path)
-    external = {"teacher": {"kind": "external", "path": "some/teacher"}}
-    for policy in (
-        student_policy(config),
-        teacher_policy(validate(config.model_dump(exclude={"teacher"}) | external, "test")),
-    ):
+    for policy in policies:
         TypeAdapter(PolicyConfig).validate_python(policy)
-        missing = _keys(_example()) - _keys(policy) - ELSEWHERE
+
+
+def test_policy_blocks_have_every_key_of_nemo_rls_example(policies: list[dict[str, Any]]) -> None:
+    """NeMo-RL reads keys that its types do not name; its example has them."""
+    example = _example()
+    if "cuda_graph_impl" in example["megatron_cfg"]:
+        pytest.skip("this NeMo-RL is newer than v0.7.0: its example has more, and only types are compared")
+    for policy in policies:
+        missing = _keys(example) - _keys(policy)
         if "generation" not in policy:
             missing = {key for key in missing if not key.startswith("generation")}
         assert not missing

@@ -110,6 +110,13 @@ def check_nemo(config: Config) -> None:
         raise ValueError(f"model.device={config.model.device!r} is for engine=local; with engine=nemo leave it at auto")
 
 
+def teacher_prompt(config: Config) -> tuple[str, int]:
+    """The key that limits what a teacher reads before a response, and its value."""
+    if config.method in ("mopd", "sdpo"):
+        return "peers.max_context_tokens", config.peers.max_context_tokens
+    return "data.max_prompt_tokens", config.data.max_prompt_tokens
+
+
 def sequence_multiple(parallel: ParallelConfig) -> int:
     """What sequence lengths are padded to a multiple of, as NeMo-RL's own configs do: divisible by 2·CP and by TP."""
     return 2 * parallel.tensor * parallel.context
@@ -161,7 +168,7 @@ def _check_budgets(config: Config) -> None:
     teacher = config.nemo.teacher if config.teacher.kind == "external" else config.nemo.student
     for key, prompt, parallel in (
         ("data.max_prompt_tokens", config.data.max_prompt_tokens, config.nemo.student),
-        ("peers.max_context_tokens", config.peers.max_context_tokens, teacher),
+        (*teacher_prompt(config), teacher),
     ):
         multiple = sequence_multiple(parallel)
         longest = -(-(prompt + response) // multiple) * multiple

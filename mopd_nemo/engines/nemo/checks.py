@@ -9,7 +9,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from mopd_nemo.config import Config
-from mopd_nemo.config_nemo import ParallelConfig
+from mopd_nemo.config_nemo import ParallelConfig, teacher_prompt
 from mopd_nemo.embedded import resolve_model_path
 from mopd_nemo.engines.local.model import check_vocabularies
 from mopd_nemo.errors import UserError
@@ -56,8 +56,7 @@ def check_models(config: Config) -> int:
         check_vocabularies(config.model.path, config.teacher.path)
         teacher, key = _model_config(config.teacher.path, "teacher.path"), "teacher.path"
         _check_cut(teacher, "nemo.teacher", config.nemo.teacher)
-    if config.method in ("mopd", "sdpo"):
-        _check_positions(teacher, key, "peers.max_context_tokens", config.peers.max_context_tokens, response)
+    _check_positions(teacher, key, *teacher_prompt(config), response)
     return student.vocab_size
 
 

@@ -100,7 +100,8 @@ class Learner:
         )
         watch = min(self._config.divergence.k, self._vocab_size)
         clip = self._config.rollout.importance_clip if "sampler" in batch else None
-        loss = LessonLoss([part.objective for part in weighted], clip, self._vocab_size, watch)
+        student_support = self._config.divergence.support == "student_topk"
+        loss = LessonLoss([part.objective for part in weighted], clip, self._vocab_size, watch, student_support)
         self._student.prepare_for_training()
         self._student.run_all_workers_single_data("set_learning_rate", rate=learning_rate)
         start = time.monotonic()

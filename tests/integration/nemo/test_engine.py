@@ -253,3 +253,33 @@ def test_external_teacher_on_the_same_gpus_equals_the_local_engine(random_model:
     for name in ("loss", "grad_norm", "topk_overlap"):
         assert found[name] == pytest.approx(expected[name], rel=2e-3), name
     engine._runtime.shutdown()
+
+
+def test_the_trainer_runs_and_resumes_on_this_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole loop: rollouts, verifier, peers, teacher, update, evaluation, checkpoint; stopped and continued."""
+    import io
+
+    from rich.console import Console
+
+    from mopd_nemo import trainer
+    from mopd_nemo.run.directory import RunDirectory, read_rows
+
+    monkeypatch.setattr(trainer, "make_engine", make)
+    settings = config(
+        data={"train": "arithmetic", "eval": "arithmetic", "num_train": 8, "num_eval": 2, "max_prompt_tokens": 64},
+        peers={"max_context_tokens": 300, "when_no_success": "failure_only"},
+        train={"num_steps": 1, "eval_every": 1, "checkpoint_every": 1, "tokens_per_micro_batch": 400},
+        nemo={"gpus_per_node": 1},
+        run_dir=str(tmp_path / "run"),
+    )
+    first = trainer.Trainer.new(settings, Console(file=io.StringIO()))
+    assert first.fit()
+    first.engine._runtime.shutdown()
+    run = RunDirectory.open(tmp_path / "run")
+    again = trainer.Trainer.resumed(run, ["train.num_steps=2"], Console(file=io.StringIO()))
+    assert again.fit()
+    again.engine._runtime.shutdown()
+    rows = read_rows(run.metrics_file)
+    assert [row["step"] for row in rows] == [1, 2] and all(row["loss"] > 0 and row["grad_norm"] > 0 for row in rows)
+    assert [row["step"] for row in read_rows(run.eval_file)] == [0, 1, 2]
+    assert {"seconds/generate", "seconds/score", "seconds/update", "tokens_per_second"} <= rows[0].keys()

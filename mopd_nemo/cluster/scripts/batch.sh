@@ -52,8 +52,10 @@ check_logs_are_shared() {
   put "$MOPD_LOGS/token" "$job"
   # shellcheck disable=SC2016
   if ! srun --ntasks-per-node=1 bash -c '
-    for _ in {1..20}; do [[ -f $1 ]] && exit 0; sleep 0.5; done
-    echo "ERROR: node $SLURMD_NODENAME does not see $1"; exit 1' _ "$MOPD_LOGS/token"; then
+    until [[ -f $1 ]]; do
+      if ((SECONDS >= $2)); then echo "ERROR: node $SLURMD_NODENAME does not see $1"; exit 1; fi
+      sleep 0.5
+    done' _ "$MOPD_LOGS/token" "$MOPD_SILENT_SECONDS"; then
     note "ERROR: the log directory is not shared by all nodes: put MOPD_DIR=$MOPD_DIR (root of the site file, or --output)" \
       "on a file system that every node mounts"
     exit 1

@@ -28,7 +28,7 @@ beat() {
   local number=0
   while kill -0 $$ 2> /dev/null; do
     echo $((++number)) > "$MOPD_LOGS/beats/$node"
-    sleep 5
+    sleep 2
   done
 }
 
@@ -93,6 +93,7 @@ stop_ray() {
   [[ -n $ray ]] || return 0
   kill "$ray" 2> /dev/null
   wait "$ray" 2> /dev/null
+  return 0
 }
 
 # start_ray OPTION...: as a child, so that its end is noticed.

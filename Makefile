@@ -2,6 +2,7 @@
 # make test         set up .venv and run the test suite
 # make lint         format check, lint, types
 # make docs         regenerate docs/configuration.md
+# make test-nemo NEMO_RL_SOURCE=DIR   tests of the NeMo-RL engine against a NeMo-RL checkout (docs/nemo.md)
 #
 # CONSTRAINTS=      leaves out the pins of constraints-cpu.txt, for a machine with a GPU
 # PIP_ARGS=...      extra arguments for pip
@@ -14,7 +15,7 @@ ARGS ?=
 BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) $(PIP_ARGS)
 
-.PHONY: quickstart test lint docs
+.PHONY: quickstart test lint docs test-nemo
 .DEFAULT_GOAL := quickstart
 
 quickstart: .venv/ready
@@ -22,6 +23,10 @@ quickstart: .venv/ready
 
 test: .venv/ready-dev
 	$(BIN)/python -m pytest
+
+test-nemo: .venv-nemo/ready
+	@test -d "$(NEMO_RL_SOURCE)/nemo_rl" || { echo "make test-nemo NEMO_RL_SOURCE=DIR: DIR is a checkout of NeMo-RL"; exit 2; }
+	NEMO_RL_SOURCE=$(abspath $(NEMO_RL_SOURCE)) .venv-nemo/bin/python -m pytest tests/engines/nemo tests/integration/nemo
 
 lint: .venv/ready-dev
 	$(BIN)/ruff format --check .
@@ -43,4 +48,11 @@ docs: .venv/ready
 
 .venv/ready-dev: .venv/ready
 	@$(INSTALL) -e '.[dev]'
+	@touch $@
+
+.venv-nemo/ready: pyproject.toml constraints-nemo.txt
+	@$(PYTHON) -m venv .venv-nemo
+	@.venv-nemo/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-nemo.txt torch
+	@.venv-nemo/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-nemo.txt \
+	  -r requirements-nemo.txt -e '.[test]'
 	@touch $@

@@ -28,7 +28,7 @@ class ModelConfig(Section):
     """Compute precision. Master weights and optimiser state are float32 in both."""
     device: str = "auto"
     """`auto` (CUDA when there is one, else CPU), `cpu`, `cuda` or `cuda:N`."""
-    chat_template_kwargs: dict[str, Any] = {}
+    chat_template_kwargs: dict[str, Any] = Field({})
     """Passed to the chat template, for student and teacher alike; for Qwen3 `{enable_thinking: false}`."""
 
 

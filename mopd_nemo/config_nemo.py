@@ -69,7 +69,7 @@ class NemoConfig(Section):
     """Keep the optimiser's state in the nodes' memory while the student scores as a teacher."""
     target_dtype: Literal["float32", "float16"] = "float32"
     """In which a teacher's log-probabilities travel between GPUs."""
-    policy: dict[str, Any] = {}
+    policy: dict[str, Any] = Field({})
     """Settings of NeMo-RL's `policy` block that override what this package writes there, for the student and, but for
     the generation part, for the teacher."""
 
@@ -92,8 +92,8 @@ def check_nemo(config: Config) -> None:
         _check_cut("teacher", nemo.teacher, nemo.teacher_gpus or training_gpus(nemo), nemo)
     elif nemo.teacher_gpus:
         raise ValueError(
-            f"nemo.teacher_gpus={nemo.teacher_gpus} are for a teacher of its own, but teacher.kind={config.teacher.kind} "
-            "lives in the student's workers: set nemo.teacher_gpus=0 or teacher.kind=external"
+            f"nemo.teacher_gpus={nemo.teacher_gpus} are for an external teacher, not for kind {config.teacher.kind}: "
+            "set nemo.teacher_gpus=0 or teacher.kind=external"
         )
     _check_budgets(config)
     if config.divergence.support == "full":
@@ -101,8 +101,20 @@ def check_nemo(config: Config) -> None:
             "divergence.support=full would send whole vocabularies between GPUs: with engine=nemo set "
             "divergence.support=student_topk or teacher_topk"
         )
+    if config.method == "gkd" and config.gkd.completions is None:
+        raise ValueError(
+            "method=gkd with engine=nemo learns from completions that are there already: make them with engine=local "
+            "and name their directory in gkd.completions"
+        )
     if config.model.device != "auto":
         raise ValueError(f"model.device={config.model.device!r} is for engine=local; with engine=nemo leave it at auto")
+
+
+def teacher_prompt(config: Config) -> tuple[str, int]:
+    """The key that limits what a teacher reads before a response, and its value."""
+    if config.method in ("mopd", "sdpo"):
+        return "peers.max_context_tokens", config.peers.max_context_tokens
+    return "data.max_prompt_tokens", config.data.max_prompt_tokens
 
 
 def sequence_multiple(parallel: ParallelConfig) -> int:
@@ -120,8 +132,8 @@ def _check_gpus(nemo: NemoConfig) -> None:
             )
     if training_gpus(nemo) < 1:
         raise ValueError(
-            f"nemo.generation.gpus={nemo.generation.gpus} + nemo.teacher_gpus={nemo.teacher_gpus} leave the student none "
-            f"of the {whole} GPUs of nemo.num_nodes={nemo.num_nodes} × nemo.gpus_per_node={nemo.gpus_per_node}"
+            f"nemo.generation.gpus={nemo.generation.gpus} + nemo.teacher_gpus={nemo.teacher_gpus} leave the student "
+            f"none of the {whole} GPUs of nemo.num_nodes={nemo.num_nodes} × nemo.gpus_per_node={nemo.gpus_per_node}"
         )
     generating = nemo.generation.gpus or training_gpus(nemo)
     if generating % nemo.generation.tensor:
@@ -156,7 +168,7 @@ def _check_budgets(config: Config) -> None:
     teacher = config.nemo.teacher if config.teacher.kind == "external" else config.nemo.student
     for key, prompt, parallel in (
         ("data.max_prompt_tokens", config.data.max_prompt_tokens, config.nemo.student),
-        ("peers.max_context_tokens", config.peers.max_context_tokens, teacher),
+        (*teacher_prompt(config), teacher),
     ):
         multiple = sequence_multiple(parallel)
         longest = -(-(prompt + response) // multiple) * multiple

@@ -59,18 +59,25 @@ class LessonLoss:
         importance_clip: as in `token_loss`, for the objectives that compare with a sampler.
         vocab_size: real tokens, without the columns that Megatron pads with.
         watch: k of the top-k signals; None watches nothing.
+        student_support: the tokens that the data names are the student's likeliest, not the teacher's.
     """
 
     loss_type = LossType.TOKEN_LEVEL
     input_type = LossInputType.LOGIT
 
     def __init__(
-        self, objectives: Sequence[Objective], importance_clip: float | None, vocab_size: int, watch: int | None
+        self,
+        objectives: Sequence[Objective],
+        importance_clip: float | None,
+        vocab_size: int,
+        watch: int | None,
+        student_support: bool,
     ) -> None:
         self.objectives = tuple(objectives)
         self.importance_clip = importance_clip
         self.vocab_size = vocab_size
         self.watch = watch
+        self.student_support = student_support
 
     def __call__(
         self, data: Mapping[str, Any], global_valid_seqs: Tensor, global_valid_toks: Tensor, logits: Tensor, **_: Any
@@ -131,8 +138,9 @@ class LessonLoss:
             watch=self.watch if number == 0 else None,
         )
         signals = dict(result.signals)
-        if signals and teacher is not None:
+        if signals and teacher is not None and self.student_support:
             signals["teacher/topk_mass"] = teacher.logprobs_TK.exp().sum(-1)
+            del signals["topk_overlap"]  # of the student's likeliest with themselves
         return result.total, {name: value for name, value in signals.items() if name in SIGNALS}
 
 

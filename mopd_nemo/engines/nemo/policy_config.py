@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mopd_nemo.config import Config
-from mopd_nemo.config_nemo import ParallelConfig, sequence_multiple
+from mopd_nemo.config_nemo import ParallelConfig, sequence_multiple, teacher_prompt
 from mopd_nemo.embedded import resolve_model_path
 
 ITERATIONS = 10**6
@@ -26,7 +26,7 @@ def student_policy(config: Config) -> dict[str, Any]:
 def teacher_policy(config: Config) -> dict[str, Any]:
     """NeMo-RL's PolicyConfig of an external teacher."""
     assert config.teacher.path is not None
-    policy = _policy(config, config.teacher.path, config.nemo.teacher, config.peers.max_context_tokens)
+    policy = _policy(config, config.teacher.path, config.nemo.teacher, teacher_prompt(config)[1])
     merged = _merged(policy, {key: value for key, value in config.nemo.policy.items() if key != "generation"})
     # A generation block would have it sample; a checkpoint of the student would have it be the student.
     return {key: value for key, value in merged.items() if key not in ("generation", "pretrained_checkpoint")}
@@ -83,7 +83,7 @@ def _megatron(config: Config, parallel: ParallelConfig) -> dict[str, Any]:
         "apply_rope_fusion": True,
         "bias_activation_fusion": True,
         "gradient_accumulation_fusion": False,
-        "defer_fp32_logits": False,
+        "defer_fp32_logits": True,  # the loss widens them chunk by chunk
         "freeze_moe_router": True,
         "moe_router_dtype": "fp64",
         "moe_router_load_balancing_type": "none",
@@ -143,6 +143,9 @@ def _generation(config: Config) -> dict[str, Any]:
         "temperature": 1.0,  # NeMo-RL divides training logits by it; the sampler is told its own with every call
         "top_p": 1.0,
         "top_k": None,
+        "val_temperature": config.eval.temperature,  # required by NeMo-RL's main branch, not used by this engine
+        "val_top_p": config.eval.top_p,
+        "val_top_k": None,
         "stop_token_ids": None,
         "stop_strings": None,
         "vllm_cfg": {

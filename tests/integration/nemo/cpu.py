@@ -141,7 +141,7 @@ def _redirect_cuda() -> None:
     # Megatron's optimizer recognises parameters by this name of their type.
     own_type = torch.Tensor.type
     torch.Tensor.type = lambda self, *a, **k: (  # type: ignore[method-assign]
-        own_type(self, *a, **k) if a or k else own_type(self).replace("torch.", "torch.cuda.", 1)
+        own_type(self, *a, **k) if a or k else f"torch.cuda.{own_type(self).rsplit('.', 1)[-1]}"
     )
     cuda.current_device = lambda: "cpu"
     cuda.device_count = lambda: 1
@@ -152,5 +152,9 @@ def _redirect_cuda() -> None:
     for name in ("synchronize", "empty_cache", "set_device"):
         setattr(cuda, name, lambda *_, **__: None)
     cuda.nvtx.range_push = cuda.nvtx.range_pop = lambda *_, **__: 0
-    mode = _CpuForCuda()
-    mode.__enter__()
+    redirect_devices()
+
+
+def redirect_devices() -> None:
+    """Tensors asked for on a GPU come to the CPU; for this thread, and for good."""
+    _CpuForCuda().__enter__()

@@ -29,6 +29,7 @@ def build(
     attention: bool = True,
     sequence_parallel: bool = False,
     padded_vocab: int | None = None,
+    tied: bool = False,
     **overrides: Any,
 ) -> Any:
     """The checkpoint as a `GPTModel` on the ranks of `start_megatron`.
@@ -36,6 +37,7 @@ def build(
     Args:
         attention: False leaves attention out: what is left works on packed sequences, whose attention needs CUDA.
         padded_vocab: columns to add, with weights that would show if they counted.
+        tied: one weight for embedding and output layer, if the checkpoint has but one.
     """
     from megatron.core import parallel_state as ps
     from megatron.core.models.gpt import GPTModel
@@ -91,7 +93,7 @@ def build(
         post_process=ps.is_pipeline_last_stage(),
         position_embedding_type="rope" if attention else "none",
         rotary_base=int(hf.rope_parameters["rope_theta"]),
-        share_embeddings_and_output_weights=False,
+        share_embeddings_and_output_weights=tied and hf.tie_word_embeddings,
         parallel_output=True,
     )
     source = load_file(path / "model.safetensors")

@@ -147,7 +147,7 @@ def _train(tp: int, pp: int, cp: int, packed: bool, sequence_parallel: bool, les
         },
     }
     iterator, count, size, _, length = get_microbatch_iterator(data, cfg, 2, straggler_timer=None)
-    loss = LessonLoss(LESSONS[lesson], 2.0, 428, watch=K)
+    loss = LessonLoss(LESSONS[lesson], 2.0, 428, watch=K, student_support=True)
     outputs = megatron_forward_backward(
         model=model,
         data_iterator=iterator,

@@ -114,7 +114,7 @@ def from_config(config: Mapping[str, Any]) -> Architecture | None:
             ffn=config.get("moe_intermediate_size") or config["intermediate_size"],
             vocab=config["vocab_size"],
             tied=config.get("tie_word_embeddings", False),
-            experts=config.get("num_experts") or 0,
+            experts=config.get("num_experts") or config.get("num_local_experts") or 0,
             qk_norm=config.get("model_type", "").startswith("qwen3"),
         )
     except KeyError:

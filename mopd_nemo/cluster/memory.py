@@ -10,10 +10,10 @@ parallelism, embedding and output layer on the stages that have them), D the GPU
     activations   2·T·hidden·L·s / t  +  w·T   L layers of a stage kept at their inputs, s micro-batches in flight (the
                                          number of later stages, and one), t = tensor with sequence parallelism, else 1;
                                          w: one layer's working set, computed again
-    logits        (2 + 2 + 4)·T·vocab / tensor   bfloat16 values and gradients, float32 for the loss
+    logits        4·T·vocab / tensor   bfloat16 values and gradients; the loss widens a chunk at a time
     generation    gpu_memory_utilization of the GPU, and the training weights while they are handed over
 
-A teacher that scores has weights, one layer's working set and the logits of its response rows.
+A teacher that scores has weights, one layer's working set and logits without gradients.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mopd_nemo.config import Config
 from mopd_nemo.config_nemo import NemoConfig, ParallelConfig, training_gpus
 
 RESERVE_GB = 6.0
-"""CUDA context, NCCL and Transformer Engine workspaces, fragmentation."""
+"""CUDA context, NCCL and Transformer Engine workspaces, chunks of the loss, fragmentation."""
 _GB = 1e9
 
 
@@ -146,4 +146,4 @@ def _sequence(parallel: ParallelConfig) -> int:
 
 
 def _logits(model: Architecture, parallel: ParallelConfig, tokens: float) -> float:
-    return (2 + 2 + 4) * tokens * model.vocab / parallel.tensor / _GB
+    return 4 * tokens * model.vocab / parallel.tensor / _GB

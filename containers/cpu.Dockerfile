@@ -8,7 +8,8 @@ FROM python:3.12.11-slim-bookworm
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends bubblewrap \
  && rm -rf /var/lib/apt/lists/* \
- && useradd --create-home --uid 1000 mopd
+ && useradd --create-home --uid 1000 mopd \
+ && install --directory --owner=1000 --group=1000 /home/mopd/mopd-nemo
 
 WORKDIR /home/mopd/mopd-nemo
 COPY --chown=1000:1000 . .

@@ -4,7 +4,7 @@
 FROM nvcr.io/nvidia/nemo-rl:v0.7.0
 
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
-USER root
+USER 0
 
 # bubblewrap keeps model-written programs apart from the node. Its version is whatever the image's Ubuntu has.
 # hadolint ignore=DL3008

@@ -23,6 +23,20 @@ def problems_of(job: Job) -> list[str]:
     ]
 
 
+def memory_line(config: Config, site: SiteConfig) -> str | None:
+    """The estimate for a person to read, where the sizes of the models are known."""
+    student = architecture_of(config.model.path, site.hf_home)
+    if config.engine != "nemo" or student is None:
+        return None
+    path = config.teacher.path
+    teacher = architecture_of(path, site.hf_home) if path else None
+    needed = estimate(config, student, teacher, site.gpu_memory_gb)
+    return (
+        f"estimated GB on a GPU of {site.gpu_memory_gb}: train {needed.train:.0f}, score {needed.score:.0f}, "
+        f"generate {needed.generate:.0f}"
+    )
+
+
 def memory_problems(config: Config, site: SiteConfig) -> list[str]:
     """What does not fit into a GPU or cannot be cut as configured. Models of unknown sizes are passed over."""
     student = architecture_of(config.model.path, site.hf_home)

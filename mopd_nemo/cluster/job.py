@@ -93,8 +93,13 @@ def parse_seeds(text: str | None) -> tuple[int, ...]:
 def mounts(job: Job) -> list[str]:
     """What the container sees, as pyxis wants it."""
     own = [job.site.root, str(job.directory), str(job.workdir), *([job.site.hf_home] if job.site.hf_home else [])]
-    wanted = [*job.site.mounts, *job.site.node_mounts, *own]
-    return list(dict.fromkeys(mount if ":" in mount else f"{mount}:{mount}" for mount in wanted))
+    given = [mount if ":" in mount else f"{mount}:{mount}" for mount in (*job.site.mounts, *job.site.node_mounts)]
+    seen = [Path(mount.split(":")[0]) for mount in given if len(set(mount.split(":")[:2])) == 1]
+    for path in map(Path, own):
+        if not any(path.is_relative_to(outer) for outer in seen):
+            seen.append(path)
+            given.append(f"{path}:{path}")
+    return given
 
 
 def _directives(job: Job) -> list[str]:
@@ -153,7 +158,7 @@ def _exports(job: Job) -> dict[str, str]:
 
 def _environment_of_processes(job: Job) -> dict[str, str]:
     site = job.site
-    variables = {"OMP_NUM_THREADS": "8", "TOKENIZERS_PARALLELISM": "false"}
+    variables = {"TOKENIZERS_PARALLELISM": "false"}
     if job.config.engine == "nemo":
         # Megatron refuses to start without the first; the second keeps NeMo-RL's converted models for all runs; with
         # the third Ray leaves the interpreters of NeMo-RL's workers to NeMo-RL.
@@ -161,6 +166,7 @@ def _environment_of_processes(job: Job) -> dict[str, str]:
             "TORCH_CUDA_ARCH_LIST": "9.0",
             "NRL_MEGATRON_CHECKPOINT_DIR": f"{site.root}/megatron",
             "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+            "OMP_NUM_THREADS": "8",
         }
     if site.hf_home:
         variables["HF_HOME"] = site.hf_home

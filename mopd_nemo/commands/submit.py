@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from mopd_nemo.cluster.checks import problems_of
+from mopd_nemo.cluster.checks import memory_line, problems_of
 from mopd_nemo.cluster.job import Job, Task, describe, parse_seeds, render
 from mopd_nemo.cluster.site import SiteConfig, load_site
 from mopd_nemo.cluster.submit import sbatch, write_job
@@ -38,15 +38,17 @@ def run_submit(config_file: Path, overrides: Sequence[str], options: Options) ->
     """
     job = _job(config_file, overrides, options)
     problems = problems_of(job)
+    memory = memory_line(job.config, job.site)
+    described = [*describe(job), *([memory] if memory else [])]
     if options.dry_run:
-        print(render(job), end="")
-        for line in (*describe(job), *(f"would be refused: {problem}" for problem in problems)):
+        print(render(job), end="", flush=True)
+        for line in (*described, *(f"would be refused: {problem}" for problem in problems)):
             print(line, file=sys.stderr)
         return
     if problems:
         raise UserError("\n".join(problems))
     write_job(job)
-    for line in describe(job):
+    for line in described:
         print(line)
     after = options.after
     for _ in range(options.chain):

@@ -71,7 +71,7 @@ def test_environment_of_the_submitter_stays_out_and_values_are_quoted() -> None:
 def test_container_sees_the_run_the_working_directory_and_the_cache() -> None:
     site = SiteConfig(root="/r", image="i", hf_home="/hf", mounts=("/data:/d",), node_mounts=("/raid",))
     assert mounts(make(site=site)) == [
-        "/data:/d", "/raid:/raid", "/r:/r", "/r/run:/r/run", "/work dir:/work dir", "/hf:/hf",
+        "/data:/d", "/raid:/raid", "/r:/r", "/work dir:/work dir", "/hf:/hf",
     ]  # fmt: skip
     script = render(make(site=site))
     assert "export MOPD_IMAGE=i" in script and "export HF_HOME=/hf" in script

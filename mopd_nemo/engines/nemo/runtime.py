@@ -32,12 +32,14 @@ class Runtime:
     """Another, for an external teacher."""
     generation: Any
     """What samples, such as `VllmRollouts`."""
+    clusters: Sequence[Any]
+    """The GPUs that they run on."""
 
     def shutdown(self) -> None:
         """Give the GPUs back."""
-        for group in (self.generation, self.teacher, self.student):
-            if group is not None:
-                group.shutdown()
+        for part in (self.generation, self.teacher, self.student, *self.clusters):
+            if part is not None:
+                part.shutdown()
 
 
 Launch = Callable[[Config, Any, Path | None], Runtime]
@@ -55,9 +57,11 @@ def launch(config: Config, tokenizer: Any, checkpoint: Path | None) -> Runtime:
     nemo, colocated = config.nemo, config.nemo.generation.gpus == 0
     shared_teacher = config.teacher.kind == "external" and not nemo.teacher_gpus
     training = _cluster("mopd_train", training_gpus(nemo), nemo, 1 + colocated + shared_teacher)
+    clusters = [training]
     teacher = None
     if config.teacher.kind == "external":
         place = training if shared_teacher else _cluster("mopd_teacher", nemo.teacher_gpus, nemo, 1)
+        clusters.append(place)
         teacher = Policy(
             cluster=place,
             config=teacher_policy(config),
@@ -69,6 +73,7 @@ def launch(config: Config, tokenizer: Any, checkpoint: Path | None) -> Runtime:
         )
         teacher.offload_after_refit()
     generating = training if colocated else _cluster("mopd_generate", nemo.generation.gpus, nemo, 1)
+    clusters.append(generating)
     settings = student_policy(config)
     generation = start_vllm(generating, settings, tokenizer)
     student = Policy(
@@ -81,7 +86,7 @@ def launch(config: Config, tokenizer: Any, checkpoint: Path | None) -> Runtime:
         **resume_paths(checkpoint),
     )
     generation.connect(student, training, generating)
-    return Runtime(student, teacher, generation)
+    return Runtime(student, teacher, generation, list(dict.fromkeys(clusters)))
 
 
 def resume_paths(checkpoint: Path | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from tests.integration.nemo import cpu
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     reason = cpu.nemo_rl_missing()
-    if reason is None and importlib.util.find_spec("megatron.core") is None:
+    if reason is None and not all(importlib.util.find_spec(name) for name in ("megatron", "megatron.core")):
         reason = "megatron-core is not installed: pip install megatron-core==0.16.1"
     if reason is not None:
         for item in items:

@@ -138,6 +138,8 @@ def _is_cuda(value: Any) -> bool:
 def _redirect_cuda() -> None:
     cuda: Any = torch.cuda
     torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign]
+    # What is pinned is a copy of what was on the GPU, whose memory is then given up.
+    torch.Tensor.pin_memory = lambda self, *_, **__: self.clone()  # type: ignore[method-assign]
     # Megatron's optimizer recognises parameters by this name of their type.
     own_type = torch.Tensor.type
     torch.Tensor.type = lambda self, *a, **k: (  # type: ignore[method-assign]

@@ -6,8 +6,10 @@ import os
 import random
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -16,7 +18,6 @@ from mopd_nemo.config_file import validate
 from tests.conftest import EMBEDDED
 from tests.integration.nemo import cpu
 
-ROOT = Path(__file__).parents[3]
 WORKER = "tests.integration.nemo.cpu_worker.CpuWorker"
 
 
@@ -36,6 +37,9 @@ class Scribe:
         draw = random.Random(seed)
         sizes = [[draw.randint(1, max_tokens) for _ in range(num_samples)] for _ in prompts]
         return [[([draw.randrange(3, 428) for _ in range(n)], [-6.0] * n, True) for n in row] for row in sizes]
+
+    def connect(self, student: Any, training: Any, generating: Any) -> None:
+        self.calls.append(f"connected to {training.world_size()} GPUs")
 
     def shutdown(self) -> None:
         pass
@@ -59,42 +63,46 @@ def config(**changes: Any) -> Config:
 
 
 def launch_on_cpu(config: Config, tokenizer: Any, checkpoint: Path | None) -> Any:
-    """As `runtime.launch`, without GPUs, with `CpuWorker` and a `Scribe`."""
-    from nemo_rl.distributed.ray_actor_environment_registry import ACTOR_ENVIRONMENT_REGISTRY
-    from nemo_rl.distributed.virtual_cluster import RayVirtualCluster
-    from nemo_rl.models.policy.lm_policy import Policy
+    """`runtime.launch` itself, with CPUs for GPUs, `CpuWorker` for its worker and a `Scribe` for vLLM."""
+    from nemo_rl.distributed import virtual_cluster
 
-    from mopd_nemo.engines.nemo.policy_config import student_policy, teacher_policy
-    from mopd_nemo.engines.nemo.runtime import Runtime, resume_paths
+    from mopd_nemo.engines.nemo import runtime
 
-    ACTOR_ENVIRONMENT_REGISTRY[WORKER] = sys.executable
+    with (
+        mock.patch.object(virtual_cluster, "init_ray"),  # Ray runs already
+        mock.patch.object(
+            virtual_cluster, "RayVirtualCluster", partial(on_cpus, real=virtual_cluster.RayVirtualCluster)
+        ),
+        mock.patch.object(runtime, "WORKER", WORKER),
+        mock.patch.object(runtime, "start_vllm", lambda cluster, settings, tokenizer: Scribe()),
+    ):
+        return runtime.launch(config, tokenizer, checkpoint)
 
-    def policy(settings: dict[str, Any], **arguments: Any) -> Any:
-        cluster = RayVirtualCluster([config.nemo.gpus_per_node], use_gpus=False, num_gpus_per_node=2)
-        return Policy(
-            cluster=cluster,
-            config=settings,
-            tokenizer=tokenizer,
-            init_reference_model=False,
-            worker_extension_cls_fqn=WORKER,
-            **arguments,
-        )
 
-    teacher = None
-    if config.teacher.kind == "external":
-        teacher = policy(teacher_policy(config), name_prefix="teacher", init_optimizer=False)
-    student = policy(student_policy(config), name_prefix="student", **resume_paths(checkpoint))
-    return Runtime(student, teacher, Scribe())
+def on_cpus(*, real: Any, use_gpus: bool, **arguments: Any) -> Any:
+    """A cluster of as many CPUs as GPUs were asked for."""
+    assert use_gpus
+    return real(use_gpus=False, **arguments)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def on_ray() -> Iterator[None]:
-    """A Ray of our own, whose workers find this checkout and NeMo-RL."""
+def on_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A Ray of our own, whose workers find NeMo-RL, and an interpreter for them where NeMo-RL's container has one."""
     cpu.prepare(megatron=False)
     import ray
 
-    path = os.pathsep.join([str(ROOT), os.environ.get(cpu.SOURCE, "")])
-    environment = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TORCH_CUDA_ARCH_LIST": "9.0"}
+    from mopd_nemo.engines.nemo.runtime import NEMO_WORKER
+
+    built = tmp_path_factory.mktemp("venvs") / NEMO_WORKER / "bin" / "python"
+    built.parent.mkdir(parents=True)
+    built.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    built.chmod(0o755)
+    environment = {
+        "PYTHONPATH": os.environ.get(cpu.SOURCE, ""),
+        "OMP_NUM_THREADS": "1",
+        "TORCH_CUDA_ARCH_LIST": "9.0",
+        "NEMO_RL_VENV_DIR": str(built.parents[2]),
+    }
     os.environ.update(environment)
     ray.init(
         num_cpus=8,
@@ -103,13 +111,30 @@ def on_ray() -> Iterator[None]:
         runtime_env={"env_vars": environment | {cpu.SOURCE: os.environ.get(cpu.SOURCE, "")}},
     )
     yield
+    for engine in ENGINES:  # of tests that failed
+        end(engine)
     ray.shutdown()
+
+
+ENGINES: list[Any] = []
 
 
 def make(settings: Config) -> Any:
     from mopd_nemo.engines.nemo.engine import NemoEngine
 
-    return NemoEngine(settings, launch=launch_on_cpu)
+    ENGINES.append(NemoEngine(settings, launch=launch_on_cpu))
+    return ENGINES[-1]
+
+
+def end(engine: Any) -> None:
+    """Shut workers down for good: a `Policy` does so again when it is collected, when Ray may be gone."""
+    runtime = engine._running
+    if runtime is not None:
+        runtime.shutdown()
+        for policy in (runtime.student, runtime.teacher):
+            if policy is not None:
+                del policy.worker_group
+    engine._running = None
 
 
 def lesson(engine: Any, seed: str, objectives: Any = None) -> Any:
@@ -155,8 +180,8 @@ def test_steps_equal_those_of_the_local_engine() -> None:
         twin.update_teacher()
         for name in ("loss", "grad_norm", "student/entropy", "student/topk_mass", "teacher/topk_mass", "sampler/gap"):
             assert found[name] == pytest.approx(expected[name], rel=2e-3), name
-    assert engine._runtime.generation.calls == ["refit", "sleep"] * 2
-    engine._runtime.shutdown()
+    assert engine._runtime.generation.calls == ["connected to 2 GPUs", *["refit", "sleep"] * 2]
+    end(engine)
 
 
 def test_every_objective_under_tensor_parallelism_equals_the_local_engine() -> None:
@@ -186,7 +211,7 @@ def test_every_objective_under_tensor_parallelism_equals_the_local_engine() -> N
             assert found["loss"] == pytest.approx(expected["loss"], rel=5e-3, abs=1e-6), objective
     assert engine.update(type(taught)([], []), [], 1e-3) == {"update/skipped": 1.0}
     check_calls_on_workers(engine)
-    engine._runtime.shutdown()
+    end(engine)
 
 
 def check_calls_on_workers(engine: Any) -> None:
@@ -234,7 +259,7 @@ def test_a_run_continues_from_its_checkpoint_exactly(tmp_path: Path) -> None:
     found = [step(engine, 1), step(engine, 2)]
     assert [m["loss"] for m in found] == [m["loss"] for m in expected]
     assert all(torch.equal(value, final[name]) for name, value in weights(engine)[0].items())
-    engine._runtime.shutdown()
+    end(engine)
 
 
 def test_external_teacher_on_the_same_gpus_equals_the_local_engine(random_model: Path) -> None:
@@ -242,7 +267,7 @@ def test_external_teacher_on_the_same_gpus_equals_the_local_engine(random_model:
         model={"path": str(EMBEDDED)},
         teacher={"kind": "external", "path": str(random_model)},
         divergence={"support": "teacher_topk"},
-        nemo={"gpus_per_node": 1},
+        nemo={"gpus_per_node": 1, "batching": "dynamic"},
     )
     engine, twin = make(settings), local_twin(settings)
     from mopd_nemo.losses import Divergence
@@ -252,7 +277,7 @@ def test_external_teacher_on_the_same_gpus_equals_the_local_engine(random_model:
     expected = twin.update(taught, twin.score(taught.rows), 1e-3)
     for name in ("loss", "grad_norm", "topk_overlap"):
         assert found[name] == pytest.approx(expected[name], rel=2e-3), name
-    engine._runtime.shutdown()
+    end(engine)
 
 
 def test_the_trainer_runs_and_resumes_on_this_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,11 +299,11 @@ def test_the_trainer_runs_and_resumes_on_this_engine(tmp_path: Path, monkeypatch
     )
     first = trainer.Trainer.new(settings, Console(file=io.StringIO()))
     assert first.fit()
-    first.engine._runtime.shutdown()
+    end(first.engine)
     run = RunDirectory.open(tmp_path / "run")
     again = trainer.Trainer.resumed(run, ["train.num_steps=2"], Console(file=io.StringIO()))
     assert again.fit()
-    again.engine._runtime.shutdown()
+    end(again.engine)
     rows = read_rows(run.metrics_file)
     assert [row["step"] for row in rows] == [1, 2] and all(row["loss"] > 0 and row["grad_norm"] > 0 for row in rows)
     assert [row["step"] for row in read_rows(run.eval_file)] == [0, 1, 2]

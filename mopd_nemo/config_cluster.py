@@ -29,7 +29,8 @@ class ClusterConfig(Section):
     start_minutes: PositiveInt = 30
     """A node that has not joined by then ends the job. Fetching a container image counts."""
     silent_seconds: Annotated[int, Field(ge=6)] = 30
-    """A node that has shown no sign of life for so long ends the job, and one that does not see the log directory by then."""
+    """A node that has shown no sign of life for so long ends the job, and so does one that does not see the log
+    directory by then."""
     port: PositiveInt = 1200
     """First port of Ray; it takes port to port + 7, and port + 800 to port + 1799. Keep clear of NeMo-RL's 3000 to 8999
     and of the nodes' ephemeral range."""

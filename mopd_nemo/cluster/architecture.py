@@ -97,7 +97,7 @@ def find_model(path: str, hf_home: str | None) -> Path | None:
         return Path(path)
     if hf_home is None:
         return None
-    snapshots = Path(hf_home).expanduser() / "hub" / f"models--{path.replace('/', '--')}" / "snapshots"
+    snapshots = Path(hf_home) / "hub" / f"models--{path.replace('/', '--')}" / "snapshots"
     return next((found.parent for found in sorted(snapshots.glob("*/config.json"))), None)
 
 

@@ -66,7 +66,7 @@ def memory_problems(config: Config, site: SiteConfig) -> list[str]:
 def _too_much(needed: Estimate, gpu_gb: int) -> list[str]:
     remedies = {
         "train": "raise nemo.student.tensor, pipeline or nemo.num_nodes, or lower train.tokens_per_micro_batch",
-        "score": "raise tensor of nemo.student (or of nemo.teacher, when it is external), or set nemo.offload_optimizer",
+        "score": "raise tensor of nemo.student (of nemo.teacher, when it is external), or set nemo.offload_optimizer",
         "generate": "lower nemo.generation.gpu_memory_utilization",
     }
     return [
@@ -121,7 +121,7 @@ def _is_hub_name(path: str) -> bool:
 def _secrets(site: SiteConfig) -> Iterator[str]:
     if site.secrets is None:
         return
-    file = Path(site.secrets).expanduser()
+    file = Path(site.secrets)
     if not file.is_file():
         yield f"secrets: {file}: no such file"
         return

@@ -89,4 +89,5 @@ def load_site(file: Path | None) -> SiteConfig:
             "name another with --site or MOPD_SITE"
         )
     site = load_section(SiteConfig, chosen)
-    return site.model_copy(update={"root": str(Path(site.root).expanduser().absolute())})
+    places = {key: value for key in ("root", "hf_home", "secrets") if (value := getattr(site, key)) is not None}
+    return site.model_copy(update={key: str(Path(place).expanduser().absolute()) for key, place in places.items()})

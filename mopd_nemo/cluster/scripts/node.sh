@@ -15,7 +15,9 @@ main() {
   trap 'terminated=yes' TERM
   beat &
   ulimit -Sn "$(most_files)"
+  set +u # environments' own scripts are not written for it
   [[ -z ${MOPD_SETUP:-} ]] || eval "$MOPD_SETUP" || fail "setup of the site file ended with an error"
+  set -u
   export PYTHONPATH=$MOPD_CODE${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
   address=$(address_of "$node")
   note "node $node at $address"

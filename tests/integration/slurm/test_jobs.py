@@ -61,7 +61,7 @@ def test_two_nodes_run_one_driver_and_secrets_reach_nothing_else(faked: Launcher
 
 def test_failure_of_the_driver_is_the_job_s_and_takes_those_after_it_out_of_the_queue(faked: Launcher) -> None:
     job = faked.submit("--chain", "2")
-    first, second = job.jobs
+    first = job.jobs[0]
     finish(job, code=3)
     assert job.wait() == "CANCELLED"
     assert faked.cluster.state(first) == "FAILED"
@@ -123,6 +123,15 @@ def test_signal_at_the_limit_saves_and_queues_again_and_a_stop_file_only_saves(f
     assert "saved and stopped as asked" in job.output()
     logs = sorted(path.name for path in (job.directory / "job" / "logs").glob("*-attempt-*"))
     assert logs == [f"{job.job}-attempt-0", f"{job.job}-attempt-1"]
+
+
+@pytest.mark.slow
+def test_slurm_itself_sends_the_signal_before_the_limit(faked: Launcher) -> None:
+    job = faked.submit("cluster.time_limit=0:01:10", "cluster.stop_minutes=1")
+    job.wait_until(lambda: "the time limit is near" in job.output(), 90)
+    job.wait_until(lambda: len(calls(job)) == 2)
+    finish(job)
+    assert job.wait() == "COMPLETED"
 
 
 def test_seeds_are_a_job_array_with_a_run_directory_each(faked: Launcher) -> None:

@@ -150,6 +150,7 @@ def _exports(job: Job) -> dict[str, str]:
         "MOPD_MAX_RESTARTS": str(cluster.max_restarts),
         "MOPD_IMAGE": site.image or "",
         "MOPD_MOUNTS": ",".join(mounts(job)) if site.image else "",
+        "MOPD_CONTAINER_ENV": ",".join(_environment_of_processes(job)) if site.image else "",
         "MOPD_SETUP": site.setup.strip(),
         "MOPD_SECRETS": site.secrets or "",
     }

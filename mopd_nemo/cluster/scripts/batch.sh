@@ -67,7 +67,8 @@ start_nodes() {
     --kill-on-bad-exit=1 --unbuffered --output="$MOPD_LOGS/%N.log")
   if [[ -n ${MOPD_IMAGE:-} ]]; then
     options+=(--container-image="$MOPD_IMAGE" --container-mounts="$MOPD_MOUNTS" --container-name="mopd-$SLURM_JOB_ID"
-      --container-workdir="$MOPD_WORKDIR" --no-container-mount-home)
+      --container-workdir="$MOPD_WORKDIR" --no-container-mount-home
+      --container-env="$MOPD_CONTAINER_ENV") # these win over the image's own values, which else win over the job's
   fi
   export MOPD_CPUS=${SLURM_CPUS_ON_NODE:-1}
   srun "${options[@]}" bash "$MOPD_SCRIPTS/node.sh" &

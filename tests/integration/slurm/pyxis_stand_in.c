@@ -9,7 +9,7 @@ SPANK_PLUGIN(pyxis_stand_in, 1)
 
 static struct { char *name; int takes_value; char *given; } known[] = {
   {"container-image", 1, NULL}, {"container-mounts", 1, NULL}, {"container-name", 1, NULL},
-  {"container-workdir", 1, NULL}, {"no-container-mount-home", 0, NULL},
+  {"container-workdir", 1, NULL}, {"container-env", 1, NULL}, {"no-container-mount-home", 0, NULL},
 };
 enum { COUNT = sizeof known / sizeof *known };
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -125,6 +126,20 @@ def test_signal_at_the_limit_saves_and_queues_again_and_a_stop_file_only_saves(f
     assert logs == [f"{job.job}-attempt-0", f"{job.job}-attempt-1"]
 
 
+def test_interactive_job_has_ray_and_can_be_attached_to(faked: Launcher) -> None:
+    job = faked.submit("--nodes", "2", "--task", "interactive")
+    job.wait_until(lambda: "Ray is up at" in job.log("driver.log"))
+    logs = job.directory / "job" / "logs" / "latest"
+    for arguments, node in (("", "node1"), ("node2", "node2")):
+        command = ["script", "--quiet", "--return", "--command", f"{logs}/attach.sh {arguments}", "/dev/null"]
+        shell = subprocess.run(
+            command, input="hostname\nexit\n", capture_output=True, text=True, env=faked.cluster.environment, timeout=30
+        )
+        assert node in shell.stdout.split(), shell
+    (logs / "stop").touch()
+    assert job.wait() == "COMPLETED"
+
+
 @pytest.mark.slow
 def test_slurm_itself_sends_the_signal_before_the_limit(faked: Launcher) -> None:
     job = faked.submit("cluster.time_limit=0:01:10", "cluster.stop_minutes=1")
@@ -171,6 +186,7 @@ def test_container_is_asked_of_pyxis(faked: Launcher) -> None:
     assert "PYXIS_CONTAINER_IMAGE=registry#image:tag" in environment
     assert f"{faked.directory}:{faked.directory}," in environment
     assert f"PYXIS_CONTAINER_NAME=mopd-{job.job}" in environment
+    assert "PYXIS_CONTAINER_ENV=TOKENIZERS_PARALLELISM,HF_HUB_OFFLINE" in environment
 
 
 def test_slurm_s_refusal_names_the_key_of_the_site_file(faked: Launcher) -> None:

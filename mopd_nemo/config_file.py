@@ -35,10 +35,19 @@ def load_section(section: type[_Section], path: str | os.PathLike[str], override
         values = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(f"{path}: cannot resolve an interpolation: {error}") from error
+    return _validated(section, values, source=str(path))
+
+
+def validate(values: Any, source: str) -> Config:
+    """Check a mapping against the config tree. `source` is the file named in errors."""
+    return _validated(Config, values, source)
+
+
+def _validated(section: type[_Section], values: Any, source: str) -> _Section:
     try:
         return section.model_validate(values)
     except ValidationError as error:
-        lines = [f"{path}: {_explain(item, section)}" for item in error.errors()]
+        lines = [f"{source}: {_explain(item, section)}" for item in error.errors()]
         raise UserError("\n".join(lines)) from error
 
 

@@ -38,6 +38,13 @@ def write_job(job: Job) -> None:
         ) from error
 
 
+def remove_job(job: Job) -> None:
+    """Undo `write_job`."""
+    shutil.rmtree(job.script.parent)
+    if not any(job.directory.iterdir()):
+        job.directory.rmdir()
+
+
 def sbatch(script: Path, options: Sequence[str] = ()) -> str:
     """Submit a script.
 

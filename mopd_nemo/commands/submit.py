@@ -11,7 +11,7 @@ from pathlib import Path
 from mopd_nemo.cluster.checks import memory_line, problems_of
 from mopd_nemo.cluster.job import Job, Task, describe, parse_seeds, render
 from mopd_nemo.cluster.site import SiteConfig, load_site
-from mopd_nemo.cluster.submit import sbatch, write_job
+from mopd_nemo.cluster.submit import remove_job, sbatch, write_job
 from mopd_nemo.config_file import load_config
 from mopd_nemo.errors import UserError
 
@@ -52,13 +52,22 @@ def run_submit(config_file: Path, overrides: Sequence[str], options: Options) ->
         print(line)
     after = options.after
     for _ in range(options.chain):
-        number = sbatch(job.script, _dependency(after))
+        number = _submit(job, after)
         print(f"job {number}{f' after {after}' if after else ''}: {job.script}")
         after = number
     logs = job.logs / ("latest-SEED" if job.seeds else "latest")
     print(f"follow   tail -F {logs}/driver.log")
     print(f"attach   {logs}/attach.sh")
     print(f"stop     touch {logs}/stop   # saves first; scancel ends it at once")
+
+
+def _submit(job: Job, after: str | None) -> str:
+    """A job that Slurm refuses leaves no directory behind."""
+    try:
+        return sbatch(job.script, _dependency(after))
+    except UserError:
+        remove_job(job)
+        raise
 
 
 def _job(config_file: Path, overrides: Sequence[str], options: Options) -> Job:

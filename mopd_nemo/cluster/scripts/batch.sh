@@ -21,6 +21,11 @@ main() {
   ln -sfn "$job-attempt-$attempt" "$MOPD_DIR/job/logs/latest${SLURM_ARRAY_TASK_ID:+-$SLURM_ARRAY_TASK_ID}"
   note "job $job, attempt $attempt, on ${#nodes[@]} nodes: ${nodes[*]}"
   note "logs in $MOPD_LOGS"
+  complete=$MOPD_DIR/job/complete${SLURM_ARRAY_TASK_ID:+-$SLURM_ARRAY_TASK_ID}
+  if [[ -f $complete ]]; then
+    note "complete already, by job $(cat "$complete"): nothing to do"
+    exit 0
+  fi
   write_attach_script
   check_logs_are_shared
   load_secrets
@@ -120,6 +125,7 @@ finish() {
     mapfile -t failure < "$MOPD_LOGS/failed"
     fail_with "${failure[0]}" "${failure[1]}" "${failure[2]}"
   elif [[ $code == 0 ]]; then
+    put "$complete" "$job"
     note "complete: $MOPD_RUN_DIR"
   elif [[ -f $MOPD_LOGS/stop && $code == 138 ]]; then
     saved "$1"

@@ -161,8 +161,8 @@ def test_seeds_are_a_job_array_with_a_run_directory_each(faked: Launcher) -> Non
 
 
 def test_chain_goes_on_where_the_job_before_it_saved(faked: Launcher) -> None:
-    job = faked.submit("--chain", "2")
-    first, second = job.jobs
+    job = faked.submit("--chain", "3")
+    first, second, _ = job.jobs
     job.wait_until(lambda: started(job))
     assert faked.cluster.state(second) == "PENDING"
     ask_to_save(job, first)
@@ -171,6 +171,7 @@ def test_chain_goes_on_where_the_job_before_it_saved(faked: Launcher) -> None:
     assert "--resume" in calls(job)[1]
     finish(job)
     assert job.wait() == "COMPLETED"
+    assert f"complete already, by job {second}" in job.output() and len(calls(job)) == 2
 
 
 def test_container_is_asked_of_pyxis(faked: Launcher) -> None:
@@ -198,3 +199,4 @@ def test_slurm_s_refusal_names_the_key_of_the_site_file(faked: Launcher) -> None
         done = faked.try_submit("--output", str(faked.directory / value))
         assert done.returncode == 2
         assert remedy in done.stderr, done.stderr
+        assert not (faked.directory / value).exists()

@@ -50,24 +50,24 @@ def run_submit(config_file: Path, overrides: Sequence[str], options: Options) ->
     write_job(job)
     for line in described:
         print(line)
-    after = options.after
-    for _ in range(options.chain):
-        number = _submit(job, after)
-        print(f"job {number}{f' after {after}' if after else ''}: {job.script}")
-        after = number
+    _submit_chain(job, options)
     logs = job.logs / ("latest-SEED" if job.seeds else "latest")
     print(f"follow   tail -F {logs}/driver.log")
     print(f"attach   {logs}/attach.sh")
     print(f"stop     touch {logs}/stop   # saves first; scancel ends it at once")
 
 
-def _submit(job: Job, after: str | None) -> str:
-    """A job that Slurm refuses leaves no directory behind."""
-    try:
-        return sbatch(job.script, _dependency(after))
-    except UserError:
-        remove_job(job)
-        raise
+def _submit_chain(job: Job, options: Options) -> None:
+    after = options.after
+    for number in range(options.chain):
+        try:
+            submitted = sbatch(job.script, _dependency(after))
+        except UserError:
+            if number == 0:  # no job will need the directory
+                remove_job(job)
+            raise
+        print(f"job {submitted}{f' after {after}' if after else ''}: {job.script}")
+        after = submitted
 
 
 def _job(config_file: Path, overrides: Sequence[str], options: Options) -> Job:

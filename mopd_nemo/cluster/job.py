@@ -180,7 +180,7 @@ def _environment_of_processes(job: Job) -> dict[str, str]:
 
 @cache
 def _environment() -> Environment:
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("mopd_nemo.cluster"),
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -188,6 +188,8 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
         autoescape=False,
     )
+    environment.filters["quoted"] = shlex.quote
+    return environment
 
 
 def describe(job: Job) -> Sequence[str]:

@@ -1,3 +1,4 @@
+import shlex
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,8 @@ def make(*overrides: str, site: SiteConfig | None = None, **job: object) -> Job:
 
 
 def directives(job: Job) -> list[str]:
-    return [line.removeprefix("#SBATCH ") for line in render(job).splitlines() if line.startswith("#SBATCH ")]
+    lines = [line.removeprefix("#SBATCH ") for line in render(job).splitlines() if line.startswith("#SBATCH ")]
+    return [word for line in lines for word in shlex.split(line)]
 
 
 def test_local_engine_asks_for_one_gpu_of_one_node_or_none() -> None:

@@ -39,7 +39,7 @@ def test_two_nodes_run_one_driver_and_secrets_reach_nothing_else(faked: Launcher
     secrets.write_text("WANDB_API_KEY=d41d8cd98f00\n")
     secrets.chmod(0o600)
     with faked.site.open("a") as site:
-        site.write(f"secrets: {secrets}\n")
+        site.write(f"secrets: {secrets}\noptions: ['--comment=two words']\n")
     job = faked.submit("--nodes", "2")
     job.wait_until(lambda: started(job))
     lines = [Path(f"/proc/{pid}/cmdline").read_bytes() for node in faked.cluster.nodes for pid in node.processes()]
@@ -56,6 +56,7 @@ def test_two_nodes_run_one_driver_and_secrets_reach_nothing_else(faked: Launcher
     (job.directory / "environment").unlink()
     seen = [file.read_bytes() for file in job.directory.rglob("*") if file.is_file() and "code" not in file.parts]
     shown = faked.cluster.command("scontrol", "show", "job", job.job).encode()
+    assert b"Comment=two words" in shown
     assert len(seen) > 8 and len(lines) > 8
     assert not [text for text in (*seen, *lines, shown) if b"d41d8cd98f00" in text]
 

@@ -19,6 +19,7 @@ import ray  # noqa: E402
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from nemo_rl.models.policy.workers import megatron_policy_worker  # noqa: E402
+from nemo_rl.utils.timer import Timer  # noqa: E402
 
 from mopd_nemo.engines.nemo.teacher_worker import TeacherMethods  # noqa: E402
 from tests.integration.nemo.qwen3 import build, start_megatron  # noqa: E402
@@ -32,7 +33,7 @@ class CpuWorkerImpl(TeacherMethods, megatron_policy_worker.MegatronPolicyWorkerI
     """See the module."""
 
     @staticmethod
-    def configure_worker(num_gpus: Any, bundle_indices: Any = None) -> tuple[dict[str, Any], ...]:
+    def configure_worker(num_gpus: Any, bundle_indices: Any = None, **_: Any) -> tuple[dict[str, Any], ...]:
         return {"num_gpus": 0}, {}, {}, {}
 
     def __init__(self, config: Any, tokenizer: Any, weights_path: str | None = None, **kwargs: Any) -> None:
@@ -90,6 +91,11 @@ class CpuWorkerImpl(TeacherMethods, megatron_policy_worker.MegatronPolicyWorkerI
         self.should_disable_forward_pre_hook = False
         self._first_train_step_forward_pre_hook_disabled = False
         self._router_replay_enabled = False
+        # Only on NeMo-RL's main branch:
+        self.timer = Timer()
+        self.offload_optimizer_for_refit = True
+        self.delegate_mtp_loss_mask_to_model = self.model_slices_context_parallel_inputs = False
+        self.media_placeholder_token_id = None
         if weights_path is not None:
             saved = torch.load(Path(weights_path) / f"{self.rank}.pt", weights_only=False)
             self.model.load_state_dict(saved["model"])

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 from pydantic import PositiveFloat as Positive
 
+from mopd_nemo.config_cluster import ClusterConfig, check_cluster
 from mopd_nemo.config_methods import METHODS, check_method
 from mopd_nemo.config_nemo import NemoConfig, check_nemo
 from mopd_nemo.config_section import Section
@@ -320,6 +321,7 @@ class Config(Section):
     eval: EvalConfig = EvalConfig()
     logging: LoggingConfig = LoggingConfig()
     nemo: NemoConfig = NemoConfig()
+    cluster: ClusterConfig = ClusterConfig()
 
     @model_validator(mode="before")
     @classmethod
@@ -349,4 +351,5 @@ class Config(Section):
             )
         if self.engine == "nemo":
             check_nemo(self)
+        check_cluster(self)
         return self

@@ -1,7 +1,9 @@
 # make quickstart   set up .venv and run MOPD on the embedded model (two CPU cores, minutes)
 # make test         set up .venv and run the test suite
-# make lint         format check, lint, types
+# make lint         format check, lint, types, shell scripts, Dockerfiles
+# make test-slurm   the launcher on a real Slurm of virtual nodes, with real Ray (Linux, root; docs/cluster.md)
 # make docs         regenerate docs/configuration.md
+# make test-nemo NEMO_RL_SOURCE=DIR   tests of the NeMo-RL engine against a NeMo-RL checkout (docs/nemo.md)
 #
 # CONSTRAINTS=      leaves out the pins of constraints-cpu.txt, for a machine with a GPU
 # PIP_ARGS=...      extra arguments for pip
@@ -12,9 +14,10 @@ CONSTRAINTS ?= constraints-cpu.txt
 PIP_ARGS ?=
 ARGS ?=
 BIN := .venv/bin
+SHELL_SCRIPTS = .ci/run slurm/*.sh recipes/*/*.sh mopd_nemo/cluster/scripts/*.sh tests/integration/slurm/*.sh
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) $(PIP_ARGS)
 
-.PHONY: quickstart test lint docs
+.PHONY: quickstart test lint docs test-nemo test-slurm
 .DEFAULT_GOAL := quickstart
 
 quickstart: .venv/ready
@@ -23,10 +26,20 @@ quickstart: .venv/ready
 test: .venv/ready-dev
 	$(BIN)/python -m pytest
 
+test-slurm: .venv/ready-dev
+	@$(INSTALL) -e '.[ray]'
+	$(BIN)/python -m pytest -m "slow or not slow" -rs tests/integration/slurm
+
+test-nemo: .venv-nemo/ready
+	@test -d "$(NEMO_RL_SOURCE)/nemo_rl" || { echo "make test-nemo NEMO_RL_SOURCE=DIR: DIR is a checkout of NeMo-RL"; exit 2; }
+	NEMO_RL_SOURCE=$(abspath $(NEMO_RL_SOURCE)) .venv-nemo/bin/python -m pytest tests/engines/nemo tests/integration/nemo
+
 lint: .venv/ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyrefly check
+	$(BIN)/shellcheck --external-sources --source-path=SCRIPTDIR $(SHELL_SCRIPTS)
+	$(BIN)/hadolint containers/*.Dockerfile
 
 docs: .venv/ready
 	$(BIN)/python -m mopd_nemo.config_docs docs/configuration.md
@@ -43,4 +56,11 @@ docs: .venv/ready
 
 .venv/ready-dev: .venv/ready
 	@$(INSTALL) -e '.[dev]'
+	@touch $@
+
+.venv-nemo/ready: pyproject.toml constraints-nemo.txt
+	@$(PYTHON) -m venv .venv-nemo
+	@.venv-nemo/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-nemo.txt torch
+	@.venv-nemo/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-nemo.txt \
+	  -r requirements-nemo.txt -e '.[test]'
 	@touch $@

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -191,6 +191,42 @@ def compare(
     from mopd_nemo.commands.compare import compare_runs
 
     compare_runs(run_dirs, output)
+
+
+@app.command()
+def submit(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    nodes: Annotated[int | None, typer.Option(help="Nodes; short for nemo.num_nodes=N.")] = None,
+    site: Annotated[
+        Path | None, typer.Option(help="Site file. Default: $MOPD_SITE, else slurm/site.yaml.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Run directory. Default: NAME-DATE-TIME in the site's root.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Several runs as a job array, for example 0,1,2.")] = None,
+    chain: Annotated[int, typer.Option(help="So many jobs, each going on where the one before it saved.")] = 1,
+    after: Annotated[
+        str | None, typer.Option(help="Start when these jobs have succeeded, for example 123,124.")
+    ] = None,
+    task: Annotated[
+        Literal["train", "eval", "interactive"],
+        typer.Option(help="`eval` evaluates model.path; `interactive` starts Ray and waits."),
+    ] = "train",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script; write and submit nothing.")] = False,
+) -> None:
+    """Submit a run to Slurm: Ray on all nodes, one driver, saved and queued again at the time limit.
+
+    mopd submit --config configs/quickstart.yaml --dry-run
+
+    mopd submit --config configs/paper/mopd-qwen3-8b-chemistry-1n8g-tp2.yaml --seeds 0,1,2
+    """
+    from mopd_nemo.commands.submit import Options, run_submit
+
+    options = Options(
+        nodes=nodes, site=site, output=output, seeds=seeds, chain=chain, after=after, task=task, dry_run=dry_run
+    )
+    run_submit(config, overrides or [], options)
 
 
 @app.command()

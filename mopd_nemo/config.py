@@ -8,16 +8,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 from pydantic import PositiveFloat as Positive
 
+from mopd_nemo.config_cluster import ClusterConfig, check_cluster
 from mopd_nemo.config_methods import METHODS, check_method
+from mopd_nemo.config_nemo import NemoConfig, check_nemo
 from mopd_nemo.config_section import Section
 from mopd_nemo.config_verifiers import VerifierConfig
 
@@ -269,7 +265,7 @@ class TrainConfig(Section):
     """`token_mean`: mean over all response tokens of an update; `sequence_mean`: mean over responses of their means;
     `step_mean`: mean over reasoning steps, which end at blank lines, of their means."""
     tokens_per_micro_batch: PositiveInt = 16384
-    """Padded tokens that the local engine puts through a model at once."""
+    """Tokens that go through a model at once; for `engine: nemo`, on each data-parallel rank."""
 
 
 class EvalConfig(Section):
@@ -307,8 +303,8 @@ class Config(Section):
     """The one seed: data order, sampling, peer choice."""
     method: Literal["mopd", "sdpo", "opd", "gkd", "grpo", "dpo", "simpo", "verified_sft"] = "mopd"
     """Training method: the only difference between two runs that compare methods."""
-    engine: Literal["local"] = "local"
-    """What runs the models: `local` is one process with torch and transformers."""
+    engine: Literal["local", "nemo"] = "local"
+    """What runs the models: `local` is one process with torch and transformers, `nemo` a cluster with NeMo-RL."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     rollout: RolloutConfig = RolloutConfig()
@@ -324,6 +320,8 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     logging: LoggingConfig = LoggingConfig()
+    nemo: NemoConfig = NemoConfig()
+    cluster: ClusterConfig = ClusterConfig()
 
     @model_validator(mode="before")
     @classmethod
@@ -351,4 +349,7 @@ class Config(Section):
                 f"peers.max_context_tokens={self.peers.max_context_tokens} leaves no room for peers beside prompts of "
                 f"up to data.max_prompt_tokens={self.data.max_prompt_tokens}: raise the first or lower the second"
             )
+        if self.engine == "nemo":
+            check_nemo(self)
+        check_cluster(self)
         return self

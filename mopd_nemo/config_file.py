@@ -6,7 +6,7 @@ import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -16,6 +16,8 @@ from yaml import YAMLError
 from mopd_nemo.config import Config
 from mopd_nemo.errors import UserError
 
+_Section = TypeVar("_Section", bound=BaseModel)
+
 
 def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, the files that its `defaults:` names (relative to it), and dotted overrides, in that order.
@@ -23,12 +25,17 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     Raises:
         UserError: the file, an override or a value is wrong; the message names it and the remedy.
     """
+    return load_section(Config, path, overrides)
+
+
+def load_section(section: type[_Section], path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> _Section:
+    """The same for any tree of sections."""
     merged = OmegaConf.merge(_read(Path(path), ()), _parse_overrides(overrides))
     try:
         values = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(f"{path}: cannot resolve an interpolation: {error}") from error
-    return validate(values, source=str(path))
+    return _validated(section, values, source=str(path))
 
 
 def load_settings(path: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> Config:
@@ -40,10 +47,14 @@ def load_settings(path: str | os.PathLike[str] | None, overrides: Sequence[str] 
 
 def validate(values: Any, source: str) -> Config:
     """Check a mapping against the config tree. `source` is the file named in errors."""
+    return _validated(Config, values, source)
+
+
+def _validated(section: type[_Section], values: Any, source: str) -> _Section:
     try:
-        return Config.model_validate(values)
+        return section.model_validate(values)
     except ValidationError as error:
-        lines = [f"{source}: {_explain(item)}" for item in error.errors()]
+        lines = [f"{source}: {_explain(item, section)}" for item in error.errors()]
         raise UserError("\n".join(lines)) from error
 
 
@@ -94,20 +105,19 @@ def _parse_overrides(overrides: Sequence[str]) -> DictConfig:
         raise UserError(f"overrides {' '.join(overrides)!r}: {error}") from error
 
 
-def _explain(item: Any) -> str:
+def _explain(item: Any, root: type[BaseModel]) -> str:
     """One pydantic error as `key=value: reason; remedy`."""
     location = [str(part) for part in item["loc"] if not str(part).startswith(("function-", "constrained-", "literal"))]
     key = ".".join(location)
     if item["type"] == "extra_forbidden":
-        return f"unknown key {key}{_did_you_mean(location)}"
+        return f"unknown key {key}{_did_you_mean(location, root)}"
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error":
         return message
     return f"{key}={item['input']!r}: {message[0].lower()}{message[1:]}"
 
 
-def _did_you_mean(location: list[str]) -> str:
-    section: type[BaseModel] = Config
+def _did_you_mean(location: list[str], section: type[BaseModel]) -> str:
     for part in location[:-1]:
         annotation = section.model_fields[part].annotation
         assert isinstance(annotation, type) and issubclass(annotation, BaseModel)

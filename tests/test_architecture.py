@@ -29,6 +29,18 @@ ROOMS_ABOVE = {
     "methods": {"engines", "evaluation", "analysis", "run", "trainer"},
     "engines": {"methods", "evaluation", "analysis", "run", "trainer"},
     "run": {"methods", "analysis", "trainer"},
+    "cluster": {
+        "data",
+        "verifiers",
+        "peers",
+        "losses",
+        "methods",
+        "engines",
+        "evaluation",
+        "analysis",
+        "run",
+        "trainer",
+    },
 }
 
 

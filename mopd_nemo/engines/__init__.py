@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from mopd_nemo.config import Config
-from mopd_nemo.engines.base import Engine
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # not at run time: modules of `nemo` are also imported where those that these need are missing
+    from mopd_nemo.config import Config
+    from mopd_nemo.engines.base import Engine
 
 
 def make_engine(config: Config) -> Engine:
@@ -12,6 +15,10 @@ def make_engine(config: Config) -> Engine:
     Raises:
         UserError: a model, device or budget does not fit; the message names the key.
     """
+    if config.engine == "nemo":
+        from mopd_nemo.engines.nemo.engine import NemoEngine
+
+        return NemoEngine(config)
     from mopd_nemo.engines.local.engine import LocalEngine
 
     return LocalEngine(config)

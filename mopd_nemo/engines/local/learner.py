@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,8 +14,9 @@ from mopd_nemo.engines.base import Progress
 from mopd_nemo.engines.local.batching import micro_batches
 from mopd_nemo.engines.local.model import LanguageModel
 from mopd_nemo.engines.local.passes import Passes, WeightedPart
+from mopd_nemo.engines.updates import cut_by_group, token_weights_of
 from mopd_nemo.lesson import Lesson, Part, Preference
-from mopd_nemo.losses import PolicyGradient, step_lengths, step_weights, token_weights
+from mopd_nemo.losses import PolicyGradient
 from mopd_nemo.types import TrainRow
 
 
@@ -77,7 +77,8 @@ class Learner:
     ) -> dict[str, float]:
         """Gradient of one update; its loss, and the signals' means over the tokens of its first part."""
         self.optimizer.zero_grad(set_to_none=True)
-        weighted = [WeightedPart(part, self._token_weights(part, rows)) for part in parts]
+        aggregation = self._config.train.aggregation
+        weighted = [WeightedPart(part, token_weights_of(part, rows, aggregation, self._piece)) for part in parts]
         totals: defaultdict[str, float] = defaultdict(float)
         batches = self._batches(rows, parts)
         for done, batch in enumerate(batches, start=1):
@@ -87,19 +88,6 @@ class Learner:
                 on_progress(done / len(batches))
         num_tokens = sum(len(rows[i].response_ids) for i in parts[0].rows)
         return {name: total if name.startswith("loss") else total / num_tokens for name, total in totals.items()}
-
-    def _token_weights(self, part: Part, rows: Sequence[TrainRow]) -> dict[int, list[float]]:
-        """Per row, the weight of each of its tokens in the update's loss; for a preference, of its pair."""
-        if isinstance(part.objective, Preference):
-            return {key: [part.weight / (len(part.rows) / 2)] for key in part.rows}
-        counted = [*part.rows, *part.silent]
-        responses = [rows[i].response_ids for i in counted]
-        if self._config.train.aggregation == "step_mean":
-            weights = step_weights([step_lengths([self._piece(token) for token in ids]) for ids in responses])
-        else:
-            means = token_weights([len(ids) for ids in responses], self._config.train.aggregation)
-            weights = [[mean] * len(ids) for mean, ids in zip(means, responses, strict=True)]
-        return {i: [part.weight * w for w in own] for i, own in zip(counted, weights, strict=True)}
 
     def _batches(self, rows: Sequence[TrainRow], parts: Sequence[Part]) -> list[list[int]]:
         """Micro-batches of rows; the two of a pair stay together."""
@@ -122,23 +110,6 @@ class Learner:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return {"grad_norm": norm, "update/skipped": float(skipped)}
-
-
-def cut_by_group(lesson: Lesson, count: int) -> list[list[Part]]:
-    """The parts of each of `count` updates, without those that have no rows. Rows of one group stay together."""
-    groups = sorted({row.group for row in lesson.rows})
-    size = -(-len(groups) // count) if groups else 1
-    number = {group: position // size for position, group in enumerate(groups)}
-    updates = []
-    for update in range(count):
-
-        def mine(indices: tuple[int, ...], update: int = update) -> tuple[int, ...]:
-            return tuple(i for i in indices if number[lesson.rows[i].group] == update)
-
-        parts = [replace(part, rows=mine(part.rows), silent=mine(part.silent)) for part in lesson.parts]
-        if any(part.rows for part in parts):
-            updates.append([part for part in parts if part.rows])
-    return updates
 
 
 def _share(on_progress: Progress | None, number: int, count: int) -> Progress | None:

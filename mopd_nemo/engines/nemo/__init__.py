@@ -1,1 +1,7 @@
-"""The NeMo-RL side: the only room that may import nemo_rl, megatron or ray."""
+"""NeMo-RL: Megatron or DTensor training, vLLM rollouts, Ray. The only room that imports nemo_rl, megatron or ray.
+
+Two kinds of module live here. Driver modules run beside the trainer. Worker modules (`vocabulary`, `rows`, `shadow`,
+`scoring`, `loss`, `teacher_worker`, `worker`, `sampling`) also run inside NeMo-RL's own environments, where this
+package is found through `PYTHONPATH` and none of its dependencies but torch is certain to be there: they import torch,
+NeMo-RL, Megatron, `mopd_nemo.losses` and one another only.
+"""

@@ -10,7 +10,7 @@ import torch
 
 from mopd_nemo.engines.base import Sampling
 from mopd_nemo.engines.local.engine import LocalEngine
-from mopd_nemo.engines.local.learner import cut_by_group
+from mopd_nemo.engines.updates import cut_by_group
 from mopd_nemo.lesson import Dpo, Lesson, Part, Preference, Simpo
 from mopd_nemo.losses import Divergence, LogLikelihood, Objective, PolicyGradient
 from mopd_nemo.methods.distillation import divergence_objective

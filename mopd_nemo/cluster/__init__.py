@@ -1,0 +1,3 @@
+"""One Slurm job from one config: `site` reads what the cluster is, `job` renders the script, `checks` refuses what
+cannot run, `memory` estimates GPU memory, `submit` writes and submits. `scripts/` runs inside the job.
+"""

@@ -1,0 +1,149 @@
+"""An estimate of GPU memory per phase, from sizes alone: enough to refuse what cannot fit, not a measurement.
+
+With P the parameters on one GPU (layers divided by pipeline stages and tensor parallelism, experts by expert
+parallelism, embedding and output layer on the stages that have them), D the GPUs that share the optimiser's state
+(data × context parallelism; for experts those that hold the same ones) and T the tokens of a micro-batch on one GPU:
+
+    weights       2·P                    bfloat16
+    gradients     4·P                    float32 buffers
+    optimiser     12·P / D               float32 weights and two moments, distributed
+    activations   2·T·hidden·L·s / t  +  w·T   L layers of a stage kept at their inputs, s micro-batches in flight (the
+                                         number of later stages, and one), t = tensor with sequence parallelism, else 1;
+                                         w: one layer's working set, computed again
+    logits        4·T·vocab / tensor   bfloat16 values and gradients; the loss widens a chunk at a time
+    generation    gpu_memory_utilization of the GPU, and the training weights while they are handed over
+
+A teacher that scores has weights, one layer's working set and logits without gradients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mopd_nemo.cluster.architecture import Architecture
+from mopd_nemo.config import Config
+from mopd_nemo.config_nemo import NemoConfig, ParallelConfig, training_gpus
+
+RESERVE_GB = 6.0
+"""CUDA context, NCCL and Transformer Engine workspaces, chunks of the loss, fragmentation."""
+_GB = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """GB on the fullest GPU, by phase."""
+
+    train: float
+    score: float
+    generate: float
+
+    @property
+    def peak(self) -> float:
+        return max(self.train, self.score, self.generate)
+
+
+def estimate(config: Config, student: Architecture, teacher: Architecture | None, gpu_gb: float) -> Estimate:
+    """Peak memory of a step.
+
+    Args:
+        teacher: of `teacher.kind=external`, else None.
+    """
+    nemo, tokens = config.nemo, config.train.tokens_per_micro_batch
+    share = RESERVE_GB + _training(student, nemo, tokens, config.nemo.activation_checkpointing)
+    own = _weights(student, nemo.student)
+    if teacher is not None:
+        score = RESERVE_GB + _scoring(teacher, nemo.teacher, tokens)
+    elif config.teacher.kind == "none":
+        score = 0.0
+    else:
+        optimizer = 0.0 if nemo.offload_optimizer else _optimizer(student, nemo)
+        score = RESERVE_GB + _scoring(student, nemo.student, tokens) + optimizer
+    handed_over = own if nemo.generation.gpus == 0 else 0.0
+    generate = nemo.generation.gpu_memory_utilization * gpu_gb + handed_over + RESERVE_GB / 2
+    return Estimate(share, score, generate)
+
+
+def generation_weights(config: Config, student: Architecture) -> float:
+    """GB of the student's weights on one GPU of a vLLM engine."""
+    return 2 * student.parameters / config.nemo.generation.tensor / _GB
+
+
+def check_divisible(who: str, model: Architecture, parallel: ParallelConfig) -> str | None:
+    """Why the model cannot be cut so, if it cannot."""
+    key = f"nemo.{who}"
+    if model.layers % parallel.pipeline:
+        return f"{key}.pipeline={parallel.pipeline} does not divide the model's {model.layers} layers"
+    if model.heads % parallel.tensor or model.kv_heads % parallel.tensor:
+        return (
+            f"{key}.tensor={parallel.tensor} does not divide the model's {model.heads} attention heads and "
+            f"{model.kv_heads} key-value heads"
+        )
+    if parallel.expert > 1 and (not model.experts or model.experts % parallel.expert):
+        return f"{key}.expert={parallel.expert} does not divide the model's {model.experts} experts"
+    return None
+
+
+def _training(model: Architecture, nemo: NemoConfig, tokens: int, recompute: bool) -> float:
+    """The first stage, which keeps most micro-batches, or the last, which has the logits: the fuller one."""
+    parallel = nemo.student
+    fixed = 3 * _weights(model, parallel) + _optimizer(model, nemo)  # weights 2 bytes, gradients 4
+    stages, local = parallel.pipeline, tokens / parallel.context
+    first = fixed + _activations(model, parallel, local, in_flight=stages, recompute=recompute)
+    last = (
+        fixed + _activations(model, parallel, local, in_flight=1, recompute=recompute) + _logits(model, parallel, local)
+    )
+    return max(first, last)
+
+
+def _scoring(model: Architecture, parallel: ParallelConfig, tokens: int) -> float:
+    local = tokens / parallel.context
+    return _weights(model, parallel) + (_layer(model, parallel) * local) / _GB + _logits(model, parallel, local) / 2
+
+
+def _weights(model: Architecture, parallel: ParallelConfig) -> float:
+    return 2 * (_dense(model, parallel) + _experts(model, parallel)) / _GB
+
+
+def _optimizer(model: Architecture, nemo: NemoConfig) -> float:
+    parallel, gpus = nemo.student, training_gpus(nemo)
+    shared = gpus // (parallel.tensor * parallel.pipeline)
+    same_experts = max(1, gpus // (parallel.pipeline * parallel.expert))
+    return 12 * (_dense(model, parallel) / shared + _experts(model, parallel) / same_experts) / _GB
+
+
+def _dense(model: Architecture, parallel: ParallelConfig) -> float:
+    """Parameters of the fullest stage without experts: its layers and, at an end of the pipeline, a vocabulary."""
+    layer = (model.attention + (0 if model.experts else model.mlp)) / parallel.tensor + model.norms
+    router = model.mlp if model.experts else 0
+    ends = 1 if model.tied or parallel.pipeline > 1 else 2
+    return model.layers / parallel.pipeline * (layer + router) + ends * model.embedding / parallel.tensor
+
+
+def _experts(model: Architecture, parallel: ParallelConfig) -> float:
+    return model.layers / parallel.pipeline * model.all_experts / parallel.expert
+
+
+def _activations(
+    model: Architecture, parallel: ParallelConfig, tokens: float, *, in_flight: int, recompute: bool
+) -> float:
+    layers = model.layers / parallel.pipeline * in_flight
+    kept = 2 * model.hidden / _sequence(parallel) if recompute else _layer(model, parallel)
+    return tokens * (layers * kept + _layer(model, parallel)) / _GB
+
+
+def _layer(model: Architecture, parallel: ParallelConfig) -> float:
+    """Bytes a token of one layer's tensors in bfloat16, with their gradients: what enters both blocks and their norms,
+    queries, keys, values and the attention's result, both halves of the MLP and their product."""
+    outside = 4 * model.hidden / _sequence(parallel)
+    attention = (2 * model.heads + 2 * model.kv_heads) * model.head_dim
+    active = 8 if model.experts else 1
+    inside = (attention + 3 * model.ffn * active) / parallel.tensor
+    return 2 * 2 * (outside + inside)
+
+
+def _sequence(parallel: ParallelConfig) -> int:
+    return parallel.tensor if parallel.sequence else 1
+
+
+def _logits(model: Architecture, parallel: ParallelConfig, tokens: float) -> float:
+    return 4 * tokens * model.vocab / parallel.tensor / _GB

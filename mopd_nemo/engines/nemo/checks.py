@@ -1,0 +1,86 @@
+"""What can be known of models and surroundings before a GPU is reserved. `config_nemo` checks what needs no model."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import Any
+
+from transformers import AutoConfig
+
+from mopd_nemo.config import Config
+from mopd_nemo.config_nemo import ParallelConfig, teacher_prompt
+from mopd_nemo.embedded import resolve_model_path
+from mopd_nemo.engines.local.model import check_vocabularies
+from mopd_nemo.errors import UserError
+
+
+def check_surroundings() -> None:
+    """NeMo-RL is there, and what its Megatron policy asks for.
+
+    Raises:
+        UserError: naming what is missing.
+    """
+    if importlib.util.find_spec("nemo_rl") is None or importlib.util.find_spec("nemo_rl.algorithms") is None:
+        raise UserError(
+            "engine=nemo needs NeMo-RL, which is no package to install: run inside its container, or put a checkout of "
+            "it on PYTHONPATH (docs/nemo.md)"
+        )
+    if "TORCH_CUDA_ARCH_LIST" not in os.environ:
+        raise UserError(
+            "engine=nemo: NeMo-RL's Megatron policy needs the environment variable TORCH_CUDA_ARCH_LIST, which its "
+            "container sets; outside it, for H100: export TORCH_CUDA_ARCH_LIST=9.0"
+        )
+
+
+def check_models(config: Config) -> int:
+    """Student and external teacher fit their cuts, their budgets and each other. Reads configs, no weights.
+
+    Returns:
+        The size of the vocabulary.
+
+    Raises:
+        UserError: naming the key, its value and the remedy.
+    """
+    student = _model_config(config.model.path, "model.path")
+    response = config.rollout.max_response_tokens
+    _check_cut(student, "nemo.student", config.nemo.student)
+    _check_positions(student, "model.path", "data.max_prompt_tokens", config.data.max_prompt_tokens, response)
+    if student.num_attention_heads % config.nemo.generation.tensor:
+        raise UserError(
+            f"nemo.generation.tensor={config.nemo.generation.tensor} does not divide the "
+            f"{student.num_attention_heads} attention heads of model.path={config.model.path}"
+        )
+    teacher, key = student, "model.path, as its own teacher,"
+    if config.teacher.path is not None:
+        check_vocabularies(config.model.path, config.teacher.path)
+        teacher, key = _model_config(config.teacher.path, "teacher.path"), "teacher.path"
+        _check_cut(teacher, "nemo.teacher", config.nemo.teacher)
+    _check_positions(teacher, key, *teacher_prompt(config), response)
+    return student.vocab_size
+
+
+def _model_config(path: str, key: str) -> Any:
+    try:
+        return AutoConfig.from_pretrained(resolve_model_path(path))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{key}={path}: cannot read its config: {str(error).splitlines()[0]}") from error
+
+
+def _check_cut(model: Any, key: str, parallel: ParallelConfig) -> None:
+    for what, count, size, name in (
+        ("attention heads", model.num_attention_heads, parallel.tensor, "tensor"),
+        ("key-value heads", model.num_key_value_heads, parallel.tensor, "tensor"),
+        ("layers", model.num_hidden_layers, parallel.pipeline, "pipeline"),
+    ):
+        if count % size:
+            raise UserError(f"{key}.{name}={size} does not divide the model's {count} {what}: choose a divisor of it")
+
+
+def _check_positions(model: Any, which: str, key: str, prompt: int, response: int) -> None:
+    limit = getattr(model, "max_position_embeddings", None)
+    if limit is not None and prompt + response > limit:
+        raise UserError(
+            f"{key}={prompt} + rollout.max_response_tokens={response} exceeds the {limit} positions of {which}: "
+            "lower one of them"
+        )

@@ -1,0 +1,154 @@
+"""The NeMo-RL engine: the seam's verbs over worker groups on a cluster. See `engines.base.Engine` for the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from mopd_nemo.chat import Chat
+from mopd_nemo.config import Config
+from mopd_nemo.engines.base import OnRollout, Progress, Sampling
+from mopd_nemo.engines.local.model import load_tokenizer
+from mopd_nemo.engines.nemo.batches import Targets
+from mopd_nemo.engines.nemo.checks import check_models, check_surroundings
+from mopd_nemo.engines.nemo.learner import Learner
+from mopd_nemo.engines.nemo.runtime import Launch, Runtime, launch
+from mopd_nemo.engines.nemo.scorer import Scorer
+from mopd_nemo.errors import UserError
+from mopd_nemo.lesson import Lesson
+from mopd_nemo.types import Rollout, TrainRow
+
+
+class NemoEngine:
+    """Student, teacher and vLLM on a cluster.
+
+    Everything that can be checked is checked when it is made; GPUs are reserved by the first verb that needs them,
+    because Megatron takes a checkpoint to continue from only while it starts.
+
+    Args:
+        launch: starts the workers.
+    """
+
+    def __init__(self, config: Config, launch: Launch = launch) -> None:
+        check_surroundings()
+        self._config = config
+        self._vocab_size = check_models(config)
+        path = config.model.path
+        self.chat = Chat(load_tokenizer(path, key="model.path"), config.model.chat_template_kwargs, source=path)
+        if self.chat.tokenizer.pad_token_id is None:
+            self.chat.tokenizer.pad_token = self.chat.tokenizer.eos_token
+        self._launch = launch
+        self._checkpoint: Path | None = None
+        self._running: Runtime | None = None
+        self._stale = True
+        """vLLM has not the student's weights, or the student is where vLLM will be."""
+
+    def generate(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        num_samples: int,
+        sampling: Sampling,
+        seed: str,
+        on_progress: Progress | None = None,
+        writer: Literal["student", "teacher"] = "student",
+        on_rollout: OnRollout | None = None,  # vLLM's batch ends as a whole: nothing to say before it
+    ) -> list[list[Rollout]]:
+        if writer == "teacher":
+            raise UserError(
+                "engine=nemo cannot let the teacher write; make its completions with engine=local and name their "
+                "directory in gkd.completions"
+            )
+        generation = self._runtime.generation
+        generation.wake(refit=self._stale)
+        self._stale = False
+        samples = generation.sample(
+            prompts,
+            num_samples=num_samples,
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            stop_ids=[self.chat.tokenizer.eos_token_id],
+            seed=seed,
+        )
+        generation.sleep()
+        if on_progress:
+            on_progress(1.0)
+        return [
+            [Rollout(tuple(ids), self.chat.decode(ids), finished, tuple(logprobs)) for ids, logprobs, finished in group]
+            for group in samples
+        ]
+
+    def score(self, rows: Sequence[TrainRow], on_progress: Progress | None = None) -> list[Targets | None]:
+        """Per row with a teacher prompt, the tokens that the loss compares and what the teacher gives them."""
+        taught = [i for i, row in enumerate(rows) if row.teacher_prompt_ids is not None]
+        targets: list[Targets | None] = [None] * len(rows)
+        if taught:
+            self._stale = True
+            for i, target in zip(taught, self._scorer.teach([rows[i] for i in taught]), strict=True):
+                targets[i] = target
+        if on_progress:
+            on_progress(1.0)
+        return targets
+
+    def update(
+        self,
+        lesson: Lesson,
+        targets: Sequence[Targets | None],
+        learning_rate: float,
+        on_progress: Progress | None = None,
+    ) -> dict[str, float]:
+        self._stale = True
+        learner = Learner(self._runtime.student, self._scorer, self._config, self.chat, self._vocab_size)
+        return learner.step(lesson, targets, learning_rate, on_progress)
+
+    def response_logprobs(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        responses: Sequence[tuple[int, ...]],
+        on_progress: Progress | None = None,
+    ) -> list[tuple[float, ...]]:
+        raise UserError(
+            "engine=nemo cannot score given responses; analyse its rollouts and checkpoints with engine=local"
+        )
+
+    def update_teacher(self) -> None:
+        if self._config.teacher.kind == "ema":
+            student = self._runtime.student
+            student.run_all_workers_single_data("follow_student", rate=self._config.teacher.ema_rate)
+
+    def save(self, directory: Path) -> None:
+        """Write `policy/`, a NeMo-RL checkpoint, and `teacher/`; docs/nemo.md says how to make a Hugging Face model."""
+        student = self._runtime.student
+        self._stale = True
+        student.prepare_for_training()
+        policy = directory.absolute() / "policy"
+        student.save_checkpoint(
+            weights_path=str(policy / "weights"),
+            optimizer_path=str(policy / "optimizer"),
+            tokenizer_path=str(policy / "tokenizer"),
+        )
+        self.chat.tokenizer.save_pretrained(policy / "tokenizer")
+        if self._config.teacher.kind in ("ema", "frozen"):
+            student.run_all_workers_single_data("save_teacher", directory=str(directory.absolute() / "teacher"))
+
+    def load(self, directory: Path) -> None:
+        """Remember where to start from; workers that run already are ended."""
+        if self._running is not None:
+            self._running.shutdown()
+        self._running, self._stale = None, True
+        self._checkpoint = directory.absolute()
+
+    @property
+    def _runtime(self) -> Runtime:
+        if self._running is None:
+            self._running = self._launch(self._config, self.chat.tokenizer, self._checkpoint)
+            kind = self._config.teacher.kind
+            if kind in ("ema", "frozen"):
+                saved = None if self._checkpoint is None else str(self._checkpoint / "teacher")
+                self._running.student.run_all_workers_single_data("start_teacher", kind=kind, directory=saved)
+        return self._running
+
+    @property
+    def _scorer(self) -> Scorer:
+        return Scorer(self._runtime.student, self._runtime.teacher, self._config, self.chat.pad_id, self._vocab_size)

@@ -1,0 +1,184 @@
+"""A lesson's objectives as one NeMo-RL loss function on Megatron's logits, wherever they lie.
+
+NeMo-RL hands over what a rank has: its columns of the vocabulary, its rows under context parallelism, a padded
+micro-batch or one packed sequence. The loss is the sum over this rank's response tokens; summed gradients of all ranks
+are those of the whole step, because every token carries its weight in the step with it.
+
+Shape suffixes: B sequences, S positions, V local columns, T response tokens of all B sequences, R of them on this
+context-parallel rank, M of those that a part is about, P parts, K support.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from nemo_rl.algorithms.loss.interfaces import LossInputType, LossType
+from torch import Tensor
+
+from mopd_nemo.engines.nemo.rows import LocalRows, packed_rows, padded_rows
+from mopd_nemo.losses import (
+    Divergence,
+    Logits,
+    LogLikelihood,
+    Objective,
+    PolicyGradient,
+    SampledReverseKL,
+    Tokens,
+    TopK,
+    Vocab,
+    token_loss,
+)
+
+SIGNALS = ("student/entropy", "student/topk_mass", "teacher/topk_mass", "topk_overlap", "sampler/gap")
+"""What is watched, where it is known, over the tokens of the first part."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """The response tokens of a micro-batch that this rank has logits for."""
+
+    logits: Tensor
+    """[B·S, V]"""
+    index_R: Tensor
+    """Rows of `logits`."""
+    tokens: Tokens
+    teacher: TopK | None
+    weights_PR: Tensor
+
+
+class LessonLoss:
+    """What `Policy.train` is given. See `batches.train_batch` for the data that it reads.
+
+    Args:
+        objectives: one for each part of the lesson; divergences are taken on the tokens that the data names.
+        importance_clip: as in `token_loss`, for the objectives that compare with a sampler.
+        vocab_size: real tokens, without the columns that Megatron pads with.
+        watch: k of the top-k signals; None watches nothing.
+        student_support: the tokens that the data names are the student's likeliest, not the teacher's.
+    """
+
+    loss_type = LossType.TOKEN_LEVEL
+    input_type = LossInputType.LOGIT
+
+    def __init__(
+        self,
+        objectives: Sequence[Objective],
+        importance_clip: float | None,
+        vocab_size: int,
+        watch: int | None,
+        student_support: bool,
+    ) -> None:
+        self.objectives = tuple(objectives)
+        self.importance_clip = importance_clip
+        self.vocab_size = vocab_size
+        self.watch = watch
+        self.student_support = student_support
+
+    def __call__(
+        self, data: Mapping[str, Any], global_valid_seqs: Tensor, global_valid_toks: Tensor, logits: Tensor, **_: Any
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The loss of a micro-batch and its share of the step's metrics, both to be summed."""
+        from megatron.core import parallel_state  # the driver, which makes the loss, need not have Megatron
+
+        cp_size = parallel_state.get_context_parallel_world_size()
+        rows = _rows(data, logits, cp_size, parallel_state.get_context_parallel_rank())
+        vocab = Vocab(parallel_state.get_tensor_model_parallel_group(), self.vocab_size)
+        totals: defaultdict[str, float] = defaultdict(float)
+        loss = rows.logits[:1].float().sum() * 0.0  # a rank without rows still takes part in the backward pass
+        for number, objective in enumerate(self.objectives):
+            mine = rows.weights_PR[number].nonzero().squeeze(-1)
+            if not len(mine):
+                continue
+            value, signals = self._part(objective, rows, number, mine, vocab)
+            loss = loss + value
+            totals["loss"] += value.item()
+            totals[f"loss/{number}"] += value.item()
+            for name, signal in signals.items():
+                totals[name] += signal.sum().item()
+        names = ["loss", *(f"loss/{number}" for number in range(len(self.objectives))), *SIGNALS]
+        metrics = [totals[name] for name in names]
+        if cp_size > 1:  # NeMo-RL reports one of these ranks
+            metrics = _summed(metrics, parallel_state.get_context_parallel_group(), logits.device)
+        # NeMo-RL takes it that every context-parallel rank has the whole loss, and divides by their number.
+        return loss * cp_size, dict(zip(names, metrics, strict=True)) | {"num_valid_samples": float(logits.shape[0])}
+
+    def _part(
+        self, objective: Objective, rows: _Rows, number: int, mine: Tensor, vocab: Vocab
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        student = Logits(rows.logits, rows.index_R[mine])
+        tokens = _some(rows.tokens, mine)
+        teacher = None if rows.teacher is None else TopK(rows.teacher.ids_TK[mine], rows.teacher.logprobs_TK[mine])
+        compares = isinstance(objective, Divergence | SampledReverseKL)
+        corrects = compares or isinstance(objective, PolicyGradient)
+        if isinstance(objective, SampledReverseKL):
+            # Its gradient is that of a policy gradient whose advantage is what the teacher gives the token more.
+            assert teacher is not None
+            with torch.no_grad():
+                student_M = -token_loss(LogLikelihood(), student, tokens, vocab=vocab).loss_T
+            tokens = replace(tokens, advantages_T=teacher.logprobs_TK.squeeze(-1) - student_M, old_logprobs_T=None)
+            objective, teacher = PolicyGradient(), None
+        if isinstance(objective, Divergence):
+            assert teacher is not None
+            objective = replace(objective, support="teacher_topk", k=teacher.ids_TK.shape[-1])
+        else:
+            teacher = None
+        result = token_loss(
+            objective,
+            student,
+            tokens,
+            teacher,
+            weights_T=rows.weights_PR[number, mine],
+            importance_clip=self.importance_clip if corrects else None,
+            vocab=vocab,
+            watch=self.watch if number == 0 else None,
+        )
+        signals = dict(result.signals)
+        if signals and teacher is not None and self.student_support:
+            signals["teacher/topk_mass"] = teacher.logprobs_TK.exp().sum(-1)
+            del signals["topk_overlap"]  # of the student's likeliest with themselves
+        return result.total, {name: value for name, value in signals.items() if name in SIGNALS}
+
+
+def _rows(data: Mapping[str, Any], logits_BSV: Tensor, cp_size: int, cp_rank: int) -> _Rows:
+    device = logits_BSV.device
+    prompts, lengths = data["prompt_lengths"].tolist(), data["input_lengths"].tolist()
+    if cp_size > 1:  # always packed, and NeMo-RL takes packed sequences one by one
+        ends = [0, logits_BSV.shape[1] * cp_size]
+        local = packed_rows(prompts, lengths, ends, cp_rank, cp_size)
+    else:
+        local = padded_rows(prompts, lengths)
+    index_R = (local.sequence_R * logits_BSV.shape[1] + local.position_R).to(device)
+    spans = list(zip(data["input_ids"], prompts, lengths, strict=True))
+    ids_T = torch.cat([ids[prompt:length] for ids, prompt, length in spans])
+    advantages_T = data["advantages"].repeat_interleave(data["input_lengths"] - data["prompt_lengths"])
+    tokens = Tokens(
+        _mine(ids_T, local, device),
+        _mine(advantages_T, local, device),
+        *(_mine(torch.cat(data[key]), local, device) if key in data else None for key in ("old", "sampler")),
+    )
+    teacher = None
+    if "teacher_ids" in data:
+        ids_RK = _mine(torch.cat(data["teacher_ids"]), local, device).long()
+        teacher = TopK(ids_RK, _mine(torch.cat(data["teacher_logprobs"]), local, device).float())
+    weights_PR = torch.cat(data["weights"], dim=-1)[:, local.number_R].to(device)
+    return _Rows(logits_BSV.flatten(0, 1), index_R, tokens, teacher, weights_PR)
+
+
+def _mine(part_T: Tensor, local: LocalRows, device: torch.device) -> Tensor:
+    return part_T[local.number_R.to(part_T.device)].to(device)
+
+
+def _some(tokens: Tokens, mine: Tensor) -> Tokens:
+    optional = (tokens.advantages_T, tokens.old_logprobs_T, tokens.sampler_logprobs_T)
+    return Tokens(tokens.ids_T[mine], *(None if part is None else part[mine] for part in optional))
+
+
+def _summed(values: list[float], group: dist.ProcessGroup, device: torch.device) -> list[float]:
+    sums = torch.tensor(values, dtype=torch.float32, device=device)
+    dist.all_reduce(sums, group=group)
+    return sums.tolist()

@@ -1,0 +1,208 @@
+"""Ray, the clusters of GPUs, and the worker groups on them: started once, from a whole config, by NeMo-RL's own means.
+
+The order is that of NeMo-RL's distillation example: what will wait in the nodes' memory starts first.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mopd_nemo
+from mopd_nemo.config import Config
+from mopd_nemo.config_nemo import NemoConfig, training_gpus
+from mopd_nemo.engines.nemo.policy_config import student_policy, teacher_policy
+from mopd_nemo.engines.nemo.sampling import Sample, sample_on_worker
+from mopd_nemo.errors import UserError
+
+WORKER = "mopd_nemo.engines.nemo.worker.TeacherWorker"
+NEMO_WORKER = "nemo_rl.models.policy.workers.megatron_policy_worker.MegatronPolicyWorker"
+
+
+@dataclass
+class Runtime:
+    """Running worker groups."""
+
+    student: Any
+    """NeMo-RL `Policy` whose workers have `TeacherMethods`."""
+    teacher: Any | None
+    """Another, for an external teacher."""
+    generation: Any
+    """What samples, such as `VllmRollouts`."""
+    clusters: Sequence[Any]
+    """The GPUs that they run on."""
+
+    def shutdown(self) -> None:
+        """Give the GPUs back."""
+        for part in (self.generation, self.teacher, self.student, *self.clusters):
+            if part is not None:
+                part.shutdown()
+
+
+Launch = Callable[[Config, Any, Path | None], Runtime]
+"""(config, tokenizer, checkpoint to continue from) → running workers."""
+
+
+def launch(config: Config, tokenizer: Any, checkpoint: Path | None) -> Runtime:
+    """Start everything that the config names. See `Launch`."""
+    make_package_visible()
+    from nemo_rl.distributed.virtual_cluster import init_ray
+    from nemo_rl.models.policy.lm_policy import Policy
+
+    register_worker()
+    init_ray()
+    nemo, colocated = config.nemo, config.nemo.generation.gpus == 0
+    shared_teacher = config.teacher.kind == "external" and not nemo.teacher_gpus
+    training = _cluster("mopd_train", training_gpus(nemo), nemo, 1 + colocated + shared_teacher)
+    clusters = [training]
+    teacher = None
+    if config.teacher.kind == "external":
+        place = training if shared_teacher else _cluster("mopd_teacher", nemo.teacher_gpus, nemo, 1)
+        clusters.append(place)
+        teacher = Policy(
+            cluster=place,
+            config=teacher_policy(config),
+            tokenizer=tokenizer,
+            name_prefix="teacher",
+            init_optimizer=False,
+            init_reference_model=False,
+            worker_extension_cls_fqn=WORKER,
+        )
+        teacher.offload_after_refit()
+    generating = training if colocated else _cluster("mopd_generate", nemo.generation.gpus, nemo, 1)
+    clusters.append(generating)
+    settings = student_policy(config)
+    generation = start_vllm(generating, settings, tokenizer)
+    student = Policy(
+        cluster=training,
+        config=settings,
+        tokenizer=tokenizer,
+        name_prefix="student",
+        init_reference_model=False,
+        worker_extension_cls_fqn=WORKER,
+        **resume_paths(checkpoint),
+    )
+    generation.connect(student, training, generating)
+    return Runtime(student, teacher, generation, list(dict.fromkeys(clusters)))
+
+
+def resume_paths(checkpoint: Path | None) -> dict[str, Any]:
+    """Arguments of `Policy` that continue a checkpoint. For Megatron the second is a flag more than a path."""
+    if checkpoint is None:
+        return {}
+    return {
+        "weights_path": str(checkpoint / "policy" / "weights"),
+        "optimizer_path": str(checkpoint / "policy" / "optimizer"),
+    }
+
+
+def register_worker() -> None:
+    """Tell NeMo-RL which interpreter our worker runs in: that of its own Megatron worker, where one is built already.
+
+    An interpreter of its own would be built on every node, Transformer Engine included.
+    """
+    from nemo_rl.distributed.ray_actor_environment_registry import ACTOR_ENVIRONMENT_REGISTRY
+    from nemo_rl.utils.venvs import DEFAULT_VENV_DIR
+
+    built = Path(os.environ.get("NEMO_RL_VENV_DIR", DEFAULT_VENV_DIR)) / NEMO_WORKER / "bin" / "python"
+    ACTOR_ENVIRONMENT_REGISTRY[WORKER] = str(built) if built.exists() else ACTOR_ENVIRONMENT_REGISTRY[NEMO_WORKER]
+
+
+def make_package_visible() -> None:
+    """Put this checkout on the PYTHONPATH that Ray hands to workers, whose interpreters know nothing of it.
+
+    Raises:
+        UserError: it is installed among other packages, which would come along and shadow the workers' own.
+    """
+    root = str(Path(mopd_nemo.__file__).resolve().parents[1])
+    if Path(root).name in ("site-packages", "dist-packages"):
+        raise UserError(
+            f"engine=nemo: mopd_nemo is installed in {root}; workers need it without the rest of that directory. "
+            "Run from a checkout of the project, on storage that every node sees (docs/nemo.md)"
+        )
+    others = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part and part != root]
+    os.environ["PYTHONPATH"] = os.pathsep.join([root, *others])
+
+
+def _cluster(name: str, gpus: int, nemo: NemoConfig, groups: int) -> Any:
+    """GPUs for worker groups that take turns on them."""
+    from nemo_rl.distributed.virtual_cluster import RayVirtualCluster
+
+    nodes = max(gpus // nemo.gpus_per_node, 1)
+    per_node = gpus // nodes
+    return RayVirtualCluster(
+        name=name,
+        bundle_ct_per_node_list=[per_node] * nodes,
+        use_gpus=True,
+        num_gpus_per_node=per_node,
+        max_colocated_worker_groups=groups,
+    )
+
+
+def start_vllm(cluster: Any, settings: dict[str, Any], tokenizer: Any) -> VllmRollouts:
+    """vLLM on a cluster, asleep and without weights until the first refit."""
+    from nemo_rl.models.generation import configure_generation_config
+    from nemo_rl.models.generation.vllm import VllmGeneration
+
+    settings["generation"] = configure_generation_config(settings["generation"], tokenizer)
+    generation = VllmGeneration(cluster=cluster, config=settings["generation"])
+    generation.finish_generation()
+    return VllmRollouts(generation)
+
+
+class VllmRollouts:
+    """Rollouts of the student by NeMo-RL's vLLM workers."""
+
+    def __init__(self, generation: Any) -> None:
+        self._generation = generation
+        self._colocated: bool = generation.cfg["colocated"]["enabled"]
+        self._student: Any = None
+
+    def connect(self, student: Any, training: Any, generating: Any) -> None:
+        """Let the student hand over its weights."""
+        import ray
+
+        self._student = student
+        self._generation.prepare_refit_info(student.prepare_refit_info())
+        if not self._colocated:
+            address, port = training.get_master_address_and_port()
+            train, world = training.world_size(), training.world_size() + generating.world_size()
+            joining = [
+                *student.init_collective(address, port, world, train_world_size=train),
+                *self._generation.init_collective(address, port, world, train_world_size=train),
+            ]
+            ray.get(joining)
+
+    def wake(self, refit: bool) -> None:
+        """Make ready to sample; with `refit`, from the student's weights as they are now."""
+        from nemo_rl.algorithms.grpo import refit_policy_generation
+
+        if refit:
+            refit_policy_generation(self._student, self._generation, self._colocated)
+        else:
+            self._generation.prepare_for_generation()
+
+    def sample(self, prompts: Sequence[tuple[int, ...]], **settings: Any) -> list[list[Sample]]:
+        """Responses for each prompt; `settings` are those of `sample_on_worker`."""
+        group = self._generation.worker_group
+        size = self._generation.sharding_annotations.get_axis_size("data_parallel")
+        numbered = [(number, list(ids)) for number, ids in enumerate(prompts)]
+        futures = group.run_all_workers_sharded_data(
+            "__ray_call__",
+            prompts=[numbered[rank::size] for rank in range(size)],
+            in_sharded_axes=["data_parallel"],
+            common_kwargs={"fn": sample_on_worker, **settings},
+        )
+        by_rank = group.get_all_worker_results(futures)
+        return [by_rank[number % size][number // size] for number in range(len(prompts))]
+
+    def sleep(self) -> None:
+        """Give memory back to training."""
+        self._generation.finish_generation()
+
+    def shutdown(self) -> None:
+        """End the workers."""
+        self._generation.shutdown()

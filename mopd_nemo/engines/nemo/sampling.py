@@ -1,0 +1,62 @@
+"""Sampling on a vLLM worker: several responses of one prompt from one request, so that the prompt is read once.
+
+NeMo-RL's own `generate` takes one response a row and its temperature from the start of the run; training and evaluation
+differ in both. This runs on its worker, by Ray's `__ray_call__`, with the engine that the worker holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+Sample = tuple[list[int], list[float], bool]
+"""Token ids, their log-probabilities as sampled, and whether the model ended the response itself."""
+
+
+def sample_on_worker(
+    worker: Any,
+    prompts: list[tuple[int, list[int]]],
+    num_samples: int,
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
+    stop_ids: list[int],
+    seed: str,
+) -> list[list[Sample]]:
+    """`num_samples` responses for each prompt.
+
+    Args:
+        worker: has `llm`, a `vllm.LLM`.
+        prompts: (number in the whole batch, token ids); the number is part of the seed, so that a prompt's responses do
+            not depend on which worker draws them.
+    """
+    from vllm import SamplingParams
+    from vllm.inputs import TokensPrompt
+
+    requests = [TokensPrompt(prompt_token_ids=ids) for _, ids in prompts]
+    sampling = [
+        SamplingParams(
+            n=num_samples,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            logprobs=0,
+            stop_token_ids=stop_ids,
+            seed=seed_number(f"{seed}/{number}"),
+            detokenize=False,
+        )
+        for number, _ in prompts
+    ]
+    outputs = worker.llm.generate(requests, sampling, use_tqdm=False)
+    return [[_sample(choice) for choice in sorted(output.outputs, key=lambda c: c.index)] for output in outputs]
+
+
+def seed_number(seed: str) -> int:
+    """A number below 2^63 for a named seed."""
+    return int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "big") >> 1
+
+
+def _sample(choice: Any) -> Sample:
+    ids = list(choice.token_ids)
+    logprobs = [position[token].logprob for position, token in zip(choice.logprobs, ids, strict=True)]
+    return ids, logprobs, choice.finish_reason == "stop"

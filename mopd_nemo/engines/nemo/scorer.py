@@ -1,0 +1,120 @@
+"""Scores of responses from worker groups: who scores what, and in which order the models take the GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mopd_nemo.config import Config
+from mopd_nemo.engines.nemo.batches import Targets, score_batch, split_scores
+from mopd_nemo.types import TrainRow
+
+Ids = Sequence[int]
+REPLICAS = ["context_parallel", "tensor_parallel", "pipeline_parallel"]
+"""Axes of a policy's workers that work on the same rows."""
+
+
+class Scorer:
+    """Asks policies whose workers have `TeacherMethods`.
+
+    Args:
+        student: the student's policy, and that of the teachers that are its past.
+        teacher: the policy of an external teacher.
+        vocab_size: real tokens.
+    """
+
+    def __init__(self, student: Any, teacher: Any | None, config: Config, pad_id: int, vocab_size: int) -> None:
+        self._student = student
+        self._teacher = teacher
+        self._config = config
+        self._pad_id = pad_id
+        self._vocab_size = vocab_size
+
+    def teach(self, rows: Sequence[TrainRow]) -> list[Targets]:
+        """What the teacher says about rows that all have a teacher prompt.
+
+        A support that the student chooses costs a pass of the student first; for a preference or a sampled divergence
+        the support is the sampled token.
+        """
+        divergence = self._config.divergence
+        k = min(divergence.k, self._vocab_size)
+        candidates: list[Tensor] | None = None
+        if self._config.method == "dpo" or divergence.support == "sampled":
+            candidates = [torch.tensor(row.response_ids)[:, None] for row in rows]
+        elif divergence.support == "student_topk":
+            own = [(row.prompt_ids, row.response_ids) for row in rows]
+            candidates = [target.ids_RK for target in self.student_scores(own, None, k)]
+        sequences = [(_prompt(row), row.response_ids) for row in rows]
+        if self._teacher is None:
+            past_self = self._config.teacher.kind in ("ema", "frozen")
+            self._student.prepare_for_lp_inference()
+            return self._scores(self._student, sequences, candidates, k, past_self)
+        shared = not self._config.nemo.teacher_gpus
+        if shared:
+            self._student.offload_after_refit()
+        self._teacher.prepare_for_lp_inference()
+        targets = self._scores(self._teacher, sequences, candidates, k, past_self=False)
+        if shared:
+            self._teacher.offload_after_refit()
+        return targets
+
+    def sampled_logprobs(self, rows: Sequence[TrainRow]) -> list[Tensor]:
+        """log P of the response tokens under the student as it is: per row [response tokens]."""
+        sequences = [(row.prompt_ids, row.response_ids) for row in rows]
+        candidates = [torch.tensor(row.response_ids)[:, None] for row in rows]
+        return [target.logprobs_RK.float().squeeze(-1) for target in self.student_scores(sequences, candidates, 1)]
+
+    def student_scores(
+        self, sequences: Sequence[tuple[Ids, Ids]], candidates: Sequence[Tensor] | None, k: int
+    ) -> list[Targets]:
+        """Scores of (prompt, response) sequences by the student as it is."""
+        self._student.prepare_for_lp_inference()
+        return self._scores(self._student, sequences, candidates, k, past_self=False)
+
+    def _scores(
+        self,
+        policy: Any,
+        sequences: Sequence[tuple[Ids, Ids]],
+        candidates: Sequence[Tensor] | None,
+        k: int,
+        past_self: bool,
+    ) -> list[Targets]:
+        from nemo_rl.distributed.batched_data_dict import BatchedDataDict
+
+        multiple = policy.cfg["make_sequence_length_divisible_by"]
+        size = policy.data_parallel_size
+        batch = score_batch(sequences, candidates, pad_id=self._pad_id, length_multiple=multiple, count_multiple=size)
+        shards, order = shard(policy, BatchedDataDict(batch))
+        futures = policy.worker_group.run_all_workers_sharded_data(
+            "score_responses",
+            data=shards,
+            in_sharded_axes=["data_parallel"],
+            replicate_on_axes=REPLICAS,
+            output_is_replicated=["context_parallel", "tensor_parallel"],  # and None but from the last pipeline stage
+            common_kwargs={
+                "k": k,
+                "vocab_size": self._vocab_size,
+                "past_self": past_self,
+                "dtype": self._config.nemo.target_dtype,
+            },
+        )
+        scores = [found for found in policy.worker_group.get_all_worker_results(futures) if found is not None]
+        return split_scores(scores, order, [len(response) for _, response in sequences])
+
+
+def shard(policy: Any, data: Any) -> tuple[list[Any], list[int]]:
+    """A batch for each data-parallel rank, cut as the policy packs or batches; and the rows' order, rank by rank."""
+    size, cfg = policy.data_parallel_size, policy.cfg
+    for way, name in (("sequence_packing", "sequence_packing_args"), ("dynamic_batching", "dynamic_batching_args")):
+        if cfg[way]["enabled"]:
+            arguments = getattr(policy, name) | {"max_tokens_per_microbatch": cfg[way]["logprob_mb_tokens"]}
+            return data.shard_by_batch_size(size, batch_size=None, **{name: arguments})
+    return data.shard_by_batch_size(size, batch_size=None), list(range(data.size))
+
+
+def _prompt(row: TrainRow) -> Ids:
+    assert row.teacher_prompt_ids is not None
+    return row.teacher_prompt_ids

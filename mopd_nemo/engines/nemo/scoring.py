@@ -1,0 +1,124 @@
+"""Log-probabilities of response tokens' alternatives, from a Megatron model, through NeMo-RL's own forward.
+
+Only response rows reach the output layer, and what leaves the GPU is [tokens, k]: never positions of the prompt, never
+the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from nemo_rl.models.megatron.data import ProcessedMicrobatch, get_microbatch_iterator
+from nemo_rl.models.megatron.train import TopkLogitsPostProcessor, megatron_forward_backward
+from torch import Tensor, nn
+
+from mopd_nemo.engines.nemo.rows import LocalRows, ResponseHead, packed_rows, padded_rows
+from mopd_nemo.engines.nemo.vocabulary import logprobs_of, topk_logprobs
+
+Scores = dict[str, Tensor]
+"""`ids` [T, k] int32 and `logprobs` [T, k], T response tokens sequence by sequence in order."""
+
+
+@torch.no_grad()
+def score_responses(
+    model: nn.Module, data: Any, cfg: Any, *, k: int, vocab_size: int, dtype: torch.dtype, **forward: Any
+) -> Scores | None:
+    """Score the response tokens of this data-parallel rank's sequences.
+
+    Args:
+        model: a Megatron model, wrapped or not.
+        data: a `BatchedDataDict` with `input_ids` [B, S], `input_lengths` [B], `prompt_lengths` [B] and, to score given
+            tokens instead of the likeliest k, `candidates`: per sequence a [response tokens, k] tensor of ids.
+        cfg: NeMo-RL's PolicyConfig.
+        dtype: of the log-probabilities returned.
+        forward: passed on to `megatron_forward_backward`.
+
+    Returns:
+        The scores, on the CPU, on the last pipeline stage; None on the others.
+    """
+    model.eval()
+    microbatches, count, size, _, length = get_microbatch_iterator(
+        data, cfg, cfg["logprob_batch_size"], straggler_timer=forward.get("straggler_timer")
+    )
+    with ResponseHead(_output_layer(model)) as head:
+        outputs = megatron_forward_backward(
+            model=model,
+            data_iterator=_choosing_rows(microbatches, head),
+            num_microbatches=count,
+            seq_length=length,
+            mbs=size,
+            post_processing_fn=_ResponseScores(cfg, k, head, vocab_size, dtype),
+            forward_only=True,
+            sampling_params=None,  # temperature 1: the sampler's temperature is no part of the teacher
+            **forward,
+        )
+    if not parallel_state.is_pipeline_last_stage(ignore_virtual=True):
+        return None
+    return {name: torch.cat([output[name] for output in outputs]) for name in ("ids", "logprobs")}
+
+
+class _ResponseScores(TopkLogitsPostProcessor):
+    """A subclass because NeMo-RL dispatches on the type."""
+
+    def __init__(self, cfg: Any, k: int, head: ResponseHead, vocab_size: int, dtype: torch.dtype) -> None:
+        super().__init__(cfg, k)
+        self._head = head
+        self._vocab_size = vocab_size
+        self._dtype = dtype
+
+    def __call__(
+        self, data_dict: Any, cu_seqlens_padded: Tensor | None
+    ) -> Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]:
+        rows = self._head.rows
+
+        def process(logits_1RV: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            logits_RV = logits_1RV.squeeze(0)
+            group = parallel_state.get_tensor_model_parallel_group()
+            if "candidates" in data_dict:
+                ids_RK = torch.cat(list(data_dict["candidates"]))[rows.number_R].to(logits_RV.device)
+                logprobs_RK = logprobs_of(logits_RV, ids_RK, self._vocab_size, group)
+            else:
+                ids_RK, logprobs_RK = topk_logprobs(logits_RV, self.k, self._vocab_size, group)
+            ids_TK, logprobs_TK = (_all_rows(part, rows) for part in (ids_RK.int(), logprobs_RK))
+            return logits_1RV.new_zeros(()), {"ids": ids_TK.cpu(), "logprobs": logprobs_TK.to("cpu", self._dtype)}
+
+        return process
+
+
+def _all_rows(part_RK: Tensor, rows: LocalRows) -> Tensor:
+    """All rows of the micro-batch from the context-parallel ranks that computed them."""
+    if parallel_state.get_context_parallel_world_size() == 1:
+        return part_RK
+    all_TK = part_RK.new_zeros(rows.total, part_RK.shape[-1])
+    all_TK[rows.number_R.to(part_RK.device)] = part_RK
+    dist.all_reduce(all_TK, group=parallel_state.get_context_parallel_group())
+    return all_TK
+
+
+def _choosing_rows(microbatches: Iterator[ProcessedMicrobatch], head: ResponseHead) -> Iterator[ProcessedMicrobatch]:
+    """Tell the head, as each micro-batch is taken for its forward, which rows to compute."""
+    for microbatch in microbatches:
+        prompts = microbatch.data_dict["prompt_lengths"].tolist()
+        lengths = microbatch.data_dict["input_lengths"].tolist()
+        if microbatch.packed_seq_params is None:
+            head.rows = padded_rows(prompts, lengths)
+        else:
+            head.rows = packed_rows(
+                prompts,
+                lengths,
+                microbatch.cu_seqlens_padded.tolist(),
+                parallel_state.get_context_parallel_rank(),
+                parallel_state.get_context_parallel_world_size(),
+            )
+        yield microbatch
+
+
+def _output_layer(model: Any) -> Any | None:
+    """The output layer inside the wrappers of a model; None on a stage without one."""
+    while hasattr(model, "module"):
+        model = model.module
+    return getattr(model, "output_layer", None)

@@ -1,0 +1,193 @@
+"""Every NeMo-RL name that this package uses exists with the shape that it is used with, and its configs load there."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mopd_nemo.config_file import load_config, validate
+from tests.integration.nemo import cpu
+
+CONFIGS = sorted((Path(__file__).parents[3] / "configs" / "nemo").glob("*.yaml"))
+POLICY = "nemo_rl.models.policy.lm_policy"
+WORKER = "nemo_rl.models.policy.workers.megatron_policy_worker"
+CLUSTER = "nemo_rl.distributed.virtual_cluster"
+
+USED = {
+    f"{POLICY}:Policy": (
+        "cluster config tokenizer name_prefix init_optimizer weights_path optimizer_path init_reference_model "
+        "worker_extension_cls_fqn"
+    ),
+    f"{POLICY}:Policy.train": "data loss_fn gbs mbs",
+    f"{POLICY}:Policy.run_all_workers_single_data": "method_name kwargs",
+    f"{POLICY}:Policy.save_checkpoint": "weights_path optimizer_path tokenizer_path",
+    f"{POLICY}:Policy.prepare_for_lp_inference": "",
+    f"{POLICY}:Policy.prepare_for_training": "",
+    f"{POLICY}:Policy.offload_after_refit": "",
+    f"{POLICY}:Policy.prepare_refit_info": "",
+    f"{POLICY}:Policy.init_collective": "ip port world_size train_world_size",
+    f"{POLICY}:Policy.shutdown": "",
+    f"{WORKER}:MegatronPolicyWorkerImpl.disable_forward_pre_hook": "",
+    f"{WORKER}:MegatronPolicyWorkerImpl.enable_forward_pre_hook": "",
+    "nemo_rl.models.policy.utils:get_runtime_env_for_policy_worker": "policy_worker_name",
+    f"{CLUSTER}:init_ray": "",
+    f"{CLUSTER}:RayVirtualCluster": (
+        "bundle_ct_per_node_list use_gpus num_gpus_per_node max_colocated_worker_groups name"
+    ),
+    f"{CLUSTER}:RayVirtualCluster.get_master_address_and_port": "",
+    "nemo_rl.distributed.worker_groups:RayWorkerGroup.run_all_workers_sharded_data": (
+        "method_name in_sharded_axes replicate_on_axes output_is_replicated common_kwargs kwargs"
+    ),
+    "nemo_rl.distributed.worker_groups:RayWorkerGroup.get_all_worker_results": "future_bundle",
+    "nemo_rl.distributed.batched_data_dict:BatchedDataDict.shard_by_batch_size": (
+        "shards batch_size dynamic_batching_args sequence_packing_args"
+    ),
+    "nemo_rl.models.generation:configure_generation_config": "config tokenizer",
+    "nemo_rl.models.generation.vllm:VllmGeneration": "cluster config",
+    "nemo_rl.models.generation.vllm:VllmGeneration.prepare_for_generation": "",
+    "nemo_rl.models.generation.vllm:VllmGeneration.finish_generation": "",
+    "nemo_rl.models.generation.vllm:VllmGeneration.prepare_refit_info": "state_dict_info",
+    "nemo_rl.algorithms.grpo:refit_policy_generation": "policy policy_generation colocated_inference",
+    "nemo_rl.models.megatron.data:get_microbatch_iterator": "data cfg mbs straggler_timer",
+    "nemo_rl.models.megatron.train:megatron_forward_backward": (
+        "model data_iterator num_microbatches seq_length mbs post_processing_fn forward_only defer_fp32_logits "
+        "sampling_params straggler_timer"
+    ),
+    "nemo_rl.models.megatron.train:TopkLogitsPostProcessor": "cfg k",
+    "nemo_rl.models.megatron.train:TopkLogitsPostProcessor.__call__": "data_dict cu_seqlens_padded",
+    "nemo_rl.utils.venvs:DEFAULT_VENV_DIR": "",
+}
+"""What is used → the parameters that are given."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def importable() -> None:
+    cpu.prepare()
+
+
+@pytest.mark.parametrize("name", USED)
+def test_name_takes_what_it_is_given(name: str) -> None:
+    module, _, path = name.partition(":")
+    value: Any = importlib.import_module(module)
+    for part in path.split("."):
+        value = getattr(value, part)
+    if callable(value):
+        known = inspect.signature(value).parameters
+        assert not set(USED[name].split()) - set(known), f"{name}{inspect.signature(value)}"
+
+
+def test_registry_knows_the_worker_that_ours_extends() -> None:
+    from nemo_rl.distributed.ray_actor_environment_registry import ACTOR_ENVIRONMENT_REGISTRY
+
+    from mopd_nemo.engines.nemo.runtime import NEMO_WORKER, register_worker
+    from mopd_nemo.engines.nemo.runtime import WORKER as OURS
+
+    register_worker()
+    assert ACTOR_ENVIRONMENT_REGISTRY[OURS] == ACTOR_ENVIRONMENT_REGISTRY[NEMO_WORKER]
+
+
+def test_worker_is_an_actor_that_ray_can_send() -> None:
+    """Ray pickles an actor class with all that it mentions; some of what NeMo-RL mentions cannot be."""
+    import ray.cloudpickle
+    from nemo_rl.models.policy.workers.megatron_policy_worker import MegatronPolicyWorkerImpl
+
+    from mopd_nemo.engines.nemo.worker import TeacherWorker
+
+    real = TeacherWorker.__ray_metadata__.modified_class
+    assert issubclass(real, MegatronPolicyWorkerImpl)
+    assert real.score_responses.__module__ == "mopd_nemo.engines.nemo.teacher_worker"
+    assert ray.cloudpickle.loads(ray.cloudpickle.dumps(real)).__name__ == real.__name__
+
+
+def test_loss_travels_to_workers() -> None:
+    import ray.cloudpickle
+
+    from mopd_nemo.engines.nemo.loss import LessonLoss
+    from mopd_nemo.losses import Divergence
+
+    loss = ray.cloudpickle.loads(ray.cloudpickle.dumps(LessonLoss([Divergence()], 2.0, 428, 8, True)))
+    assert loss.objectives == (Divergence(),) and type(loss) is LessonLoss
+
+
+def test_loss_follows_the_protocol() -> None:
+    from nemo_rl.algorithms.loss.interfaces import LossInputType, LossType
+
+    from mopd_nemo.engines.nemo.loss import LessonLoss
+
+    assert LessonLoss.loss_type is LossType.TOKEN_LEVEL and LessonLoss.input_type is LossInputType.LOGIT
+
+
+@pytest.fixture(params=CONFIGS, ids=lambda path: path.name)
+def policies(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    """The student's policy block of a config of this repository, and that of an external teacher beside it."""
+    from mopd_nemo.engines.nemo.policy_config import student_policy, teacher_policy
+
+    config = load_config(request.param)
+    external = {"teacher": {"kind": "external", "path": "some/teacher"}}
+    taught = validate(config.model_dump(exclude={"teacher"}) | external, "test")
+    return [student_policy(config), teacher_policy(taught)]
+
+
+def test_policy_blocks_have_the_types_that_nemo_rl_expects(policies: list[dict[str, Any]]) -> None:
+    from nemo_rl.models.policy import PolicyConfig
+    from pydantic import TypeAdapter
+
+    for policy in policies:
+        TypeAdapter(PolicyConfig).validate_python(policy)
+
+
+def test_policy_blocks_have_every_key_of_nemo_rls_example(policies: list[dict[str, Any]]) -> None:
+    """NeMo-RL reads keys that its types do not name; its example has them."""
+    example = _example()
+    if "cuda_graph_impl" in example["megatron_cfg"]:
+        pytest.skip("this NeMo-RL is newer than v0.7.0: its example has more, and only types are compared")
+    for policy in policies:
+        missing = _keys(example) - _keys(policy)
+        if "generation" not in policy:
+            missing = {key for key in missing if not key.startswith("generation")}
+        assert not missing
+
+
+ELSEWHERE = {
+    "generation_batch_size",  # of NeMo-RL's own generation, not vLLM's
+    "optimizer",
+    "scheduler",
+    "generation.port_range_low",
+    "generation.port_range_high",
+    "megatron_cfg.recompute_granularity",
+    "megatron_cfg.recompute_modules",
+    "megatron_cfg.use_fused_weighted_squared_relu",
+    "megatron_cfg.peft",
+    "megatron_cfg.fp8_cfg.fp8",
+    "megatron_cfg.fp8_cfg.fp8_recipe",
+    "megatron_cfg.fp8_cfg.fp8_param",
+}
+"""Keys of the example that NeMo-RL reads with a default, or not with this backend."""
+
+
+def _example() -> dict[str, Any]:
+    import nemo_rl
+
+    directory = Path(nemo_rl.__file__).parents[1] / "examples" / "configs"
+    if not directory.is_dir():
+        pytest.skip(f"no example configs at {directory}")
+    base, over = (
+        yaml.safe_load((directory / name).read_text())["policy"]
+        for name in ("distillation_math.yaml", "distillation_math_megatron.yaml")
+    )
+    return base | over
+
+
+def _keys(block: dict[str, Any], prefix: str = "") -> set[str]:
+    keys = set()
+    for key, value in block.items():
+        name = f"{prefix}{key}"
+        if name in ELSEWHERE:
+            continue
+        keys |= {name} | (_keys(value, f"{name}.") if isinstance(value, dict) else set())
+    return keys

@@ -1,0 +1,310 @@
+"""The engine over real Ray, real `Policy` groups and real Megatron workers; only the sampler is a stand-in."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from mopd_nemo.config import Config
+from mopd_nemo.config_file import validate
+from tests.conftest import EMBEDDED
+from tests.integration.nemo import cpu
+
+WORKER = "tests.integration.nemo.cpu_worker.CpuWorker"
+
+
+class Scribe:
+    """Writes random responses in place of vLLM, and remembers how it was treated."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def wake(self, refit: bool) -> None:
+        self.calls.append("refit" if refit else "wake")
+
+    def sleep(self) -> None:
+        self.calls.append("sleep")
+
+    def sample(self, prompts: Sequence[Any], num_samples: int, max_tokens: int, seed: str, **_: Any) -> Any:
+        draw = random.Random(seed)
+        sizes = [[draw.randint(1, max_tokens) for _ in range(num_samples)] for _ in prompts]
+        return [[([draw.randrange(3, 428) for _ in range(n)], [-6.0] * n, True) for n in row] for row in sizes]
+
+    def connect(self, student: Any, training: Any, generating: Any) -> None:
+        self.calls.append(f"connected to {training.world_size()} GPUs")
+
+    def shutdown(self) -> None:
+        pass
+
+
+def config(**changes: Any) -> Config:
+    values: dict[str, Any] = {
+        "engine": "nemo",
+        "method": "mopd",
+        "rollout": {"num_prompts_per_step": 2, "num_rollouts_per_prompt": 3, "max_response_tokens": 12},
+        "data": {"max_prompt_tokens": 20},
+        "peers": {"max_context_tokens": 60},
+        "divergence": {"k": 8},
+        "optimizer": {"learning_rate": 1e-3},
+        "train": {"tokens_per_micro_batch": 80},
+        "nemo": {"gpus_per_node": 2, "batching": "padded"},
+    }
+    for section, own in changes.items():
+        values[section] = values.get(section, {}) | own if isinstance(own, dict) else own
+    return validate(values, "test")
+
+
+def launch_on_cpu(config: Config, tokenizer: Any, checkpoint: Path | None) -> Any:
+    """`runtime.launch` itself, with CPUs for GPUs, `CpuWorker` for its worker and a `Scribe` for vLLM."""
+    from nemo_rl.distributed import virtual_cluster
+
+    from mopd_nemo.engines.nemo import runtime
+
+    with (
+        mock.patch.object(virtual_cluster, "init_ray"),  # Ray runs already
+        mock.patch.object(
+            virtual_cluster, "RayVirtualCluster", partial(on_cpus, real=virtual_cluster.RayVirtualCluster)
+        ),
+        mock.patch.object(runtime, "WORKER", WORKER),
+        mock.patch.object(runtime, "start_vllm", lambda cluster, settings, tokenizer: Scribe()),
+    ):
+        return runtime.launch(config, tokenizer, checkpoint)
+
+
+def on_cpus(*, real: Any, use_gpus: bool, **arguments: Any) -> Any:
+    """A cluster of as many CPUs as GPUs were asked for."""
+    assert use_gpus
+    return real(use_gpus=False, **arguments)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A Ray of our own, whose workers find NeMo-RL, and an interpreter for them where NeMo-RL's container has one."""
+    cpu.prepare(megatron=False)
+    import ray
+
+    from mopd_nemo.engines.nemo.runtime import NEMO_WORKER
+
+    built = tmp_path_factory.mktemp("venvs") / NEMO_WORKER / "bin" / "python"
+    built.parent.mkdir(parents=True)
+    built.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    built.chmod(0o755)
+    environment = {
+        "PYTHONPATH": os.environ.get(cpu.SOURCE, ""),
+        "OMP_NUM_THREADS": "1",
+        "TORCH_CUDA_ARCH_LIST": "9.0",
+        "NEMO_RL_VENV_DIR": str(built.parents[2]),
+    }
+    os.environ.update(environment)
+    ray.init(
+        num_cpus=8,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": environment | {cpu.SOURCE: os.environ.get(cpu.SOURCE, "")}},
+    )
+    yield
+    for engine in ENGINES:  # of tests that failed
+        end(engine)
+    ray.shutdown()
+
+
+ENGINES: list[Any] = []
+
+
+def make(settings: Config) -> Any:
+    from mopd_nemo.engines.nemo.engine import NemoEngine
+
+    ENGINES.append(NemoEngine(settings, launch=launch_on_cpu))
+    return ENGINES[-1]
+
+
+def end(engine: Any) -> None:
+    """Shut workers down for good: a `Policy` does so again when it is collected, when Ray may be gone."""
+    runtime = engine._running
+    if runtime is not None:
+        runtime.shutdown()
+        for policy in (runtime.student, runtime.teacher):
+            if policy is not None:
+                del policy.worker_group
+    engine._running = None
+
+
+def lesson(engine: Any, seed: str, objectives: Any = None) -> Any:
+    """Two groups of rollouts and what a teacher reads before them."""
+    from mopd_nemo.engines.base import Sampling
+    from mopd_nemo.lesson import Lesson, Part
+    from mopd_nemo.losses import Divergence
+    from mopd_nemo.types import TrainRow
+
+    prompts = [tuple(range(10, 18)), tuple(range(30, 42))]
+    groups = engine.generate(prompts, 3, Sampling(12), seed)
+    rows = [
+        TrainRow(g, r, prompts[g], rollout.response_ids, rollout.logprobs, (5, 6, *prompts[g], 7), advantage=r - 1.0)
+        for g, group in enumerate(groups)
+        for r, rollout in enumerate(group)
+    ]
+    parts = [Part(objective, tuple(range(6))) for objective in objectives or (Divergence(k=8),)]
+    return Lesson(rows, parts)
+
+
+def weights(engine: Any) -> list[dict[str, Any]]:
+    return engine._runtime.student.run_all_workers_single_data("weights")
+
+
+def local_twin(settings: Config) -> Any:
+    """The local engine on the same model and config."""
+    from mopd_nemo.engines.local.engine import LocalEngine
+
+    return LocalEngine(settings.model_copy(update={"engine": "local"}))
+
+
+def test_steps_equal_those_of_the_local_engine() -> None:
+    """Two steps of EMA self-distillation on two data-parallel ranks and in one process: the same losses."""
+    settings = config(model={"path": str(EMBEDDED)})
+    engine, twin = make(settings), local_twin(settings)
+    for number in range(2):
+        taught = lesson(engine, str(number))
+        targets = engine.score(taught.rows)
+        assert all(t.ids_RK.shape == (len(r.response_ids), 8) for t, r in zip(targets, taught.rows, strict=True))
+        found = engine.update(taught, targets, 1e-3)
+        engine.update_teacher()
+        expected = twin.update(taught, twin.score(taught.rows), 1e-3)
+        twin.update_teacher()
+        for name in ("loss", "grad_norm", "student/entropy", "student/topk_mass", "teacher/topk_mass", "sampler/gap"):
+            assert found[name] == pytest.approx(expected[name], rel=2e-3), name
+    assert engine._runtime.generation.calls == ["connected to 2 GPUs", *["refit", "sleep"] * 2]
+    end(engine)
+
+
+def test_every_objective_under_tensor_parallelism_equals_the_local_engine() -> None:
+    """Preferences, policy gradients over two updates a step, the sampled divergence: tp=2 against one process."""
+    from mopd_nemo.lesson import Dpo, Part, Simpo
+    from mopd_nemo.losses import LogLikelihood, PolicyGradient, SampledReverseKL
+
+    settings = config(
+        model={"path": str(EMBEDDED)},
+        teacher={"kind": "frozen"},
+        divergence={"support": "sampled", "kind": "reverse_kl", "k": 4},
+        train={"num_updates_per_step": 2},
+        nemo={"student": {"tensor": 2}},
+    )
+    engine, twin = make(settings), local_twin(settings)
+    pairs = (2, 0, 5, 3, 2, 1)
+    for number, objective in enumerate(
+        [SampledReverseKL(), PolicyGradient(), Dpo(0.5), Simpo(2.0, 0.5), LogLikelihood()]
+    ):
+        taught = lesson(engine, str(number), [objective])
+        if isinstance(objective, Dpo | Simpo):
+            taught = type(taught)(taught.rows, [Part(objective, pairs)])
+        found = engine.update(taught, engine.score(taught.rows), 1e-3)
+        expected = twin.update(taught, twin.score(taught.rows), 1e-3)
+        assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=5e-3), objective
+        if not isinstance(objective, SampledReverseKL):  # whose value means nothing
+            assert found["loss"] == pytest.approx(expected["loss"], rel=5e-3, abs=1e-6), objective
+    assert engine.update(type(taught)([], []), [], 1e-3) == {"update/skipped": 1.0}
+    check_calls_on_workers(engine)
+    end(engine)
+
+
+def check_calls_on_workers(engine: Any) -> None:
+    """`VllmRollouts` sends prompts to workers and puts the answers in order, on NeMo-RL's own worker group."""
+    from types import SimpleNamespace
+
+    from mopd_nemo.engines.nemo import runtime
+    from tests.integration.nemo import echo
+
+    student = engine._runtime.student
+    generation = SimpleNamespace(
+        worker_group=student.worker_group,
+        sharding_annotations=student.sharding_annotations,
+        cfg={"colocated": {"enabled": True}},
+    )
+    real = runtime.sample_on_worker
+    runtime.sample_on_worker = echo.echo_on_worker  # type: ignore[assignment]
+    try:
+        answers = runtime.VllmRollouts(generation).sample([(3, 4), (5,), (6, 7)], num_samples=2)
+    finally:
+        runtime.sample_on_worker = real  # type: ignore[assignment]
+    assert answers == [[("CpuWorker", 0, [3, 4])] * 2, [("CpuWorker", 1, [5])] * 2, [("CpuWorker", 2, [6, 7])] * 2]
+
+
+def test_a_run_continues_from_its_checkpoint_exactly(tmp_path: Path) -> None:
+    import torch
+
+    settings = config(model={"path": str(EMBEDDED)}, nemo={"gpus_per_node": 1})
+    engine = make(settings)
+
+    def step(engine: Any, number: int) -> dict[str, float]:
+        taught = lesson(engine, str(number))
+        metrics = engine.update(taught, engine.score(taught.rows), 1e-3)
+        engine.update_teacher()
+        return metrics
+
+    step(engine, 0)
+    checkpoint = tmp_path / "step_000001"
+    checkpoint.mkdir()
+    engine.save(checkpoint)
+    assert (checkpoint / "teacher" / "shard_pp00_tp00_ep00.pt").is_file()
+    expected = [step(engine, 1), step(engine, 2)]
+    final = weights(engine)[0]
+    engine.load(checkpoint)
+    found = [step(engine, 1), step(engine, 2)]
+    assert [m["loss"] for m in found] == [m["loss"] for m in expected]
+    assert all(torch.equal(value, final[name]) for name, value in weights(engine)[0].items())
+    end(engine)
+
+
+def test_external_teacher_on_the_same_gpus_equals_the_local_engine(random_model: Path) -> None:
+    settings = config(
+        model={"path": str(EMBEDDED)},
+        teacher={"kind": "external", "path": str(random_model)},
+        divergence={"support": "teacher_topk"},
+        nemo={"gpus_per_node": 1, "batching": "dynamic"},
+    )
+    engine, twin = make(settings), local_twin(settings)
+    from mopd_nemo.losses import Divergence
+
+    taught = lesson(engine, "0", [Divergence(support="teacher_topk", k=8)])
+    found = engine.update(taught, engine.score(taught.rows), 1e-3)
+    expected = twin.update(taught, twin.score(taught.rows), 1e-3)
+    for name in ("loss", "grad_norm", "topk_overlap"):
+        assert found[name] == pytest.approx(expected[name], rel=2e-3), name
+    end(engine)
+
+
+def test_the_trainer_runs_and_resumes_on_this_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole loop: rollouts, verifier, peers, teacher, update, evaluation, checkpoint; stopped and continued."""
+    import io
+
+    from rich.console import Console
+
+    from mopd_nemo import trainer
+    from mopd_nemo.run.directory import RunDirectory, read_rows
+
+    monkeypatch.setattr(trainer, "make_engine", make)
+    settings = config(
+        data={"train": "arithmetic", "eval": "arithmetic", "num_train": 8, "num_eval": 2, "max_prompt_tokens": 64},
+        peers={"max_context_tokens": 300, "when_no_success": "failure_only"},
+        train={"num_steps": 1, "eval_every": 1, "checkpoint_every": 1, "tokens_per_micro_batch": 400},
+        nemo={"gpus_per_node": 1},
+        run_dir=str(tmp_path / "run"),
+    )
+    first = trainer.Trainer.new(settings, Console(file=io.StringIO()))
+    assert first.fit()
+    end(first.engine)
+    run = RunDirectory.open(tmp_path / "run")
+    again = trainer.Trainer.resumed(run, ["train.num_steps=2"], Console(file=io.StringIO()))
+    assert again.fit()
+    end(again.engine)
+    rows = read_rows(run.metrics_file)
+    assert [row["step"] for row in rows] == [1, 2] and all(row["loss"] > 0 and row["grad_norm"] > 0 for row in rows)
+    assert [row["step"] for row in read_rows(run.eval_file)] == [0, 1, 2]
+    assert {"seconds/generate", "seconds/score", "seconds/update", "tokens_per_second"} <= rows[0].keys()

@@ -1,0 +1,234 @@
+"""A real Slurm on this machine: munge, slurmctld, and a slurmd for each virtual node.
+
+Every node has a network namespace with an address of its own and a hostname of its own, so that several Ray nodes with
+the same ports live side by side. They share the file system, and with `hide` one of them can lose sight of a directory.
+Needs root, and the packages slurmctld, slurmd, slurm-client, slurm-wlm-basic-plugins, munge and iproute2.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "ip", "nsenter", "unshare")
+_SUBNET = "10.78.0"
+_CONF = """\
+ClusterName=test
+SlurmctldHost={host}({subnet}.1)
+SlurmctldPort=16917
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={dir}/munge.socket,cred_expire=5
+CredType=cred/munge
+MpiDefault=none
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+SwitchType=switch/none
+SlurmctldPidFile={dir}/slurmctld.pid
+SlurmctldLogFile={dir}/slurmctld.log
+StateSaveLocation={dir}/state
+SlurmdPidFile={dir}/%n.pid
+SlurmdLogFile={dir}/%n.log
+SlurmdSpoolDir={dir}/spool-%n
+SlurmdParameters=config_overrides
+SchedulerType=sched/backfill
+SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+ReturnToService=2
+EnforcePartLimits=ALL
+InactiveLimit=0
+KillWait=3
+MinJobAge=3600
+AccountingStorageType=accounting_storage/none
+PlugStackConfig={dir}/plugstack.conf
+PartitionName=batch Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PartitionName=closed Nodes=ALL AllowAccounts=nobody-here State=UP
+"""
+
+
+@dataclass
+class Node:
+    """A virtual node."""
+
+    name: str
+    address: str
+    namespace: str
+    daemon: subprocess.Popen[bytes] | None = None
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run a command where the node's processes live."""
+        assert self.daemon is not None
+        inside = ["nsenter", f"--target={self.daemon.pid}", "--net", "--uts", "--mount"]
+        return subprocess.run([*inside, *command], capture_output=True, text=True, check=True)
+
+    def processes(self) -> list[int]:
+        """All that run on the node."""
+        found = subprocess.run(["ip", "netns", "pids", self.namespace], capture_output=True, text=True, check=True)
+        return [int(pid) for pid in found.stdout.split()]
+
+    def kill(self, pattern: str) -> int:
+        """Kill at once the node's processes whose command line has `pattern` in it; how many there were."""
+        killed = 0
+        for pid in self.processes():
+            try:
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+                if pattern in command:
+                    os.kill(pid, signal.SIGKILL)
+                    killed += 1
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # ended meanwhile
+        return killed
+
+
+@dataclass
+class SlurmCluster:
+    """Start with `start`, and `stop` whatever happens."""
+
+    directory: Path
+    nodes: list[Node] = field(default_factory=list)
+    _daemons: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def start(self, num_nodes: int, cpus: int) -> None:
+        """Up to an idle state of all nodes."""
+        prefix = f"mopd{secrets.token_hex(2)}"
+        self.nodes = [Node(f"node{i}", f"{_SUBNET}.{10 + i}", f"{prefix}-{i}") for i in range(1, num_nodes + 1)]
+        self._configure(cpus)
+        self._network(prefix)
+        self._daemon(
+            "munged", "--foreground", "--force", f"--key-file={self.directory}/munge.key",
+            f"--socket={self.directory}/munge.socket", f"--pid-file={self.directory}/munged.pid",
+            f"--log-file={self.directory}/munged.log", f"--seed-file={self.directory}/munged.seed",
+        )  # fmt: skip
+        _wait("munge", lambda: (self.directory / "munge.socket").exists())
+        self._daemon("slurmctld", "-D")
+        for node in self.nodes:
+            setup = 'hostname "$1"; mount --bind "$2" /etc/hosts; exec slurmd -D -N "$1"'
+            node.daemon = self._daemon(
+                "nsenter", f"--net=/run/netns/{node.namespace}", "unshare", "--uts", "--mount", "--propagation=slave",
+                "sh", "-c", setup, "sh", node.name, f"{self.directory}/hosts",
+            )  # fmt: skip
+        _wait(
+            "idle nodes", lambda: self.command("sinfo", "-h", "-t", "idle", "-o", "%D", "-p", "batch") == str(num_nodes)
+        )
+
+    def stop(self) -> None:
+        """End the daemons and everything on the nodes, and take the network away."""
+        for daemon in reversed(self._daemons):
+            daemon.terminate()
+        for daemon in self._daemons:
+            try:
+                daemon.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+        for node in self.nodes:
+            for pid in node.processes():
+                os.kill(pid, signal.SIGKILL)
+            subprocess.run(["ip", "netns", "del", node.namespace], check=False)
+        subprocess.run(["ip", "link", "del", self._bridge], check=False, capture_output=True)
+
+    def command(self, *command: str) -> str:
+        """What a Slurm command prints."""
+        answer = subprocess.run(command, capture_output=True, text=True, env=self.environment, check=False)
+        return answer.stdout.strip()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return os.environ | {"SLURM_CONF": f"{self.directory}/slurm.conf"}
+
+    @property
+    def knows_pyxis(self) -> bool:
+        return (self.directory / "plugstack.conf").read_text() != ""
+
+    def state(self, job: str) -> str:
+        """PENDING, RUNNING, COMPLETED, FAILED, ..."""
+        shown = self.command("scontrol", "show", "job", job)
+        return next((word.split("=")[1] for word in shown.split() if word.startswith("JobState=")), "")
+
+    def hide(self, node: Node, directory: Path) -> None:
+        """Cover a directory with an empty one, for one node."""
+        node.run("mount", "-t", "tmpfs", "tmpfs", str(directory))
+
+    def show(self, node: Node, directory: Path) -> None:
+        """Undo `hide`."""
+        node.run("umount", str(directory))
+
+    def _configure(self, cpus: int) -> None:
+        (self.directory / "state").mkdir(parents=True)
+        key = self.directory / "munge.key"
+        key.write_bytes(secrets.token_bytes(1024))
+        key.chmod(0o400)
+        host = socket.gethostname().split(".")[0]
+        lines = [f"127.0.0.1 localhost\n{_SUBNET}.1 {host}"]
+        conf = _CONF.format(host=host, subnet=_SUBNET, dir=self.directory)
+        for node in self.nodes:
+            (self.directory / f"spool-{node.name}").mkdir()
+            lines.append(f"{node.address} {node.name}")
+            conf += f"NodeName={node.name} NodeAddr={node.address} Port=16918 CPUs={cpus} RealMemory=4000\n"
+        (self.directory / "hosts").write_text("\n".join(lines) + "\n")
+        (self.directory / "slurm.conf").write_text(conf)
+        (self.directory / "plugstack.conf").write_text(_pyxis_stand_in(self.directory))
+
+    def _network(self, prefix: str) -> None:
+        self._bridge = f"{prefix}br"
+        commands = [f"link add {self._bridge} type bridge", f"addr add {_SUBNET}.1/24 dev {self._bridge}",
+                    f"link set {self._bridge} up"]  # fmt: skip
+        for number, node in enumerate(self.nodes):
+            commands += [
+                f"netns add {node.namespace}",
+                f"link add {prefix}v{number} type veth peer name eth0 netns {node.namespace}",
+                f"link set {prefix}v{number} master {self._bridge} up",
+                f"-n {node.namespace} addr add {node.address}/24 dev eth0",
+                f"-n {node.namespace} link set eth0 up",
+                f"-n {node.namespace} link set lo up",
+                f"-n {node.namespace} route add default via {_SUBNET}.1",
+            ]
+        for command in commands:
+            subprocess.run(["ip", *command.split()], check=True)
+
+    def _daemon(self, *command: str) -> subprocess.Popen[bytes]:
+        log = (self.directory / f"{Path(command[0]).name}-{len(self._daemons)}.out").open("wb")
+        daemon = subprocess.Popen(command, stdout=log, stderr=log, env=self.environment, start_new_session=True)
+        self._daemons.append(daemon)
+        return daemon
+
+
+def missing() -> str | None:
+    """Why no cluster can be started here, if none can."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        return "a virtual Slurm cluster needs Linux and root"
+    absent = [program for program in PROGRAMS if shutil.which(program) is None]
+    if absent:
+        packages = "slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge iproute2"
+        return f"no {', '.join(absent)} here: apt-get install --no-install-recommends {packages}"
+    probe = subprocess.run(["unshare", "--net", "--uts", "--mount", "true"], capture_output=True, check=False)
+    return None if probe.returncode == 0 else "this machine allows no network namespaces"
+
+
+def _pyxis_stand_in(directory: Path) -> str:
+    """A plugin that knows pyxis' options and starts no container, where it can be built; else no plugin."""
+    source = Path(__file__).with_name("pyxis_stand_in.c")
+    if shutil.which("gcc") is None or not Path("/usr/include/slurm/spank.h").exists():
+        return ""
+    library = directory / "pyxis_stand_in.so"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source], check=True)
+    return f"required {library}\n"
+
+
+def _wait(what: str, test: object, seconds: float = 20) -> None:
+    assert callable(test)
+    deadline = time.monotonic() + seconds
+    while not test():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no {what} after {seconds} s")
+        time.sleep(0.05)

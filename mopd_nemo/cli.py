@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,20 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace those of the file."),
 ]
+
+analyze_app = typer.Typer(
+    name="analyze",
+    help="Analyses of recorded rollouts: teacher-signal quality, diversity, case studies.",
+    no_args_is_help=True,
+)
+app.add_typer(analyze_app)
+
+
+class BadRowPolicy(StrEnum):
+    """What to do about a malformed row."""
+
+    STOP = "stop"
+    SKIP = "skip"
 
 
 @app.command()
@@ -53,11 +68,12 @@ def evaluate(
         typer.Option(help="Model to evaluate: a checkpoint of a run or any model directory. Default: model.path."),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Also write the metrics as JSON here.")] = None,
+    rollouts: Annotated[Path | None, typer.Option(help="Also write the samples here, for `mopd analyze`.")] = None,
 ) -> None:
     """Evaluate a model on the held-out problems: mean@k, pass@k, majority vote."""
     from mopd_nemo.commands.evaluate import run_evaluation
 
-    run_evaluation(config, overrides or [], checkpoint, output)
+    run_evaluation(config, overrides or [], checkpoint, output, rollouts)
 
 
 @app.command()
@@ -73,12 +89,82 @@ def inspect(
 
 
 @app.command()
-def report(run_dir: Annotated[Path, typer.Argument(help="Run directory.")]) -> None:
-    """Write report.html of a run again, for example while it is still going on."""
-    from mopd_nemo.analysis.report import write_report
+def report(
+    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Run directories.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="HTML file. Default: report.html of the run; overlay.html here for several."),
+    ] = None,
+) -> None:
+    """Write report.html of a run again, also while it is going on; or one page that lays several runs over each other.
+
+    For means and spread over seeds: `mopd compare`.
+    """
+    from mopd_nemo.analysis.report import write_overlay, write_report
     from mopd_nemo.run.directory import RunDirectory
 
-    print(write_report(RunDirectory.open(run_dir)))
+    runs = [RunDirectory.open(path) for path in run_dirs]
+    print(write_report(runs[0], output) if len(runs) == 1 else write_overlay(runs, output or Path("overlay.html")))
+
+
+@app.command()
+def verify(
+    task: Annotated[str, typer.Option(help="math, choice, tool, code or arithmetic.")],
+    source: Annotated[
+        Path,
+        typer.Option("--input", "-i", help="JSONL with {id, response, answer}, or {id, response, tests} for code."),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="JSONL with {id, reward, outcome, feedback, seconds}.")
+    ],
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes. Default: one a core.")] = None,
+    feedback: Annotated[bool, typer.Option("--feedback", help="Write what the verifier says about failures.")] = False,
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="YAML config file with verifier.*")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Judge responses in a file. Exit code 1 when a row could not be judged.
+
+    mopd verify --task code --input responses.jsonl --output verdicts.jsonl verifier.code.mode=paper
+    """
+    from mopd_nemo.commands.verify import verify_file
+    from mopd_nemo.config_file import load_settings
+
+    settings = load_settings(config, overrides or []).verifier
+    if workers is not None:
+        settings = settings.model_copy(update={"workers": workers})
+    raise typer.Exit(verify_file(task, source, output, settings, feedback))
+
+
+data_app = typer.Typer(help="The paper's benchmarks: list them, and prepare one as JSONL.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+
+@data_app.command("list")
+def list_data() -> None:
+    """Name every data source."""
+    from mopd_nemo.commands.data import list_sources
+
+    list_sources()
+
+
+@data_app.command("prepare")
+def prepare_data(
+    name: Annotated[str, typer.Argument(help="A source of `mopd data list`.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory for train.jsonl and eval.jsonl.")],
+    inputs: Annotated[
+        list[Path] | None,
+        typer.Option("--input", "-i", help="Local JSON, JSONL or parquet, or a directory of it. Default: the hub."),
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision on the hub. Default: the one that is known.")] = None,
+    on_bad_row: Annotated[BadRowPolicy, typer.Option(help="What to do about a malformed row.")] = BadRowPolicy.STOP,
+) -> None:
+    """Write a source's problems as JSONL for data.train and data.eval.
+
+    mopd data prepare sciknoweval-chemistry --output data/chemistry
+    """
+    from mopd_nemo.commands.data import prepare_source
+
+    prepare_source(name, output, inputs or [], revision, on_bad_row.value)
 
 
 @app.command()
@@ -113,6 +199,68 @@ def doctor() -> None:
     from mopd_nemo.commands.doctor import print_findings
 
     print_findings()
+
+
+@analyze_app.command("teacher-signal")
+def teacher_signal(
+    rollouts: Annotated[Path, typer.Option(help="Rollouts file (JSONL), or a run directory: its newest evaluation.")],
+    overrides: Overrides = None,
+    model: Annotated[
+        str | None, typer.Option(help="Teacher: model directory or hub name. Default: model.path of the config.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Directory. Default: RUN_DIR/teacher_signal.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Settings. Default: those of the run of the rollouts.")
+    ] = None,
+    num_prompts: Annotated[int | None, typer.Option(min=1, help="Use only the first so many prompts.")] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Drop earlier scores in --output.")] = False,
+) -> None:
+    """How well do a teacher's scores agree with the verifier, by what the teacher reads? Resumable.
+
+    mopd analyze teacher-signal --rollouts runs/a/rollouts/eval_000000.jsonl --output runs/a/teacher_signal
+    """
+    from mopd_nemo.commands.analyze import analyze_teacher_signal
+
+    analyze_teacher_signal(rollouts, model, output, config, overrides or [], num_prompts, restart)
+
+
+@analyze_app.command()
+def diversity(
+    methods: Annotated[list[str], typer.Argument(metavar="LABEL=FILE...", help="Rollouts files or run directories.")],
+    output: Annotated[Path, typer.Option(help="Directory for tables and figures.")],
+    samples: Annotated[
+        int | None, typer.Option(min=2, help="Responses per prompt. Default: the most that every method has.")
+    ] = None,
+    code: Annotated[bool, typer.Option(help="Take the last fenced code block of a response.")] = True,
+) -> None:
+    """How different are the responses to one prompt, method by method, on the prompts that all have?
+
+    mopd analyze diversity base=a/rollouts/eval_000000.jsonl mopd=a/rollouts/eval_000040.jsonl --output diversity
+    """
+    from mopd_nemo.commands.analyze import analyze_diversity
+
+    analyze_diversity(methods, output, samples, code)
+
+
+@analyze_app.command()
+def cases(
+    runs: Annotated[list[str], typer.Argument(metavar="LABEL=RUN LABEL=RUN", help="Two run directories.")],
+    output: Annotated[Path, typer.Option(help="Directory for the page and its data.")],
+    pattern: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=REGEX: a failure pattern to count over steps (`.` crosses lines); may be repeated."),
+    ] = None,
+    problem: Annotated[list[str] | None, typer.Option(help="Show this problem too; may be repeated.")] = None,
+    step: Annotated[int | None, typer.Option(help="Evaluation to compare. Default: the last that both have.")] = None,
+    max_cases: Annotated[int, typer.Option(min=1, help="Cases of each kind on the page.")] = 8,
+) -> None:
+    """What does one run solve that the other does not, since when, and what did the teachers read?
+
+    mopd analyze cases mopd=runs/a sdpo=runs/b --output cases --pattern 'no box=^(?!.*boxed)'
+    """
+    from mopd_nemo.commands.analyze import analyze_cases
+
+    analyze_cases(runs, output, pattern or [], problem or [], max_cases, step)
 
 
 @app.callback(invoke_without_command=True)

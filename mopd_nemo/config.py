@@ -8,12 +8,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    model_validator,
+)
 from pydantic import PositiveFloat as Positive
 
 from mopd_nemo.config_methods import METHODS, check_method
 from mopd_nemo.config_nemo import NemoConfig, check_nemo
 from mopd_nemo.config_section import Section
+from mopd_nemo.config_verifiers import VerifierConfig
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -27,7 +34,7 @@ class ModelConfig(Section):
     """Compute precision. Master weights and optimiser state are float32 in both."""
     device: str = "auto"
     """`auto` (CUDA when there is one, else CPU), `cpu`, `cuda` or `cuda:N`."""
-    chat_template_kwargs: dict[str, Any] = Field({})
+    chat_template_kwargs: dict[str, Any] = {}  # noqa: RUF012  pydantic copies it
     """Passed to the chat template, for student and teacher alike; for Qwen3 `{enable_thinking: false}`."""
 
 
@@ -42,6 +49,9 @@ class DataConfig(Section):
     """Use only the first so many training problems. Default: all."""
     num_eval: PositiveInt | None = None
     """Use only the first so many held-out problems. Default: all."""
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    """For a malformed row of a JSONL file: `stop` with an error that names file, line and field, or `skip` it, with a
+    warning that does."""
     prompt_suffix: str = ""
     """Appended to the user turn of every problem, in training and in evaluation."""
     max_prompt_tokens: PositiveInt = 2048
@@ -64,13 +74,6 @@ class RolloutConfig(Section):
     the trainer. Nothing: no weights."""
     batch_size: PositiveInt = 256
     """Sequences decoded at once by the local engine."""
-
-
-class VerifierConfig(Section):
-    """How responses are judged."""
-
-    success_threshold: float = 0.5
-    """τ of eq. 3: a rollout is a success when its reward is at least this."""
 
 
 class Templates(Section):

@@ -31,6 +31,13 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     return validate(values, source=str(path))
 
 
+def load_settings(path: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> Config:
+    """As `load_config`; without a file, the defaults and the overrides."""
+    if path is not None:
+        return load_config(path, overrides)
+    return validate(OmegaConf.to_container(_parse_overrides(overrides)), source="overrides")
+
+
 def validate(values: Any, source: str) -> Config:
     """Check a mapping against the config tree. `source` is the file named in errors."""
     try:
@@ -43,6 +50,18 @@ def validate(values: Any, source: str) -> Config:
 def dump_config(config: Config, path: Path) -> None:
     """Write every setting, defaults included, as YAML that `load_config` reads back to the same config."""
     OmegaConf.save(OmegaConf.create(config.model_dump(mode="json")), path)
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Every setting by its dotted key, as it would stand in YAML."""
+    return _flatten(config.model_dump(mode="json"), "")
+
+
+def _flatten(values: dict[str, Any], prefix: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return found
 
 
 def _read(path: Path, above: tuple[Path, ...]) -> DictConfig:

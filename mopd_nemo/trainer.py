@@ -27,7 +27,8 @@ from mopd_nemo.run.phases import PhaseTimer
 from mopd_nemo.run.records import rollout_records
 from mopd_nemo.run.trackers import Tracker, check_trackers, make_trackers
 from mopd_nemo.types import Problem, Rollout, RolloutGroup
-from mopd_nemo.verifiers import verify_rollouts
+from mopd_nemo.verifiers.batch import Verifying
+from mopd_nemo.verifiers.pool import VerifierPool
 
 
 class Trainer:
@@ -48,6 +49,9 @@ class Trainer:
                 f"rollout.num_prompts_per_step={config.rollout.num_prompts_per_step} is more than the "
                 f"{len(self.problems)} problems of data.train={config.data.train}: lower it or add problems"
             )
+        self.verifiers = VerifierPool(config.verifier, {p.task for p in [*self.problems, *self.eval_problems]})
+        if self.verifiers.sandbox:
+            console.print(f"programs run in the sandbox {self.verifiers.sandbox}", highlight=False, soft_wrap=True)
         self.engine = make_engine(config)
         _check_prompts([*self.problems, *self.eval_problems], self.engine.chat, config.data.max_prompt_tokens)
         self.method = make_method(config, self.engine.chat)
@@ -88,6 +92,7 @@ class Trainer:
             with self.interrupt, self.display.starting_at(self.step):
                 self._loop()
         finally:
+            self.verifiers.close()
             for tracker in self.trackers:
                 tracker.close()
         return self.step == self.config.train.num_steps and not self._evaluation_due()
@@ -117,10 +122,11 @@ class Trainer:
         config, engine, display = self.config, self.engine, self.display
         timer = PhaseTimer(display.phase)
         problems = problems_of_step(self.problems, step, config.rollout.num_prompts_per_step, config.seed)
+        verifying = Verifying(self.verifiers)
         with timer("generate"):
-            samples = self._respond(problems, step)
+            samples = self._respond(problems, step, verifying)
         with timer("reward"):
-            verdicts = [verify_rollouts(p, rollouts) for p, rollouts in zip(problems, samples, strict=True)]
+            verdicts = verifying.collect(problems, samples)
         with timer("context"):
             groups = [
                 RolloutGroup(problem, engine.chat.prompt_ids(problem.messages), tuple(rollouts), verdict)
@@ -144,7 +150,7 @@ class Trainer:
         )
         self._record(metrics)
 
-    def _respond(self, problems: list[Problem], step: int) -> list[list[Rollout]]:
+    def _respond(self, problems: list[Problem], step: int, verifying: Verifying) -> list[list[Rollout]]:
         """The responses of a step: the student's new ones, or the teacher's kept ones."""
         rollout = self.config.rollout
         sampling = Sampling(rollout.max_response_tokens, rollout.temperature)
@@ -157,6 +163,7 @@ class Trainer:
                 f"train/{self.config.seed}/{step}",
                 self.display.progress,
                 writer=self.method.writer,
+                on_rollout=lambda number, sample, response: verifying.add(some[number], sample, response),
             )
 
         return self.completions.respond(problems, write) if self.completions else write(problems)
@@ -164,7 +171,7 @@ class Trainer:
     def _evaluate(self) -> None:
         timer = PhaseTimer()
         self.display.phase("evaluating")
-        metrics, groups = evaluate(self.engine, self.eval_problems, self.config, self.display.progress)
+        metrics, groups = evaluate(self.engine, self.verifiers, self.eval_problems, self.config, self.display.progress)
         write_rows(
             self.run.rollouts_file(self.step, "eval"),
             rollout_records(self.step, groups, None, self.engine.chat),

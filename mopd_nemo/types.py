@@ -61,8 +61,10 @@ class Verdict:
     reward: float
     outcome: Outcome
     feedback: str = ""
-    """What an environment would tell the model about a failure; never the gold answer."""
+    """What an environment would tell the model about a failure; the gold answer only where the config reveals it."""
     details: dict[str, Any] = field(default_factory=dict)
+    seconds: float = field(default=0.0, compare=False)
+    """How long the judging took, wall clock, without waiting for a worker."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads that wait 
 from collections.abc import Sequence
 from pathlib import Path
 
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # where Triton is installed, its kernels then run on the CPU
+
 import pytest
+from hypothesis import settings
 
 from mopd_nemo.chat import Chat
 from mopd_nemo.engines.local.model import load_tokenizer
 from mopd_nemo.types import Message, Outcome, Problem, Rollout, RolloutGroup, Verdict
+
+settings.register_profile("suite", deadline=None, derandomize=True)  # the same examples on every machine, slow or not
+settings.load_profile("suite")
 
 EMBEDDED = Path(__file__).parent.parent / "mopd_nemo" / "embedded" / "arithmetic"
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yaml"

@@ -1,77 +1,219 @@
-"""Training curves of a run, as matplotlib figures."""
+"""Figures that a paper or a report could print. Every function takes plain rows or numbers and returns a figure.
+
+Curves take one run or several: `{label: rows}`. A figure without data is None.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
+from mopd_nemo.analysis.figures import COLOURS, LINES, MARKERS, SOFT, new_axes, style_axes
 from mopd_nemo.run.phases import PHASES
 
 Rows = Sequence[Mapping[str, Any]]
+Runs = Mapping[str, Rows]
+"""Rows of `metrics.jsonl` or `eval.jsonl`, by the run's label."""
 
-_SIZE = (5.2, 3.1)
-_PHASE_COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#e45756", "#bab0ac")
 
-
-def held_out(evals: Rows) -> Figure | None:
-    """mean@n with its 95 % interval, pass@n and maj@n over steps."""
-    if not evals:
+def held_out(runs: Runs) -> Figure | None:
+    """mean@n with its 95 % interval over steps; for a single run also pass@n and maj@n."""
+    runs = {label: rows for label, rows in runs.items() if rows}
+    if not runs:
         return None
-    figure, axes = _new("held-out problems", "step", "%")
-    mean = next(name for name in evals[0] if name.startswith("mean@") and "/" not in name)
-    n = mean.removeprefix("mean@")
-    steps = [row["step"] for row in evals]
-    axes.fill_between(
-        steps,
-        [100 * row[f"{mean}/low"] for row in evals],
-        [100 * row[f"{mean}/high"] for row in evals],
-        alpha=0.2,
-        linewidth=0,
-        label="95 % interval",
-    )
-    for name, style in ((mean, "o-"), (f"pass@{n}", "s--"), (f"maj@{n}", "^:")):
-        axes.plot(steps, [100 * row[name] for row in evals], style, markersize=4, label=name)
-    axes.set_ylim(0, 102)
-    axes.legend(frameon=False, fontsize=8)
+    figure, axes = new_axes("held-out problems", "step", "%")
+    for number, (label, rows) in enumerate(runs.items()):
+        mean = mean_name(rows[0])
+        n = mean.removeprefix("mean@")
+        names = (mean, f"pass@{n}", f"maj@{n}") if len(runs) == 1 else (mean,)
+        steps = [row["step"] for row in rows]
+        low, high = ([100 * row[f"{mean}/{end}"] for row in rows] for end in ("low", "high"))
+        band = "95 % interval of the mean" if len(runs) == 1 else None
+        axes.fill_between(steps, low, high, color=COLOURS[number % len(COLOURS)], alpha=0.15, linewidth=0, label=band)
+        for offset, name in enumerate(names):
+            text = name if len(runs) == 1 else f"{label}, {name}"
+            axes.plot(steps, [100 * row[name] for row in rows], label=text, markersize=4, **_style(number + offset))
+    axes.set_ylim(0, 103)
+    _finish(axes)
     return figure
 
 
-def curve(rows: Rows, title: str, unit: str, names: Mapping[str, str], scale: float = 1.0) -> Figure | None:
-    """Metrics over steps. `names` maps metric names to labels; steps without a metric leave a gap."""
-    present = {name: label for name, label in names.items() if any(name in row for row in rows)}
-    if not present:
+def curve(
+    runs: Runs, title: str, unit: str, names: Mapping[str, str], scale: float = 1.0, *, from_zero: bool = False
+) -> Figure | None:
+    """Metrics over steps. `names` maps metric names to labels; steps without a metric are skipped.
+
+    Several runs and several metrics: colour tells runs apart, line style metrics.
+    """
+    lines: list[tuple[int, int, str, list[tuple[float, float]]]] = []
+    for r, (run, rows) in enumerate(runs.items()):
+        for m, (name, text) in enumerate(names.items()):
+            points = [(row["step"], scale * row[name]) for row in rows if name in row]
+            label = ", ".join(part for part in (run if len(runs) > 1 else "", text if len(names) > 1 else "") if part)
+            if points:
+                lines.append((r, m, label or text, points))
+    if not lines:
         return None
-    figure, axes = _new(title, "step", unit)
-    for name, label in present.items():
-        points = [(row["step"], scale * row[name]) for row in rows if name in row]
-        axes.plot([x for x, _ in points], [y for _, y in points], "-", linewidth=1.4, label=label)
-    if len(present) > 1:
-        axes.legend(frameon=False, fontsize=8)
+    figure, axes = new_axes(title, "step", unit)
+    for r, m, label, points in lines:
+        style = {"color": COLOURS[(r if len(runs) > 1 else m) % len(COLOURS)], "linestyle": LINES[m % len(LINES)]}
+        marker = "o" if len(points) == 1 else None
+        axes.plot(*zip(*points, strict=True), linewidth=1.4, marker=marker, label=label, **style)
+    if from_zero:
+        highest = max(y for *_, points in lines for _, y in points)
+        axes.set_ylim(bottom=0, top=None if highest > 0 else 1)
+    _finish(axes, legend=len(lines) > 1)
     return figure
 
 
-def phase_seconds(rows: Rows) -> Figure | None:
-    """Seconds of each phase, stacked, over steps."""
-    if not rows:
+def ever_solved(runs: Runs, tried: Sequence[tuple[float, float]] = ()) -> Figure | None:
+    """Training problems solved at least once so far (the paper's figure 3).
+
+    Args:
+        tried: (step, problems sampled at least once so far), drawn as the limit; see `problems_tried`.
+    """
+    figure = curve(runs, "problems solved at least once", "problems", {"ever_solved": "solved"}, from_zero=True)
+    if figure is not None and tried:
+        axes = figure.axes[0]
+        axes.plot(*zip(*tried, strict=True), color=SOFT, linewidth=1, linestyle=":", label="tried")
+        _finish(axes)
+    return figure
+
+
+def problems_tried(last_step: int, per_step: int, total: int) -> list[tuple[float, float]]:
+    """(step, problems sampled so far) of a run that goes through its problems in turn: the corners of the curve."""
+    all_tried = total / per_step
+    corners = [(1.0, float(per_step))]
+    if all_tried < last_step:
+        corners.append((all_tried, float(total)))
+    return [*corners, (float(last_step), float(min(last_step * per_step, total)))]
+
+
+def phase_seconds(runs: Runs) -> Figure | None:
+    """Where the time of a step goes. One run: seconds of each phase, stacked over steps. Several: mean per run."""
+    runs = {label: rows for label, rows in runs.items() if rows}
+    if not runs:
         return None
-    figure, axes = _new("time of a step", "step", "seconds")
+    if len(runs) > 1:
+        return _phase_bars(runs)
+    (rows,) = runs.values()
+    figure, axes = new_axes("time of a step", "step", "seconds")
     steps = [row["step"] for row in rows]
     stacks = [[row[f"seconds/{phase}"] for row in rows] for phase in PHASES]
-    axes.stackplot(steps, stacks, labels=PHASES, colors=_PHASE_COLOURS, linewidth=0)
-    figure.legend(frameon=False, fontsize=8, ncols=3, loc="outside lower center")
+    if len(rows) == 1:
+        return _phase_bars({f"step {steps[0]}": rows})
+    axes.stackplot(steps, stacks, labels=PHASES, colors=COLOURS, linewidth=0)
+    figure.legend(frameon=False, fontsize=8, ncols=6, loc="outside lower center", handlelength=1, columnspacing=1)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.margins(x=0)
     return figure
 
 
-def _new(title: str, x: str, y: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=_SIZE, layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_title(title, fontsize=10, loc="left")
-    axes.set_xlabel(x, fontsize=9)
-    axes.set_ylabel(y, fontsize=9)
-    axes.tick_params(labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", alpha=0.25)
-    return figure, axes
+def _phase_bars(runs: Runs) -> Figure:
+    figure, axes = new_axes("mean time of a step", "seconds", "", (5.2, 1.6 + 0.35 * len(runs)))
+    left = [0.0] * len(runs)
+    for phase, colour in zip(PHASES, COLOURS, strict=False):
+        means = [sum(row[f"seconds/{phase}"] for row in rows) / len(rows) for rows in runs.values()]
+        axes.barh(list(runs), means, left=left, color=colour, label=phase, height=0.6)
+        left = [a + b for a, b in zip(left, means, strict=True)]
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.grid(axis="x", alpha=0.25)
+    figure.legend(frameon=False, fontsize=8, ncols=6, loc="outside lower center", handlelength=1, columnspacing=1)
+    return figure
+
+
+def metric_grid(
+    table: Mapping[str, Mapping[str, Any]],
+    metrics: Mapping[str, str],
+    conditions: Mapping[str, str],
+    chance: Mapping[str, float],
+    controls: Sequence[str],
+    title: str,
+) -> Figure | None:
+    """One panel a metric, one row a condition: the mean and its 95 % interval.
+
+    Args:
+        table: condition -> metric -> `mean`, `low`, `high`.
+        metrics: names and titles of the panels.
+        conditions: names and labels of the rows.
+        chance: by metric, what no information gives; a dotted line where it is near the data.
+        controls: conditions in a colour of their own.
+    """
+    if any(table[name][metric]["mean"] is None for name in conditions for metric in metrics):
+        return None
+    figure = Figure(figsize=(8.6, 5.4), layout="constrained")
+    panels = figure.subplots(2, -(-len(metrics) // 2), sharey=True)
+    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
+    for axes, (metric, text) in zip(panels.flat, metrics.items(), strict=False):
+        for row, name in enumerate(conditions):
+            cell = table[name][metric]
+            colour = COLOURS[1] if name in controls else COLOURS[0]
+            axes.plot([cell["low"], cell["high"]], [row, row], color=colour, linewidth=1.6, solid_capstyle="butt")
+            axes.plot(cell["mean"], row, "s" if name in controls else "o", color=colour, markersize=4.5)
+        style_axes(axes)
+        axes.set_title(text, fontsize=9, loc="left")
+        axes.grid(visible=False, axis="y")
+        axes.grid(axis="x", alpha=0.25)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        low, high = axes.get_xlim()
+        level = chance.get(metric, math.nan)
+        if low - 0.5 * (high - low) <= level <= high + 0.5 * (high - low):  # farther off it would squeeze the data
+            axes.axvline(level, color=SOFT, linewidth=0.9, linestyle=":")
+    panels.flat[0].set_yticks(range(len(conditions)), list(conditions.values()))
+    panels.flat[0].invert_yaxis()
+    return figure
+
+
+def bars(
+    table: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, str], title: str, columns: int = 3
+) -> Figure | None:
+    """One panel a metric, one bar a method, with 95 % intervals (the paper's figure 5).
+
+    Args:
+        table: method -> metric -> `mean`, `low`, `high`.
+        metrics: names and titles of the panels; those that no method has are left out.
+    """
+    shown = {m: text for m, text in metrics.items() if any(row[m]["mean"] is not None for row in table.values())}
+    if not shown:
+        return None
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(2.7 * columns, 0.5 + 2.1 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False)
+    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
+    for axes, (metric, text) in zip(panels.flat, shown.items(), strict=False):
+        for number, (label, row) in enumerate(table.items()):
+            cell = row[metric]
+            if cell["mean"] is None:
+                continue
+            spread = [[cell["mean"] - cell["low"]], [cell["high"] - cell["mean"]]]
+            axes.bar(label, cell["mean"], yerr=spread, color=COLOURS[number % len(COLOURS)], width=0.6, capsize=3)
+        style_axes(axes)
+        axes.set_title(text, fontsize=9, loc="left")
+    for axes in panels.flat[len(shown) :]:
+        axes.set_visible(False)
+    return figure
+
+
+def mean_name(row: Mapping[str, Any]) -> str:
+    """`mean@n` of a row of `eval.jsonl`."""
+    return next(name for name in row if name.startswith("mean@") and "/" not in name)
+
+
+def _style(number: int) -> dict[str, Any]:
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "linestyle": LINES[number % len(LINES)],
+        "marker": MARKERS[number % len(MARKERS)],
+    }
+
+
+def _finish(axes: Axes, legend: bool = True) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if legend:
+        axes.legend(frameon=False, fontsize=8)

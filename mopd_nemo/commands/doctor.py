@@ -13,6 +13,10 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
+from mopd_nemo.config_verifiers import CodeConfig
+from mopd_nemo.errors import UserError
+from mopd_nemo.verifiers.sandbox.choose import choose
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -94,16 +98,10 @@ def _program(part: str, program: str, version: list[str], needed_for: str) -> Fi
 
 
 def _sandbox() -> Finding:
-    needed_for = "running model-written code"
-    probes: list[tuple[str, list[str]]] = [
-        ("bubblewrap", ["bwrap", "--unshare-all", "--ro-bind", "/", "/", "true"]),
-        ("user namespaces", ["unshare", "--user", "--map-root-user", "--net", "true"]),
-    ]
-    for name, command in probes:
-        if shutil.which(command[0]) and _succeeds(command):
-            return Finding("sandbox", True, name, needed_for)
-    return Finding("sandbox", False, "neither bubblewrap nor user namespaces work here", needed_for)
-
-
-def _succeeds(command: list[str]) -> bool:
-    return subprocess.run(command, capture_output=True, timeout=10, check=False).returncode == 0
+    """The layer that `verifier.code.sandbox=auto` takes here, and why not a better one."""
+    needed_for = "running model-written code (task code)"
+    try:
+        choice = choose(CodeConfig())
+    except UserError as error:
+        return Finding("sandbox", False, str(error), needed_for)
+    return Finding("sandbox", True, str(choice), needed_for)

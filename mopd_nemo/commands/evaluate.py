@@ -15,7 +15,13 @@ from mopd_nemo.config_file import load_config
 from mopd_nemo.errors import UserError
 
 
-def run_evaluation(config_file: Path, overrides: Sequence[str], checkpoint: Path | None, output: Path | None) -> None:
+def run_evaluation(
+    config_file: Path,
+    overrides: Sequence[str],
+    checkpoint: Path | None,
+    output: Path | None,
+    rollouts: Path | None,
+) -> None:
     """Evaluate and print; the teacher of the config is not loaded."""
     config = load_config(config_file, overrides)
     if checkpoint is not None and not (checkpoint / "config.json").is_file():
@@ -28,12 +34,21 @@ def run_evaluation(config_file: Path, overrides: Sequence[str], checkpoint: Path
     from mopd_nemo.data import load_problems
     from mopd_nemo.engines import make_engine
     from mopd_nemo.evaluation.evaluate import evaluate
+    from mopd_nemo.run.directory import write_rows
+    from mopd_nemo.run.records import rollout_records
+    from mopd_nemo.verifiers.pool import VerifierPool
 
     problems = load_problems(config, "eval")
     console = Console(stderr=True)
-    with Progress(console=console, transient=True) as progress:
+    with (
+        VerifierPool(config.verifier, {problem.task for problem in problems}) as verifiers,
+        Progress(console=console, transient=True) as progress,
+    ):
         task = progress.add_task(f"evaluating {len(problems)} problems", total=1.0)
-        metrics, _ = evaluate(make_engine(config), problems, config, lambda done: progress.update(task, completed=done))
+        engine = make_engine(config)
+        metrics, groups = evaluate(
+            engine, verifiers, problems, config, lambda done: progress.update(task, completed=done)
+        )
     table = Table(title=str(checkpoint or config.model.path), box=None)
     table.add_column("metric")
     table.add_column("value", justify="right")
@@ -43,3 +58,6 @@ def run_evaluation(config_file: Path, overrides: Sequence[str], checkpoint: Path
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(metrics, indent=2) + "\n")
+    if rollouts is not None:
+        rollouts.parent.mkdir(parents=True, exist_ok=True)
+        write_rows(rollouts, rollout_records(0, groups, None, engine.chat))

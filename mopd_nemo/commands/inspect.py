@@ -14,6 +14,7 @@ from rich.text import Text
 
 from mopd_nemo.errors import UserError
 from mopd_nemo.run.directory import RunDirectory, read_rows
+from mopd_nemo.run.records import describe_peers
 
 _STYLE = {"correct": "green", "verifier_error": "yellow"}
 
@@ -76,7 +77,7 @@ def _show(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
             console.print(f"rollout {names}: no teacher (nothing to show it)", style="yellow")
             continue
         first = targets[0]
-        title = f"for rollout {names}: {_describe(first)}, {first['teacher_prompt_tokens']} tokens"
+        title = f"for rollout {names}: {describe_peers(first)}, {first['teacher_prompt_tokens']} tokens"
         console.print(Panel(Text(prompt), title=title, title_align="left", border_style="cyan"))
 
 
@@ -89,16 +90,6 @@ def _body(row: Mapping[str, Any]) -> Group:
     if row["details"].get("error"):
         parts.append(Text(row["details"]["error"], style="yellow"))
     return Group(*parts)
-
-
-def _describe(row: Mapping[str, Any]) -> str:
-    peers = row["peers"]
-    shown = [f"success {i}" for i in peers["successes"]] + [f"failure {i}" for i in peers["failures"]]
-    shown += [f"summary of {i}" for i in peers["summaries"]]
-    shown += [f"{peer['kind']} {peer['rollout']} of {peer['problem']}" for peer in peers["others"]]
-    if row["uses_feedback"]:
-        shown.append("feedback")
-    return ", ".join(shown) or "the plain prompt"
 
 
 def _ranges(numbers: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""Problems: the built-in arithmetic task and JSONL files."""
+"""Problems: the built-in arithmetic task, JSONL files, and the benchmarks that become JSONL files."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Literal
 from mopd_nemo.config import Config
 from mopd_nemo.data.arithmetic import SIZES, make_problems
 from mopd_nemo.data.jsonl import read_problems
+from mopd_nemo.data.rows import BadRows
 from mopd_nemo.types import Message, Problem
 
 
@@ -22,7 +23,7 @@ def load_problems(config: Config, split: Literal["train", "eval"]) -> list[Probl
     if source == "arithmetic":
         problems = make_problems(split, min(limit or SIZES[split], SIZES[split]))
     else:
-        problems = read_problems(source, key=f"data.{split}")[:limit]
+        problems = read_problems(source, f"data.{split}", BadRows(config.data.on_bad_row))[:limit]
     return [_with_suffix(problem, config.data.prompt_suffix) for problem in problems]
 
 

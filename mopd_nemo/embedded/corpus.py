@@ -14,10 +14,11 @@ from dataclasses import dataclass
 
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import PeersConfig
+from mopd_nemo.config_verifiers import VerifierConfig
 from mopd_nemo.data.arithmetic import apply, evaluate, parse, random_expressions, to_problem
 from mopd_nemo.peers.render import Section, render
 from mopd_nemo.types import Message
-from mopd_nemo.verifiers.boxed import verify
+from mopd_nemo.verifiers.arithmetic import ArithmeticVerifier
 
 RIGHT_FRACTION = 0.4
 """How often a plain question is answered rightly."""
@@ -116,7 +117,9 @@ def _failures(expression: str, kind: str, rng: random.Random) -> list[Attempt]:
 def _sections(expression: str, kind: str, failures: Sequence[Attempt], rng: random.Random) -> list[Section]:
     """What stands in the prompt."""
     if kind == "feedback":
-        return [Section("feedback", verify(failed.text, evaluate(expression)).feedback) for failed in failures]
+        verifier = ArithmeticVerifier(VerifierConfig())
+        verdicts = [verifier.judge(failed.text, evaluate(expression), finished=True) for failed in failures]
+        return [Section("feedback", verdict.feedback) for verdict in verdicts]
     successes = _number_of_peers(rng) if kind in ("success", "mixed", "unrelated") else 0
     sections = [Section("success", attempt(expression, None, rng).text) for _ in range(successes)]
     return [*sections, *(Section("failure", failed.text) for failed in failures)]

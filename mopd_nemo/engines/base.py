@@ -14,6 +14,9 @@ from mopd_nemo.types import Rollout, TrainRow
 Progress = Callable[[float], None]
 """Called with the fraction done of a long phase, 0 to 1."""
 
+OnRollout = Callable[[int, int, Rollout], None]
+"""Called with the prompt's number, the sample's number and the rollout, as soon as it is finished."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -37,8 +40,12 @@ class Engine(Protocol):
         seed: str,
         on_progress: Progress | None = None,
         writer: Literal["student", "teacher"] = "student",
+        on_rollout: OnRollout | None = None,
     ) -> list[list[Rollout]]:
-        """`num_samples` responses for each prompt, in order; the same seed gives the same ones."""
+        """`num_samples` responses for each prompt, in order; the same seed gives the same ones.
+
+        An engine that knows when a rollout is finished says so through `on_rollout`, once for each, in any order.
+        """
         ...
 
     def score(self, rows: Sequence[TrainRow], on_progress: Progress | None = None) -> Any:
@@ -57,6 +64,15 @@ class Engine(Protocol):
         Args:
             targets: what `score` gave for the lesson's rows.
         """
+        ...
+
+    def response_logprobs(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        responses: Sequence[tuple[int, ...]],
+        on_progress: Progress | None = None,
+    ) -> list[tuple[float, ...]]:
+        """Log-probability (nats, temperature 1) that the student gives each token of each response after its prompt."""
         ...
 
     def update_teacher(self) -> None:

@@ -10,12 +10,17 @@ from mopd_nemo.engines.base import Engine, Progress, Sampling
 from mopd_nemo.evaluation.metrics import bootstrap_interval, majority_at_k, mean_at_k, pass_at_k
 from mopd_nemo.peers.groups import is_success
 from mopd_nemo.peers.statistics import group_metrics
-from mopd_nemo.types import Problem, RolloutGroup
-from mopd_nemo.verifiers import verify_rollouts
+from mopd_nemo.types import Problem, Rollout, RolloutGroup
+from mopd_nemo.verifiers.batch import Verifying
+from mopd_nemo.verifiers.pool import VerifierPool
 
 
 def evaluate(
-    engine: Engine, problems: Sequence[Problem], config: Config, on_progress: Progress | None = None
+    engine: Engine,
+    verifiers: VerifierPool,
+    problems: Sequence[Problem],
+    config: Config,
+    on_progress: Progress | None = None,
 ) -> tuple[dict[str, float], list[RolloutGroup]]:
     """Metrics of the student on held-out problems, and the samples behind them.
 
@@ -24,10 +29,17 @@ def evaluate(
     n = config.eval.num_samples
     prompts = [engine.chat.prompt_ids(problem.messages) for problem in problems]
     sampling = Sampling(config.rollout.max_response_tokens, config.eval.temperature, config.eval.top_p)
-    samples = engine.generate(prompts, n, sampling, f"eval/{config.seed}", on_progress)
+    verifying = Verifying(verifiers)
+
+    def finished(number: int, sample: int, rollout: Rollout) -> None:
+        verifying.add(problems[number], sample, rollout)
+
+    samples = engine.generate(prompts, n, sampling, f"eval/{config.seed}", on_progress, on_rollout=finished)
     groups = [
-        RolloutGroup(problem, prompt, tuple(rollouts), verify_rollouts(problem, rollouts))
-        for problem, prompt, rollouts in zip(problems, prompts, samples, strict=True)
+        RolloutGroup(problem, prompt, tuple(rollouts), verdicts)
+        for problem, prompt, rollouts, verdicts in zip(
+            problems, prompts, samples, verifying.collect(problems, samples), strict=True
+        )
     ]
     return evaluation_metrics(groups, n, config.verifier.success_threshold), groups
 

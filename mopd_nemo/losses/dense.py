@@ -3,12 +3,13 @@
 With a = log P, b = log Q, p = P, q = Q, and a loss that depends on P through log-probabilities with derivative g_v, the
 gradient at logit v is g_v - p_v·Σg. `dense_triton.py` does the same in fewer passes on a GPU.
 
-Shape suffixes: C tokens of a chunk, V local columns, N chosen tokens.
+Shape suffixes: C tokens of a chunk, V local columns, N chosen tokens, B blocks.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,90 +17,96 @@ from torch import Tensor
 from mopd_nemo.losses.divergence import Kind
 from mopd_nemo.losses.topk import block_maxima
 
-
-def statistics(logits_CV: Tensor, mean: bool, blocks: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Log-partition over the local columns; if asked, the expected logit, and maxima of blocks for `exact_topk`."""
-    wide_CV = _wide(logits_CV)
-    lse_C = wide_CV.logsumexp(-1)
-    mean_C = (torch.exp(wide_CV - lse_C[:, None]) * wide_CV).sum(-1) if mean else None
-    return lse_C, mean_C, block_maxima(logits_CV) if blocks else None
+Reduce = Callable[[Tensor], Tensor]
+"""Sum over the ranks that hold the other columns."""
 
 
-def support_gradient(
-    logits_CV: Tensor, lse_C: Tensor, columns_CN: Tensor, inside_CN: Tensor, g_CN: Tensor, owned: bool
-) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A chunk of logits that has been read once.
+
+    Attributes:
+        values_CV: logits, up to a constant of the row.
+        lse_C: their log-partition, so that values - lse are log-probabilities; None where it is 0.
+        mean_C: expected value, where asked for.
+        maxima_CB: maxima of blocks for `exact_topk`, where asked for.
+        owned: the values may be overwritten.
+    """
+
+    values_CV: Tensor
+    lse_C: Tensor | None
+    mean_C: Tensor | None
+    maxima_CB: Tensor | None
+    owned: bool
+
+
+def read(logits_CV: Tensor, *, whole: bool, mean: bool, blocks: bool, owned: bool) -> Chunk:
+    """Normalisers of the local columns.
+
+    Args:
+        whole: no other rank holds columns.
+        mean: also the expected value.
+        blocks: also the maxima of blocks.
+        owned: the logits may be overwritten.
+    """
+    wide = torch.float64 if logits_CV.dtype == torch.float64 else torch.float32
+    if whole:
+        values_CV, lse_C, owned = logits_CV.log_softmax(-1, dtype=wide), None, True
+    else:
+        values_CV, owned = logits_CV.to(wide), owned or logits_CV.dtype != wide
+        lse_C = values_CV.logsumexp(-1)
+    mean_C = None
+    if mean:
+        mean_C = _dot(torch.exp(values_CV if lse_C is None else values_CV - lse_C[:, None]), values_CV)
+    return Chunk(values_CV, lse_C, mean_C, block_maxima(values_CV) if blocks else None, owned)
+
+
+def support_gradient(student: Chunk, columns_CN: Tensor, inside_CN: Tensor, g_CN: Tensor) -> Tensor:
     """Gradient of a loss with derivative g at the log-probabilities of N distinct columns: g - P·Σg.
 
     Args:
         inside_CN: which columns are real; the others belong to another rank.
-        owned: the logits may be overwritten.
     """
-    grad_CV = _log_softmax(logits_CV, lse_C, owned).exp_().mul_(-g_CN.sum(-1, keepdim=True))
-    grad_CV.scatter_add_(-1, columns_CN, g_CN.masked_fill(~inside_CN, 0.0))
-    return grad_CV.to(logits_CV.dtype)
+    grad_CV = _logprobs(student).exp_().mul_(-g_CN.sum(-1, keepdim=True))
+    return grad_CV.scatter_add_(-1, columns_CN, g_CN.masked_fill(~inside_CN, 0.0))
 
 
-def divergence_sums(
-    student_CV: Tensor, teacher_CV: Tensor, student_lse_C: Tensor, teacher_lse_C: Tensor, kind: Kind, alpha: float
-) -> Tensor:
-    """[2, C]: the local columns' share of the divergence, and of the sum that its gradient subtracts."""
-    a_CV = _log_softmax(student_CV, student_lse_C, owned=False)
-    b_CV = _log_softmax(teacher_CV, teacher_lse_C, owned=False)
+def full_divergence(
+    student: Chunk, teacher: Chunk, kind: Kind, alpha: float, weights_C: Tensor | None, reduce: Reduce
+) -> tuple[Tensor, Tensor | None]:
+    """Divergence over the whole vocabulary; with weights also the gradient of Σ weights·divergence at the logits.
+
+    forward KL: p - q · reverse KL: p·(a - b - KL) · JSD: (1-α)·p·(a - m - KL(P‖M)), with m = log M.
+    """
+    a_CV, b_CV = _logprobs(student), _logprobs(teacher)
+    p_CV = a_CV.exp()
     match kind:
         case "forward_kl":
-            loss_C = (b_CV.exp() * b_CV.sub_(a_CV)).sum(-1)
-            return torch.stack([loss_C, torch.zeros_like(loss_C)])
+            q_CV = b_CV.exp()
+            loss_C = reduce(_dot(q_CV, b_CV.sub_(a_CV)))
+            grad_CV = None if weights_C is None else p_CV.sub_(q_CV)
         case "reverse_kl":
-            loss_C = (a_CV.exp() * a_CV.sub_(b_CV)).sum(-1)
-            return torch.stack([loss_C, loss_C])
+            gap_CV = a_CV.sub_(b_CV)
+            loss_C = reduce(_dot(p_CV, gap_CV))
+            grad_CV = None if weights_C is None else gap_CV.sub_(loss_C[:, None]).mul_(p_CV)
         case "jsd":
-            m_CV = torch.logaddexp(a_CV + math.log1p(-alpha), b_CV + math.log(alpha))
-            student_C = (a_CV.exp() * a_CV.sub_(m_CV)).sum(-1)
-            teacher_C = (b_CV.exp() * b_CV.sub_(m_CV)).sum(-1)
-            return torch.stack([(1.0 - alpha) * student_C + alpha * teacher_C, student_C])
+            q_CV = b_CV.exp()
+            tiny = torch.finfo(p_CV.dtype).tiny  # where both underflow, every term has a factor 0
+            m_CV = torch.mul(p_CV, 1.0 - alpha).add_(q_CV, alpha=alpha).clamp_min_(tiny).log_()
+            gap_CV = a_CV.sub_(m_CV)
+            student_C, teacher_C = reduce(torch.stack([_dot(p_CV, gap_CV), _dot(q_CV, b_CV.sub_(m_CV))]))
+            loss_C = (1.0 - alpha) * student_C + alpha * teacher_C
+            grad_CV = None if weights_C is None else gap_CV.sub_(student_C[:, None]).mul_(p_CV)
+            weights_C = None if weights_C is None else (1.0 - alpha) * weights_C
+    return loss_C, None if grad_CV is None or weights_C is None else grad_CV.mul_(weights_C[:, None])
 
 
-def divergence_gradient(
-    student_CV: Tensor,
-    teacher_CV: Tensor,
-    student_lse_C: Tensor,
-    teacher_lse_C: Tensor,
-    inner_C: Tensor,
-    weights_C: Tensor,
-    kind: Kind,
-    alpha: float,
-    owned: bool,
-) -> Tensor:
-    """Gradient of Σ weights·divergence at the student's logits.
-
-    forward KL: p - q · reverse KL: p·(a - b - inner) · JSD: (1-α)·p·(a - m - inner), with m = log M.
-
-    Args:
-        inner_C: the second of `divergence_sums`, over all columns.
-        owned: the student's logits may be overwritten.
-    """
-    a_CV = _log_softmax(student_CV, student_lse_C, owned)
-    b_CV = _log_softmax(teacher_CV, teacher_lse_C, owned=False)
-    weights_C1, inner_C1 = weights_C[:, None], inner_C[:, None]
-    match kind:
-        case "forward_kl":
-            grad_CV = a_CV.exp_().sub_(b_CV.exp_()).mul_(weights_C1)
-        case "reverse_kl":
-            p_CV = a_CV.exp()
-            grad_CV = a_CV.sub_(b_CV).sub_(inner_C1).mul_(p_CV).mul_(weights_C1)
-        case "jsd":
-            m_CV = torch.logaddexp(a_CV + math.log1p(-alpha), b_CV.add_(math.log(alpha)))
-            p_CV = a_CV.exp()
-            grad_CV = a_CV.sub_(m_CV).sub_(inner_C1).mul_(p_CV).mul_((1.0 - alpha) * weights_C1)
-    return grad_CV.to(student_CV.dtype)
+def _logprobs(chunk: Chunk) -> Tensor:
+    """values - lse, in place where that is allowed; either way the result may be overwritten."""
+    if chunk.lse_C is None:
+        return chunk.values_CV if chunk.owned else chunk.values_CV.clone()
+    return torch.sub(chunk.values_CV, chunk.lse_C[:, None], out=chunk.values_CV if chunk.owned else None)
 
 
-def _wide(logits_CV: Tensor) -> Tensor:
-    return logits_CV if logits_CV.dtype == torch.float64 else logits_CV.float()
-
-
-def _log_softmax(logits_CV: Tensor, lse_C: Tensor, owned: bool) -> Tensor:
-    wide_CV = _wide(logits_CV)
-    if wide_CV is not logits_CV or owned:
-        return wide_CV.sub_(lse_C[:, None])
-    return wide_CV - lse_C[:, None]
+def _dot(x_CV: Tensor, y_CV: Tensor) -> Tensor:
+    return torch.linalg.vecdot(x_CV, y_CV)

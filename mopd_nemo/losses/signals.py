@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from mopd_nemo.losses.dense import Chunk
 from mopd_nemo.losses.sources import Tokens
 
 
@@ -17,18 +18,32 @@ class Look:
     """What one pass over a chunk's logits has found.
 
     Attributes:
-        lse_DC: log-partitions.
-        mean_DC: expected logits, where signals are wanted.
         ids: chosen token ids by name: `support`, `sampled`, `student_top`, `teacher_top`.
         logprobs_DCN: their log-probabilities; `teacher_top` has none.
+        entropies: of the D distributions, where signals are wanted.
         given_CK: the teacher's log-probabilities of the support, where it has no logits.
     """
 
-    lse_DC: Tensor
-    mean_DC: Tensor | None
     ids: dict[str, Tensor]
     logprobs_DCN: dict[str, Tensor]
+    entropies: list[Tensor]
     given_CK: Tensor | None
+
+
+def entropy(chunk: Chunk) -> Tensor:
+    """-Σ P log P of each row, in nats."""
+    assert chunk.mean_C is not None
+    return -chunk.mean_C if chunk.lse_C is None else chunk.lse_C - chunk.mean_C
+
+
+def signal_names(teacher_logits: bool, teacher_topk: bool, sampler: bool) -> list[str]:
+    """Which signals there are: the same on every rank, whether or not it has tokens."""
+    names = ["student/entropy", "student/topk_mass"]
+    if teacher_logits:
+        names += ["teacher/entropy", "teacher/topk_mass", "teacher/advantage"]
+    if teacher_logits or teacher_topk:
+        names.append("topk_overlap")
+    return [*names, "sampler/gap"] if sampler else names
 
 
 def signals(look: Look, tokens: Tokens) -> dict[str, Tensor]:
@@ -40,13 +55,11 @@ def signals(look: Look, tokens: Tokens) -> dict[str, Tensor]:
     `teacher/advantage`: log Q(y_t) - log P(y_t) of the sampled token; negative where the teacher disagrees.
     `sampler/gap`: |log P(y_t) - sampler's log-probability|; only rounding when sampling at temperature 1.
     """
-    assert look.mean_DC is not None
-    entropy_DC = look.lse_DC - look.mean_DC
     mass_DC = look.logprobs_DCN["student_top"].exp().sum(-1)
     sampled_DC = look.logprobs_DCN["sampled"].squeeze(-1)
-    found = {"student/entropy": entropy_DC[0], "student/topk_mass": mass_DC[0]}
-    if len(entropy_DC) == 2:
-        found["teacher/entropy"] = entropy_DC[1]
+    found = {"student/entropy": look.entropies[0], "student/topk_mass": mass_DC[0]}
+    if len(look.entropies) == 2:
+        found["teacher/entropy"] = look.entropies[1]
         found["teacher/topk_mass"] = mass_DC[1]
         found["teacher/advantage"] = sampled_DC[1] - sampled_DC[0]
     if "teacher_top" in look.ids:

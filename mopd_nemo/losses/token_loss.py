@@ -23,8 +23,11 @@ from mopd_nemo.losses.rows import Gradients, Plan
 from mopd_nemo.losses.sources import Head, Logits, Tokens, TopK
 from mopd_nemo.losses.vocab import Vocab
 
-LOGIT_BUDGET = {"cpu": 2**26, "cuda": 2**29}
-"""Logits of a chunk, as tokens × local columns: 256 MiB in float32 on a CPU, 1 GiB in bfloat16 on a GPU."""
+LOGIT_BUDGET = {"cpu": 2**22, "cuda": 2**29}
+"""Logits of a chunk, as tokens × local columns: what a CPU's cache holds; 1 GiB in bfloat16 on a GPU."""
+
+MIN_CHUNK = 256
+"""Fewer rows would make matrix products wait for the head's weight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,7 @@ def token_loss(
             `tokens.sampler_logprobs_T`, at most this.
         vocab: tensor parallelism and padding. The rows must be the same on every rank of the group, each with its own
             columns; the results are the same on every rank, and the gradient of replicated hidden states is whole.
-        chunk_size: rows at a time; by default as many as `LOGIT_BUDGET` allows.
+        chunk_size: rows at a time; by default as many as `LOGIT_BUDGET` allows, at least `MIN_CHUNK`.
         watch: also return `signals`, with top-k signals of this k.
 
     Memory is O(chunk·V), beside the gradients themselves.
@@ -94,11 +97,11 @@ def token_loss(
     if isinstance(teacher, Head | Logits):
         teacher_plan, teacher_tensors = Plan.of(teacher)
         teacher_rows = teacher_plan.rows(teacher_tensors, shard)
-    budget = LOGIT_BUDGET.get(device.type, LOGIT_BUDGET["cuda"]) // shard.columns
+    most = chunk_size or max(LOGIT_BUDGET.get(device.type, LOGIT_BUDGET["cuda"]) // shard.columns, MIN_CHUNK)
     problem = Problem(
         objective, tokens, teacher_rows, teacher if isinstance(teacher, TopK) else None, shard, importance_clip, watch
     )
-    sweep = _Sweep(problem, plan, _chunks(student.num_tokens, chunk_size or max(budget, 1)))
+    sweep = _Sweep(problem, plan, _chunks(student.num_tokens, most))
     signals: dict[str, Tensor] = {}
     if weights_T is not None and plan.is_head:
         gradients = torch.is_grad_enabled()
@@ -135,9 +138,11 @@ class _Sweep:
                 parts.append((loss_C, signals))
             gradients = rows.finish()
         empty = torch.zeros(0, device=device)
-        loss_T = torch.cat([empty, *(loss_C for loss_C, _ in parts)]) if not parts else torch.cat([p[0] for p in parts])
-        names = parts[0][1] if parts else {}
-        return loss_T, {name: torch.cat([signals[name] for _, signals in parts]) for name in names}, gradients
+        loss_T = torch.cat([loss_C for loss_C, _ in parts] or [empty])
+        signals = {
+            name: torch.cat([signals[name] for _, signals in parts] or [empty]) for name in self.problem.signal_names
+        }
+        return loss_T, signals, gradients
 
 
 class _WeightedSum(torch.autograd.Function):
@@ -155,9 +160,19 @@ class _WeightedSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor):  # type: ignore[override]
-        # In place, for the weight's gradient is large; a second backward pass is refused by autograd's version check.
-        grads = [None if g is None else g.mul_(grad).to(d) for g, d in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
+        found = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        grads = [None if g is None else _scaled(g, grad, dtype) for g, dtype in found]
         return None, None, None, None, *grads
+
+
+def _scaled(value: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """value·factor in one pass; in place where the type allows, for a head's gradient is large.
+
+    In place, autograd's version check then refuses a second backward pass.
+    """
+    if value.dtype == dtype:
+        return value.mul_(factor)
+    return torch.mul(value, factor, out=torch.empty_like(value, dtype=dtype))
 
 
 class _PerToken(torch.autograd.Function):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-BLOCK = 64
+BLOCK = 32
 """Columns of a block: near sqrt(V / k) at V = 150,000 and k = 100, where both selections are about equally wide."""
 
 

@@ -8,12 +8,13 @@ Shape suffixes: C tokens of a chunk, D distributions handled together, V local c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mopd_nemo.losses.dense import Chunk
 from mopd_nemo.losses.topk import exact_topk
 
 
@@ -59,23 +60,29 @@ class Shard:
     width: int
     size: int
 
-    def normalisers(self, local_DC: Tensor, means_DC: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Log-partition and expected logit over all columns from those over the local ones. One all-gather."""
+    def normalise(self, chunks: list[Chunk]) -> list[Chunk]:
+        """The chunks of D distributions with log-partition and mean over all columns. One all-gather."""
         if not self.group:
-            return local_DC, means_DC
-        local = local_DC[None] if means_DC is None else torch.stack([local_DC, means_DC])
-        parts = self._gathered(local)
-        lse_DC = parts[:, 0].logsumexp(0)
-        if means_DC is None:
-            return lse_DC, None
-        return lse_DC, ((parts[:, 0] - lse_DC).exp() * parts[:, 1]).sum(0)
+            return chunks
+        watched = chunks[0].mean_C is not None
+        found = [x for chunk in chunks for x in (chunk.lse_C, chunk.mean_C) if x is not None]
+        parts = self._gathered(torch.stack(found)).unflatten(1, (len(chunks), -1))
+        lse_DC = parts[:, :, 0].logsumexp(0)
+        mean_DC = ((parts[:, :, 0] - lse_DC).exp() * parts[:, :, 1]).sum(0) if watched else [None] * len(chunks)
+        return [
+            replace(chunk, lse_C=lse_C, mean_C=mean_C)
+            for chunk, lse_C, mean_C in zip(chunks, lse_DC, mean_DC, strict=True)
+        ]
 
-    def pick(self, logits: list[Tensor], ids_CN: Tensor) -> Tensor:
-        """Logits of D distributions at N global ids a row, [D, C, N] and at least float32. One all-reduce."""
+    def pick(self, chunks: list[Chunk], ids_CN: Tensor) -> Tensor:
+        """Log-probabilities of D distributions at N global ids a row, [D, C, N], at least float32. One all-reduce."""
         local_CN, inside_CN = self.local(ids_CN)
-        wide = torch.float64 if logits[0].dtype == torch.float64 else torch.float32
-        picked_DCN = torch.stack([logits_CV.gather(-1, local_CN).to(wide) for logits_CV in logits])
-        return self.sum(picked_DCN.masked_fill_(~inside_CN, 0.0)) if self.group else picked_DCN
+        wide = torch.float64 if chunks[0].values_CV.dtype == torch.float64 else torch.float32
+        picked_DCN = torch.stack([chunk.values_CV.gather(-1, local_CN).to(wide) for chunk in chunks])
+        if self.group:
+            self.sum(picked_DCN.masked_fill_(~inside_CN, 0.0))
+        lse = [chunk.lse_C for chunk in chunks if chunk.lse_C is not None]
+        return picked_DCN - torch.stack(lse)[..., None] if lse else picked_DCN
 
     def topk(self, logits_CV: Tensor, k: int, block_max: Tensor | None = None) -> Tensor:
         """Global ids of the k likeliest tokens of each row, in no order. Two all-gathers of k numbers a row."""

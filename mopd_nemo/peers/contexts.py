@@ -47,6 +47,17 @@ def build_contexts(
     ]
     if config.control != "none":
         selections = apply_control(selections, pools, config.control, seed)
+    return render_contexts(groups, selections, pools, chat, config)
+
+
+def render_contexts(
+    groups: Sequence[RolloutGroup],
+    selections: Sequence[Sequence[Selection]],
+    pools: Sequence[Candidates],
+    chat: Chat,
+    config: PeersConfig,
+) -> list[list[PeerContext]]:
+    """The teacher prompts of chosen peers, one per group and rollout, in order."""
     return [_group_contexts(g, group, selections[g], pools, chat, config) for g, group in enumerate(groups)]
 
 

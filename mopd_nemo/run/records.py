@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mopd_nemo.chat import Chat
@@ -24,8 +24,10 @@ def rollout_records(
                 "rollout": r,
                 "task": group.problem.task,
                 "answer": group.problem.answer,
+                "messages": list(group.problem.messages),
                 "prompt": prompt,
                 "response": rollout.text,
+                "response_ids": list(rollout.response_ids),
                 "response_tokens": len(rollout.response_ids),
                 "finished": rollout.finished,
                 "reward": verdict.reward,
@@ -36,6 +38,17 @@ def rollout_records(
             yield row | _teacher_view(
                 contexts[g][r] if contexts is not None else PeerContext(Selection(), None), groups, chat
             )
+
+
+def describe_peers(row: Mapping[str, Any]) -> str:
+    """What the teacher of a recorded rollout was shown, in words."""
+    peers = row["peers"]
+    shown = [f"success {i}" for i in peers["successes"]] + [f"failure {i}" for i in peers["failures"]]
+    shown += [f"summary of {i}" for i in peers["summaries"]]
+    shown += [f"{peer['kind']} {peer['rollout']} of {peer['problem']}" for peer in peers["others"]]
+    if row["uses_feedback"]:
+        shown.append("feedback")
+    return ", ".join(shown) or "the plain prompt"
 
 
 def _teacher_view(context: PeerContext, groups: Sequence[RolloutGroup], chat: Chat) -> dict[str, Any]:

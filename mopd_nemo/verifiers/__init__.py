@@ -1,29 +1,54 @@
-"""Verifiers by task name. Each judges one response text against a problem's answer."""
+"""Verifiers by task name. Each judges a response against a problem's answer.
+
+`VerifierPool` (`pool.py`) is how the rest of the package judges: in parallel, with deadlines, and with errors of a
+verifier kept apart from failures of the model.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from mopd_nemo.types import Outcome, Problem, Rollout, Verdict
-from mopd_nemo.verifiers import boxed
-
-Verifier = Callable[[str, Any], Verdict]
-"""(response text, gold answer) -> verdict."""
-
-TASKS: dict[str, Verifier] = {"arithmetic": boxed.verify, "math": boxed.verify}
-
-
-def verify_rollouts(problem: Problem, rollouts: Sequence[Rollout]) -> tuple[Verdict, ...]:
-    """Judge all rollouts of a problem, in order."""
-    return tuple(_verify(problem, rollout) for rollout in rollouts)
+from mopd_nemo.config_verifiers import VerifierConfig
+from mopd_nemo.verifiers.answers import gold_text
+from mopd_nemo.verifiers.base import Verifier
+from mopd_nemo.verifiers.choice import gold_letter
+from mopd_nemo.verifiers.code import Tests
+from mopd_nemo.verifiers.tool import gold_calls
 
 
-def _verify(problem: Problem, rollout: Rollout) -> Verdict:
-    try:
-        verdict = TASKS[problem.task](rollout.text, problem.answer)
-    except Exception as error:  # a fault of the verifier must not be taken for a failure of the model
-        return Verdict(0.0, Outcome.VERIFIER_ERROR, details={"error": f"{type(error).__name__}: {error}"})
-    if not rollout.finished and verdict.outcome is Outcome.BAD_FORMAT:
-        return Verdict(0.0, Outcome.TRUNCATED, feedback="The response was cut at the length limit before an answer.")
-    return verdict
+@dataclass(frozen=True, slots=True)
+class Task:
+    """How responses of a task are judged."""
+
+    verifier: str
+    """`module:class`, imported when first needed."""
+    check_answer: Callable[[Any], Any]
+    """Raises `AnswerError` on a gold answer that the verifier could not use."""
+    needs_worker: bool
+    """Judging may take long or run hostile input: it happens in a worker process that can be killed."""
+
+
+TASKS: dict[str, Task] = {
+    "arithmetic": Task("mopd_nemo.verifiers.arithmetic:ArithmeticVerifier", gold_text, needs_worker=False),
+    "choice": Task("mopd_nemo.verifiers.choice:ChoiceVerifier", gold_letter, needs_worker=False),
+    "tool": Task("mopd_nemo.verifiers.tool:ToolVerifier", gold_calls, needs_worker=False),
+    "math": Task("mopd_nemo.verifiers.math:MathVerifier", gold_text, needs_worker=True),
+    "code": Task("mopd_nemo.verifiers.code:CodeVerifier", Tests.read, needs_worker=True),
+}
+
+
+def make_verifier(task: str, config: VerifierConfig) -> Verifier:
+    """The verifier of a task, to be used in this process."""
+    module, _, name = TASKS[task].verifier.partition(":")
+    return getattr(importlib.import_module(module), name)(config)
+
+
+def deadline(task: str, answer: Any, config: VerifierConfig) -> float:
+    """Seconds after which a worker that has not judged a response is killed."""
+    if task != "code":
+        return config.math.seconds_per_answer
+    # Twice: a sandbox that breaks is replaced, and the program tried again.
+    return 2 * (30.0 + (config.code.seconds_per_test + 6.0) * len(Tests.read(answer).inputs))

@@ -103,7 +103,8 @@ def test_all_files_are_written(tmp_path: Path) -> None:
     assert page.count("<svg") == 4 and "+0.0 %" in page
     assert not re.search(r'(src|href)="http', page), "self-contained"
     names = {file.name for file in (tmp_path / "out").iterdir()}
-    figures = {"held_out.png", "training_success.png", "ever_solved.png", "seconds.png"}
+    names_drawn = ("held_out", "training_success", "ever_solved", "seconds")
+    figures = {f"{name}.{kind}" for name in names_drawn for kind in ("png", "pdf")}
     assert names == {"compare.html", "compare.md", "compare.csv", *figures}
     with (tmp_path / "out" / "compare.csv").open() as file:
         assert [row["setting"] for row in csv.DictReader(file)] == ["mopd", "sdpo", "grpo"]

@@ -1,9 +1,12 @@
 from itertools import islice
 
 from mopd_nemo.chat import Chat
+from mopd_nemo.config_verifiers import VerifierConfig
 from mopd_nemo.data.arithmetic import make_problems, split_of
 from mopd_nemo.embedded.corpus import BUGS, Example, attempt, examples, to_ids
-from mopd_nemo.verifiers.boxed import verify
+from mopd_nemo.verifiers.arithmetic import ArithmeticVerifier
+
+VERIFIER = ArithmeticVerifier(VerifierConfig())
 
 
 def some(chat: Chat, count: int) -> list[Example]:
@@ -25,7 +28,7 @@ def test_attempts_are_what_they_say() -> None:
         assert attempt("7+5-3*4", None, rng).right
         for bug in BUGS:
             tried = attempt("7+5-3*4", bug, rng)
-            assert (verify(tried.text, "6").reward == 1.0) == tried.right
+            assert (VERIFIER.judge(tried.text, "6", True).reward == 1.0) == tried.right
     assert not attempt("7+5-3*4", "marker", rng).right
 
 
@@ -44,7 +47,7 @@ def test_plain_questions_are_answered_rightly_some_of_the_time(chat: Chat) -> No
     plain = [e for e in some(chat, 3000) if "Now solve" not in e.user]
     from mopd_nemo.data.arithmetic import evaluate
 
-    right = sum(verify(e.response, evaluate(e.expression)).reward for e in plain) / len(plain)
+    right = sum(VERIFIER.judge(e.response, evaluate(e.expression), True).reward for e in plain) / len(plain)
     assert 0.35 < right < 0.55
 
 

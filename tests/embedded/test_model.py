@@ -5,13 +5,14 @@ from statistics import fmean
 import pytest
 
 from mopd_nemo.config_file import load_config
+from mopd_nemo.config_verifiers import VerifierConfig
 from mopd_nemo.data import load_problems
 from mopd_nemo.engines.base import Sampling
 from mopd_nemo.engines.local.engine import LocalEngine
 from mopd_nemo.evaluation.evaluate import evaluate
 from mopd_nemo.methods.mopd import Mopd
 from mopd_nemo.types import RolloutGroup
-from mopd_nemo.verifiers import verify_rollouts
+from mopd_nemo.verifiers.pool import VerifierPool
 from tests.conftest import QUICKSTART
 
 
@@ -23,7 +24,8 @@ def engine() -> LocalEngine:
 @pytest.fixture(scope="module")
 def groups(engine: LocalEngine) -> list[RolloutGroup]:
     config = load_config(QUICKSTART, ["data.num_eval=64", "teacher.kind=live"])
-    metrics, groups = evaluate(engine, load_problems(config, "eval"), config)
+    with VerifierPool(config.verifier, ["arithmetic"]) as verifiers:
+        metrics, groups = evaluate(engine, verifiers, load_problems(config, "eval"), config)
     assert 0.3 < metrics["mean@8"] < 0.6
     assert metrics["pass@8"] > 0.9
     return groups
@@ -42,8 +44,10 @@ def test_peers_in_the_prompt_make_it_better(
 ) -> None:
     rows = Mopd(load_config(QUICKSTART, settings), engine.chat).build(groups, step=1).rows[::4]
     answers = engine.generate([row.teacher_prompt_ids for row in rows], 1, Sampling(96), "with peers")
-    informed = fmean(
-        verify_rollouts(groups[row.group].problem, answer)[0].reward for row, answer in zip(rows, answers, strict=True)
-    )
+    with VerifierPool(VerifierConfig(), ["arithmetic"]) as verifiers:
+        informed = fmean(
+            verifiers.judge(groups[row.group].problem, answer)[0].reward
+            for row, answer in zip(rows, answers, strict=True)
+        )
     alone = fmean(verdict.reward for group in groups for verdict in group.verdicts)
     assert informed > alone + gain

@@ -28,7 +28,7 @@ def logits(seed: int, scale: float = 1.0, rows: int = 4, columns: int = 12) -> t
     return both[0], both[1]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(CASES)
 def test_never_negative_and_zero_for_equals(case) -> None:
     kind, support, tail, k, alpha, scale, seed = case
@@ -38,7 +38,7 @@ def test_never_negative_and_zero_for_equals(case) -> None:
     assert token_divergence(student, student + 3.0, **arguments).abs().max() < 1e-12
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(CASES)
 def test_tail_is_at_most_full_and_grows_to_it(case) -> None:
     kind, support, _, k, alpha, scale, seed = case
@@ -92,7 +92,7 @@ def test_teacher_gets_no_gradient() -> None:
     assert not token_divergence(student, teacher, kind="jsd").requires_grad
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 1000))
 def test_sampled_form_has_the_reverse_kls_gradient_in_expectation(seed: int) -> None:
     student, teacher = logits(seed, rows=1, columns=6)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mopd_nemo.losses.topk import BLOCK, block_maxima, exact_topk
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 4), st.integers(0, 2 * BLOCK), st.integers(0, 1000))
 def test_same_values_as_topk(k: int, extra: int, seed: int) -> None:
     width = 4 * k * BLOCK + extra

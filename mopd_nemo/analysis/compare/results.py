@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from mopd_nemo.config_file import flatten
 from mopd_nemo.errors import UserError
 from mopd_nemo.evaluation.metrics import bootstrap_interval, pass_at_k
 from mopd_nemo.run.directory import RunDirectory, read_rows
@@ -122,19 +123,12 @@ def _read(path: Path) -> RunResult:
     if not rollouts.exists():
         raise UserError(f"{rollouts}: missing; intervals by problem need the samples of the last evaluation")
     correct: dict[str, tuple[int, int]] = {}
-    config = _flatten(run.read_config().model_dump(mode="json"))
+    config = flatten(run.read_config())
     for row in read_rows(rollouts):
         right, samples = correct.get(row["problem"], (0, 0))
         success = row["outcome"] != "verifier_error" and row["reward"] >= config["verifier.success_threshold"]
         correct[row["problem"]] = (right + success, samples + 1)
     return RunResult(path, config, read_rows(run.metrics_file), evals, correct)
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _label(run: RunResult, varied: Sequence[str]) -> str:

@@ -80,13 +80,6 @@ def time_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     return heading, body
 
 
-def markdown(table: tuple[list[str], list[list[str]]]) -> str:
-    """A table in Markdown."""
-    heading, body = table
-    lines = [heading, ["---", *["---:"] * (len(heading) - 1)], *body]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
 def _percent(value: float | str) -> str:
     return f"{100 * float(value):.1f}"
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import Config
-from mopd_nemo.engines.base import Progress, Sampling
+from mopd_nemo.engines.base import OnRollout, Progress, Sampling
 from mopd_nemo.engines.local.batching import micro_batches
 from mopd_nemo.engines.local.learner import Learner
 from mopd_nemo.engines.local.model import (
@@ -23,6 +23,7 @@ from mopd_nemo.engines.local.model import (
     resolve_device,
 )
 from mopd_nemo.engines.local.sampler import sample
+from mopd_nemo.engines.local.scoring import response_logprobs
 from mopd_nemo.engines.local.teacher import Teacher, load_weights
 from mopd_nemo.errors import UserError
 from mopd_nemo.lesson import Lesson
@@ -53,10 +54,19 @@ class LocalEngine:
         seed: str,
         on_progress: Progress | None = None,
         writer: Literal["student", "teacher"] = "student",
+        on_rollout: OnRollout | None = None,
     ) -> list[list[Rollout]]:
         model = self.student if writer == "student" else self.teacher.model
         assert model is not None
-        sequences = sample(
+        rollouts: dict[int, Rollout] = {}
+
+        def finish(number: int, ids: list[int], logprobs: list[float]) -> None:
+            finished = ids[-1] in self._eos_ids
+            rollouts[number] = Rollout(tuple(ids), self.chat.decode(ids), finished, tuple(logprobs))
+            if on_rollout:
+                on_rollout(*divmod(number, num_samples), rollouts[number])
+
+        sample(
             model,
             prompts,
             num_samples,
@@ -65,12 +75,9 @@ class LocalEngine:
             seed=seed,
             batch_size=self._config.rollout.batch_size,
             on_progress=on_progress,
+            on_sequence=finish,
         )
-        rollouts = [
-            Rollout(tuple(ids), self.chat.decode(ids), finished=ids[-1] in self._eos_ids, logprobs=tuple(logprobs))
-            for ids, logprobs in sequences
-        ]
-        return [rollouts[i : i + num_samples] for i in range(0, len(rollouts), num_samples)]
+        return [[rollouts[p * num_samples + s] for s in range(num_samples)] for p in range(len(prompts))]
 
     @torch.no_grad()
     def score(self, rows: Sequence[TrainRow], on_progress: Progress | None = None) -> list[Tensor | None]:
@@ -104,6 +111,15 @@ class LocalEngine:
         on_progress: Progress | None = None,
     ) -> dict[str, float]:
         return self._learner.step(lesson, targets, learning_rate, on_progress)
+
+    def response_logprobs(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        responses: Sequence[tuple[int, ...]],
+        on_progress: Progress | None = None,
+    ) -> list[tuple[float, ...]]:
+        budget = self._config.train.tokens_per_micro_batch
+        return response_logprobs(self.student, prompts, responses, max_tokens=budget, on_progress=on_progress)
 
     def update_teacher(self) -> None:
         self.teacher.follow(self.student)

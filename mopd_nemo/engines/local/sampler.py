@@ -6,16 +6,20 @@ Shape suffixes: B sequences being decoded, S prompt positions, V vocabulary.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from mopd_nemo.engines.base import Progress, Sampling
+from mopd_nemo.engines.local.batching import left_padded, positions_of
 from mopd_nemo.engines.local.model import LanguageModel
 
 COMPACT_BELOW = 0.75
 """Finished sequences leave the batch when fewer than this fraction of it are still being decoded."""
+
+OnSequence = Callable[[int, list[int], list[float]], None]
+"""Called with a sequence's number, its token ids and their log-probabilities, as soon as it is finished."""
 
 
 @torch.inference_mode()
@@ -29,6 +33,7 @@ def sample(
     seed: str,
     batch_size: int,
     on_progress: Progress | None = None,
+    on_sequence: OnSequence = lambda *_: None,
 ) -> list[tuple[list[int], list[float]]]:
     """Responses, `num_samples` for each prompt, prompt by prompt: (token ids with the end token, log-probabilities).
 
@@ -37,11 +42,16 @@ def sample(
     """
     prompts_per_batch = max(batch_size // num_samples, 1)
     results: list[tuple[list[int], list[float]]] = []
+
+    def finished(number: int, ids: list[int], logprobs: list[float]) -> None:
+        on_sequence(len(results) + number, ids, logprobs)
+
     for start in range(0, len(prompts), prompts_per_batch):
         stop = min(start + prompts_per_batch, len(prompts))
         uniforms = [_uniforms(f"{seed}/{number}", sampling.max_tokens, num_samples) for number in range(start, stop)]
         with model.computing():
-            results += _decode(model, prompts[start:stop], num_samples, sampling, eos_ids, torch.cat(uniforms, dim=1))
+            draws = torch.cat(uniforms, dim=1)
+            results += _decode(model, prompts[start:stop], num_samples, sampling, eos_ids, draws, finished)
         if on_progress:
             on_progress(stop / len(prompts))
     return results
@@ -54,13 +64,14 @@ def _decode(
     sampling: Sampling,
     eos_ids: frozenset[int],
     uniforms: Tensor,
+    on_sequence: OnSequence,
 ) -> list[tuple[list[int], list[float]]]:
     device = model.device
-    mask_BS, ids_BS = _left_padded(prompts, device)
+    mask_BS, ids_BS = left_padded(prompts, device)
     output = model.module(
         input_ids=ids_BS,
         attention_mask=mask_BS,
-        position_ids=_positions(mask_BS),
+        position_ids=positions_of(mask_BS),
         use_cache=True,
         logits_to_keep=1,
     )
@@ -82,9 +93,11 @@ def _decode(
                 continue  # finished, but still in the batch
             ids.append(token)
             logprobs.append(logprob)
-            if token not in eos_ids:
+            if token in eos_ids or step + 1 == sampling.max_tokens:
+                on_sequence(number, ids, logprobs)
+            else:
                 running.append(row)
-        if not running or step + 1 == sampling.max_tokens:
+        if not running:
             break
         if len(running) < COMPACT_BELOW * len(active_B):
             rows = torch.tensor(running)
@@ -126,20 +139,6 @@ def _nucleus(logits_BV: Tensor, top_p: float) -> Tensor:
     probabilities_BV = sorted_BV.softmax(-1)
     drop_BV = probabilities_BV.cumsum(-1) - probabilities_BV >= top_p
     return logits_BV.masked_fill(drop_BV.scatter(-1, order_BV, drop_BV), float("-inf"))
-
-
-def _left_padded(prompts: Sequence[tuple[int, ...]], device: torch.device) -> tuple[Tensor, Tensor]:
-    width = max(len(prompt) for prompt in prompts)
-    ids_BS = torch.zeros(len(prompts), width, dtype=torch.long)
-    mask_BS = torch.zeros(len(prompts), width, dtype=torch.long)
-    for i, prompt in enumerate(prompts):
-        ids_BS[i, width - len(prompt) :] = torch.tensor(prompt)
-        mask_BS[i, width - len(prompt) :] = 1
-    return mask_BS.to(device), ids_BS.to(device)
-
-
-def _positions(mask_BS: Tensor) -> Tensor:
-    return (mask_BS.cumsum(-1) - 1).clamp(min=0)
 
 
 def _uniforms(seed: str, num_positions: int, num_samples: int) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import Config
-from mopd_nemo.engines.base import Progress, Sampling
+from mopd_nemo.engines.base import OnRollout, Progress, Sampling
 from mopd_nemo.engines.local.model import load_tokenizer
 from mopd_nemo.engines.nemo.batches import Targets
 from mopd_nemo.engines.nemo.checks import check_models, check_surroundings
@@ -52,6 +52,7 @@ class NemoEngine:
         seed: str,
         on_progress: Progress | None = None,
         writer: Literal["student", "teacher"] = "student",
+        on_rollout: OnRollout | None = None,  # vLLM's synchronous engine answers for all at once
     ) -> list[list[Rollout]]:
         if writer == "teacher":
             raise UserError(
@@ -100,6 +101,18 @@ class NemoEngine:
         self._stale = True
         learner = Learner(self._runtime.student, self._scorer, self._config, self.chat, self._vocab_size)
         return learner.step(lesson, targets, learning_rate, on_progress)
+
+    def response_logprobs(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        responses: Sequence[tuple[int, ...]],
+        on_progress: Progress | None = None,
+    ) -> list[tuple[float, ...]]:
+        self._stale = True
+        found = self._scorer.sampled_logprobs(list(zip(prompts, responses, strict=True)))
+        if on_progress:
+            on_progress(1.0)
+        return [tuple(logprobs_R.tolist()) for logprobs_R in found]
 
     def update_teacher(self) -> None:
         if self._config.teacher.kind == "ema":

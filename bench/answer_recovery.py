@@ -1,0 +1,44 @@
+"""How often a model answers rightly after each condition's teacher prompt: what it makes of peers when it writes.
+
+    python bench/answer_recovery.py ROLLOUTS.jsonl [MODEL]
+
+Not a measure of a teacher's signal: a model can copy an answer without judging an attempt. It explains one.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from mopd_nemo.analysis.rollouts import read_groups, to_rollout_group
+from mopd_nemo.analysis.teacher_signal.conditions import LABELS, condition_contexts
+from mopd_nemo.config_file import load_config
+from mopd_nemo.engines.base import Sampling
+from mopd_nemo.engines.local.engine import LocalEngine
+from mopd_nemo.types import Outcome
+from mopd_nemo.verifiers import verify_rollouts
+
+PROBLEMS, BLOCK, SAMPLES = 128, 16, 8
+
+
+def main(rollouts: Path, model: str) -> None:
+    config = load_config("configs/quickstart.yaml", [f"model.path={model}", "teacher.kind=live"])
+    engine = LocalEngine(config)
+    groups = [to_rollout_group(group, engine.chat, rollouts) for group in read_groups(rollouts)[:PROBLEMS]]
+    prompts: dict[str, list[tuple[int, tuple[int, ...]]]] = {name: [] for name in LABELS}
+    for start in range(0, len(groups), BLOCK):
+        block = groups[start : start + BLOCK]
+        for name, members in condition_contexts(block, engine.chat, config.peers, 0.5, f"0/{start}").items():
+            for g, items in enumerate(members, start):
+                if items[-1].complete and items[-1].context.prompt_ids is not None:
+                    prompts[name].append((g, items[-1].context.prompt_ids))
+    sampling = Sampling(config.rollout.max_response_tokens)
+    for name, chosen in prompts.items():
+        samples = engine.generate([prompt for _, prompt in chosen], SAMPLES, sampling, "recovery")
+        verdicts = [v for (g, _), s in zip(chosen, samples, strict=True) for v in verify_rollouts(groups[g].problem, s)]
+        right = sum(verdict.outcome is Outcome.CORRECT for verdict in verdicts) / len(verdicts)
+        print(f"{LABELS[name]:32} {right:6.1%} of {len(verdicts)}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "embedded:arithmetic")

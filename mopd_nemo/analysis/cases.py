@@ -1,0 +1,235 @@
+"""Case studies (paper appendix C): two runs, problem by problem.
+
+cases.html   for people       cases.json   the same facts for programs
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mopd_nemo.analysis import plots
+from mopd_nemo.analysis.figures import save_figure
+from mopd_nemo.analysis.history import History, group_at, read_history, step_files
+from mopd_nemo.analysis.page import svgs, write_page
+from mopd_nemo.analysis.rollouts import RecordedGroup, Row, is_correct, read_groups, solved_fraction, teacher_prompts
+from mopd_nemo.analysis.textdiff import diff
+from mopd_nemo.errors import UserError
+from mopd_nemo.run.directory import RunDirectory, read_rows
+
+SOLVED = 0.5
+"""A held-out problem counts as solved when more than this share of its samples is right."""
+
+Runs = Mapping[str, RunDirectory]
+
+
+def write_cases(
+    runs: Runs,
+    output: Path,
+    patterns: Mapping[str, str],
+    problems: Sequence[str],
+    max_cases: int,
+    step: int | None = None,
+) -> list[Path]:
+    """Compare two runs and write the page, its data and its figures into `output`; their paths, the page first.
+
+    Args:
+        patterns: name -> regular expression, counted in the training responses.
+        problems: shown in any case.
+        step: evaluation to compare; default: the last that both have.
+
+    Raises:
+        UserError: a run has no recorded rollouts, or a problem or step that was asked for is not there.
+    """
+    thresholds = {label: run.read_config().verifier.success_threshold for label, run in runs.items()}
+    histories = {label: read_history(run, patterns, thresholds[label]) for label, run in runs.items()}
+    held_out = _held_out(runs, thresholds, step)
+    if held_out is None and not all(history.visits for history in histories.values()):
+        raise UserError(
+            f"{', '.join(str(run.path) for run in runs.values())}: neither an evaluation at the same step nor training "
+            "rollouts in both; record them with train.eval_every and logging.save_rollouts_every"
+        )
+    training = _training(histories)
+    asked = [_asked(problem, runs, histories, thresholds, held_out) for problem in problems]
+    figures = _figures(runs, histories, patterns)
+    page = write_page(
+        output / "cases.html",
+        "cases.html.j2",
+        labels=list(runs),
+        patterns=patterns,
+        figures=svgs(figures.values()),
+        held_out=held_out,
+        held_out_cases=_held_out_cases(runs, thresholds, held_out, max_cases) if held_out else {},
+        training=training,
+        training_cases=_training_cases(runs, histories, thresholds, training, max_cases),
+        asked=asked,
+        solved=SOLVED,
+        max_cases=max_cases,
+    )
+    data = output / "cases.json"
+    rows = {label: history.pattern_rows for label, history in histories.items()}
+    data.write_text(json.dumps({"held_out": held_out, "training": training, "patterns": rows}, indent=1) + "\n")
+    return [page, data, *(path for name, figure in figures.items() for path in save_figure(figure, output / name))]
+
+
+def _held_out(runs: Runs, thresholds: Mapping[str, float], asked: int | None) -> dict[str, Any] | None:
+    """An evaluation that both runs have: rate of each problem, and which only one of them solves."""
+    steps = [{int(file.stem.rsplit("_", 1)[1]) for file in step_files(run, "eval")} for run in runs.values()]
+    shared = set.intersection(*steps)
+    if asked is not None and asked not in shared:
+        raise UserError(f"--step {asked}: both runs have evaluations at steps {', '.join(map(str, sorted(shared)))}")
+    if not shared:
+        return None
+    step = max(shared) if asked is None else asked
+    rates = {
+        label: {
+            group.problem: solved_fraction(group.rows, thresholds[label])
+            for group in read_groups(run.rollouts_file(step, "eval"))
+        }
+        for label, run in runs.items()
+    }
+    first, second = rates.values()
+    common = [problem for problem in first if problem in second]
+    only: dict[str, list[str]] = {}
+    for label, other in _directions(runs):
+        mine = [p for p in common if rates[label][p] > SOLVED >= rates[other][p]]
+        only[label] = sorted(mine, key=lambda p: rates[other][p] - rates[label][p])
+    return {
+        "step": step,
+        "num_problems": len(common),
+        "only": only,
+        "both": sum(all(rate[p] > SOLVED for rate in rates.values()) for p in common),
+        "rates": {problem: {label: rates[label][problem] for label in runs} for problem in common},
+    }
+
+
+def _training(histories: Mapping[str, History]) -> dict[str, Any]:
+    """First step at which each problem was ever solved, on the problems that both runs sampled."""
+    first, second = histories.values()
+    common = [problem for problem in first.visits if problem in second.visits]
+    solved = {p: {label: history.first_solved.get(p) for label, history in histories.items()} for p in common}
+    only = {
+        label: [p for p in common if solved[p][label] is not None and solved[p][other] is None]
+        for label, other in _directions(histories)
+    }
+    earlier = dict.fromkeys(histories, 0)
+    for steps in solved.values():
+        for label, other in _directions(histories):
+            mine, theirs = steps[label], steps[other]
+            earlier[label] += mine is not None and (theirs is None or mine < theirs)
+    return {"num_problems": len(common), "first_solved": solved, "only": only, "earlier": earlier}
+
+
+def _held_out_cases(
+    runs: Runs, thresholds: Mapping[str, float], held_out: Mapping[str, Any], max_cases: int
+) -> dict[str, list[dict[str, Any]]]:
+    cases: dict[str, list[dict[str, Any]]] = {}
+    for winner, other in _directions(runs):
+        groups = {
+            label: {g.problem: g for g in read_groups(runs[label].rollouts_file(held_out["step"], "eval"))}
+            for label in (winner, other)
+        }
+        cases[winner] = [
+            _case(
+                problem,
+                (winner, groups[winner][problem], thresholds[winner]),
+                (other, groups[other][problem], thresholds[other]),
+            )
+            for problem in held_out["only"][winner][:max_cases]
+        ]
+    return cases
+
+
+def _training_cases(
+    runs: Runs,
+    histories: Mapping[str, History],
+    thresholds: Mapping[str, float],
+    training: Mapping[str, Any],
+    max_cases: int,
+) -> dict[str, list[dict[str, Any]]]:
+    """The step at which one run first solved a problem beside the other's last try."""
+    return {
+        winner: [
+            _case(
+                problem,
+                (winner, group_at(runs[winner], histories[winner].first_solved[problem], problem), thresholds[winner]),
+                (other, group_at(runs[other], histories[other].visits[problem][-1], problem), thresholds[other]),
+            )
+            for problem in training["only"][winner][:max_cases]
+        ]
+        for winner, other in _directions(runs)
+    }
+
+
+def _asked(
+    problem: str,
+    runs: Runs,
+    histories: Mapping[str, History],
+    thresholds: Mapping[str, float],
+    held_out: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """A problem that was asked for: the last training visit of both, else the held-out samples."""
+    if all(problem in history.visits for history in histories.values()):
+        groups = {label: group_at(run, histories[label].visits[problem][-1], problem) for label, run in runs.items()}
+    elif held_out is not None and problem in held_out["rates"]:
+        groups = {label: group_at(run, held_out["step"], problem, "eval") for label, run in runs.items()}
+    else:
+        raise UserError(f"--problem {problem}: not among the problems that both runs have recorded")
+    first, second = ((label, group, thresholds[label]) for label, group in groups.items())
+    return _case(problem, first, second)
+
+
+def _case(
+    problem: str, first: tuple[str, RecordedGroup, float], second: tuple[str, RecordedGroup, float]
+) -> dict[str, Any]:
+    """A right response of one run beside a wrong one of the other where there are such, with what differs marked."""
+    second_fails = any(not is_correct(row, second[2]) for row in second[1].rows)
+    shown = [_pick(first[1], first[2], right=second_fails), _pick(second[1], second[2], right=not second_fails)]
+    sides = [
+        {
+            "label": label,
+            "step": group.rows[0]["step"],
+            "num_correct": sum(is_correct(row, threshold) for row in group.rows),
+            "num_rollouts": len(group.rows),
+            "row": row,
+            "parts": parts,
+            "contexts": _first_with(row, teacher_prompts(group.rows)),
+        }
+        for (label, group, threshold), row, parts in zip(
+            (first, second), shown, diff(shown[0]["response"], shown[1]["response"]), strict=True
+        )
+    ]
+    return {"problem": problem, "head": first[1].rows[0], "sides": sides}
+
+
+def _pick(group: RecordedGroup, threshold: float, right: bool) -> Row:
+    return next((row for row in group.rows if is_correct(row, threshold) is right), group.rows[0])
+
+
+def _first_with(row: Row, contexts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The teacher prompt of the shown rollout first."""
+    return sorted(contexts, key=lambda context: row["rollout"] not in context["targets"])
+
+
+def _directions(labels: Mapping[str, Any]) -> list[tuple[str, str]]:
+    first, second = labels
+    return [(first, second), (second, first)]
+
+
+def _figures(runs: Runs, histories: Mapping[str, History], patterns: Mapping[str, str]) -> dict[str, Any]:
+    metrics = {label: read_rows(run.metrics_file) if run.metrics_file.exists() else [] for label, run in runs.items()}
+    rows = {label: history.pattern_rows for label, history in histories.items()}
+    figures = {
+        "ever_solved": plots.ever_solved(metrics),
+        "patterns": plots.curve(
+            rows,
+            f"responses with {next(iter(patterns))!r}" if len(patterns) == 1 else "responses with a failure pattern",
+            "% of rollouts",
+            {n: n for n in patterns},
+            100,
+            from_zero=True,
+        ),
+    }
+    return {name: figure for name, figure in figures.items() if figure is not None}

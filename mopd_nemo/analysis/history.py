@@ -1,0 +1,58 @@
+"""The recorded training rollouts of a run over its steps, read one file at a time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mopd_nemo.analysis.rollouts import RecordedGroup, read_groups, solved_fraction
+from mopd_nemo.run.directory import RunDirectory
+
+
+@dataclass
+class History:
+    """What happened to each training problem."""
+
+    visits: dict[str, list[int]] = field(default_factory=dict)
+    """By problem, the recorded steps in which it was sampled."""
+    first_solved: dict[str, int] = field(default_factory=dict)
+    """By problem, the first step with a success."""
+    pattern_rows: list[dict[str, Any]] = field(default_factory=list)
+    """Per step, the share of rollouts whose response matches each pattern."""
+
+
+def read_history(run: RunDirectory, patterns: Mapping[str, str], threshold: float) -> History:
+    """Scan all recorded training steps.
+
+    Args:
+        patterns: name -> regular expression, searched in each response (`.` crosses lines).
+    """
+    history = History()
+    compiled = {name: re.compile(pattern, re.DOTALL) for name, pattern in patterns.items()}
+    for file in step_files(run, "step"):
+        groups = read_groups(file)
+        step = groups[0].rows[0]["step"]
+        for group in groups:
+            history.visits.setdefault(group.problem, []).append(step)
+            if solved_fraction(group.rows, threshold) > 0:
+                history.first_solved.setdefault(group.problem, step)
+        responses = [row["response"] for group in groups for row in group.rows]
+        shares = {
+            name: sum(bool(regex.search(text)) for text in responses) / len(responses)
+            for name, regex in compiled.items()
+        }
+        history.pattern_rows.append({"step": step, **shares})
+    return history
+
+
+def step_files(run: RunDirectory, kind: str) -> list[Path]:
+    """Recorded rollouts of training steps (`step`) or evaluations (`eval`), oldest first."""
+    return sorted(run.rollouts.glob(f"{kind}_*.jsonl"))
+
+
+def group_at(run: RunDirectory, step: int, problem: str, kind: str = "step") -> RecordedGroup:
+    """One recorded group."""
+    return next(group for group in read_groups(run.rollouts_file(step, kind)) if group.problem == problem)

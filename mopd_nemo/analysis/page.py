@@ -1,0 +1,34 @@
+"""Self-contained HTML pages from templates, written as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from mopd_nemo.analysis.figures import to_svg
+
+
+def write_page(path: Path, template: str, **values: Any) -> Path:
+    """Render a template of `analysis/templates` and replace `path` by it."""
+    environment = Environment(
+        loader=PackageLoader("mopd_nemo.analysis"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template(template).render(**values)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def svgs(figures: Iterable[Figure | None]) -> list[str]:
+    """The figures that there are, as `<svg>` elements."""
+    return [to_svg(figure) for figure in figures if figure is not None]

@@ -1,0 +1,130 @@
+"""Recorded rollouts (`run/records.py`) read back, as rows and as the groups that the pipeline works on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from mopd_nemo.chat import Chat
+from mopd_nemo.errors import UserError
+from mopd_nemo.run.directory import read_rows
+from mopd_nemo.run.records import describe_peers
+from mopd_nemo.types import Outcome, Problem, Rollout, RolloutGroup, Verdict
+
+Row = Mapping[str, Any]
+
+_NEEDED = ("step", "problem", "rollout", "response", "reward", "outcome")
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedGroup:
+    """All recorded rollouts of one problem in one step."""
+
+    key: str
+    """`STEP/PROBLEM`, unique within its file."""
+    problem: str
+    rows: tuple[Row, ...]
+
+
+def rollouts_file(path: Path) -> Path:
+    """The file itself, or of a run directory its newest evaluation samples, else its newest training step.
+
+    One file is one policy: steps are never pooled.
+
+    Raises:
+        UserError: there is none.
+    """
+    if path.is_file():
+        return path
+    for pattern in ("eval_*.jsonl", "step_*.jsonl"):
+        files = sorted((path / "rollouts").glob(pattern))
+        if files:
+            return files[-1]
+    raise UserError(f"{path}: neither a rollouts file (JSONL) nor a run directory with files in rollouts/")
+
+
+def read_groups(file: Path) -> list[RecordedGroup]:
+    """The groups of a rollouts file, in order.
+
+    Raises:
+        UserError: a row is not a recorded rollout, or a group is there twice.
+    """
+    try:
+        rows = read_rows(file)
+    except ValueError as error:
+        raise UserError(f"{file}: not JSON Lines: {error}") from error
+    if not rows:
+        raise UserError(f"{file}: no rollouts in it")
+    for number, row in enumerate(rows, start=1):
+        missing = [name for name in _NEEDED if name not in row]
+        if missing:
+            raise UserError(f"{file}: row {number} lacks {', '.join(missing)}; give a file that `mopd` recorded")
+    groups = [
+        RecordedGroup(f"{step}/{problem}", problem, tuple(members))
+        for (step, problem), members in groupby(rows, key=lambda row: (row["step"], row["problem"]))
+    ]
+    if len({group.key for group in groups}) < len(groups):
+        keys = [group.key for group in groups]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise UserError(f"{file}: the rollouts of {twice} are not in one block; was the file put together from others?")
+    return groups
+
+
+def to_rollout_group(group: RecordedGroup, chat: Chat, source: Path) -> RolloutGroup:
+    """A recorded group as the pipeline saw it: the same messages, sampled ids and verdicts.
+
+    Raises:
+        UserError: the record is too thin, or this tokenizer and chat template are not those it was sampled with.
+    """
+    head = group.rows[0]
+    for name in ("messages", "response_ids"):
+        if any(name not in row for row in group.rows):
+            raise UserError(f"{source}: the rows of {group.key} lack {name!r}; record the rollouts again")
+    problem = Problem(head["problem"], tuple(head["messages"]), head["answer"], head["task"])
+    prompt_ids = chat.prompt_ids(problem.messages)
+    if chat.decode(prompt_ids, skip_special_tokens=False) != head["prompt"]:
+        raise UserError(
+            f"{source}: this model's chat template renders the prompt of {group.key} otherwise than it was when the "
+            "rollouts were sampled; set model.chat_template_kwargs as in the run, or give a model of the same family"
+        )
+    rollouts = tuple(_rollout(row, chat, group.key, source) for row in group.rows)
+    verdicts = tuple(
+        Verdict(row["reward"], Outcome(row["outcome"]), row.get("feedback", ""), dict(row.get("details", {})))
+        for row in group.rows
+    )
+    return RolloutGroup(problem, prompt_ids, rollouts, verdicts)
+
+
+def _rollout(row: Row, chat: Chat, key: str, source: Path) -> Rollout:
+    ids = tuple(row["response_ids"])
+    if not ids or chat.decode(ids) != row["response"]:
+        raise UserError(
+            f"{source}: the sampled ids of {key}, rollout {row['rollout']}, do not decode to its text with this "
+            "model's tokenizer; give a model with the tokenizer that the rollouts were sampled with"
+        )
+    return Rollout(ids, row["response"], row["finished"], logprobs=())
+
+
+def is_correct(row: Row, threshold: float = 0.5) -> bool:
+    """Success by eq. 3; a verifier error is none."""
+    return row["outcome"] != Outcome.VERIFIER_ERROR and row["reward"] >= threshold
+
+
+def solved_fraction(rows: Sequence[Row], threshold: float = 0.5) -> float:
+    """Successes among the rollouts of a group."""
+    return sum(is_correct(row, threshold) for row in rows) / len(rows)
+
+
+def teacher_prompts(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Distinct teacher prompts of a group: `prompt`, the rollouts it was shown for (`targets`), what it shows."""
+    targets: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.get("teacher_prompt") is not None:
+            targets.setdefault(row["teacher_prompt"], []).append(row)
+    return [
+        {"prompt": prompt, "targets": [row["rollout"] for row in members], "shown": describe_peers(members[0])}
+        for prompt, members in targets.items()
+    ]

@@ -1,0 +1,108 @@
+"""What the teacher reads in each condition: the paper's seven, and three matched-budget controls of 2S+1F.
+
+The prompts are those of training: the same ranking of peers, rendering, budgets and chat template.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from mopd_nemo.chat import Chat
+from mopd_nemo.config import PeersConfig
+from mopd_nemo.peers.contexts import PeerContext, render_contexts
+from mopd_nemo.peers.controls import Control, apply_control
+from mopd_nemo.peers.groups import Candidates, candidates
+from mopd_nemo.peers.select import Selection, select_group
+from mopd_nemo.types import RolloutGroup
+
+_FIRST, _SECOND, _TWO, _ALL, _NONE = slice(1), slice(1, 2), slice(2), slice(None), slice(0)
+
+_SLICES: dict[str, tuple[slice, slice, int]] = {
+    # name: (which success peers in rank, which failure peers, how many peers make it complete)
+    "none": (_NONE, _NONE, 0),
+    "1S": (_FIRST, _NONE, 1),
+    "2nd S": (_SECOND, _NONE, 1),
+    "1F": (_NONE, _FIRST, 1),
+    "1S+1F": (_FIRST, _FIRST, 2),
+    "2S+1F": (_TWO, _FIRST, 3),
+    "all": (_ALL, _ALL, 1),
+}
+CONTROLS: tuple[Control, ...] = ("random_peer", "unrelated_prompt", "success_only")
+CONDITIONS: tuple[str, ...] = (*_SLICES, *CONTROLS)
+CONTROLLED = "2S+1F"
+"""The condition whose peers the controls replace."""
+
+LABELS = {
+    "none": "no peers",
+    "1S": "1 success",
+    "2nd S": "2nd success",
+    "1F": "1 failure",
+    "1S+1F": "1 success + 1 failure",
+    "2S+1F": "2 successes + 1 failure",
+    "all": "all peers",
+    "random_peer": "control: random peers",
+    "unrelated_prompt": "control: other problems' peers",
+    "success_only": "control: successes only",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ConditionContext:
+    """What the teacher of one target reads in one condition."""
+
+    context: PeerContext
+    complete: bool
+    """False when the group lacks some of the condition's peers; the context then shows those there are."""
+
+
+def condition_contexts(
+    groups: Sequence[RolloutGroup], chat: Chat, config: PeersConfig, threshold: float, seed: str
+) -> dict[str, list[list[ConditionContext]]]:
+    """Contexts by condition, then one per group and rollout, in order.
+
+    Args:
+        groups: problems scored together; the `unrelated_prompt` control draws from the others among them.
+        config: order, budgets, stripping and templates; its counts and control are not used.
+        threshold: τ of eq. 3.
+        seed: names these groups uniquely within the analysis.
+    """
+    config = config.model_copy(update={"successes": "all", "failures": "all", "summaries": 0, "min_successes": 0})
+    pools = [candidates(group, chat, config, threshold) for group in groups]
+    ranked = [
+        select_group(pool, [False] * len(group.rollouts), config, f"{seed}/{group.problem.id}")
+        for group, pool in zip(groups, pools, strict=True)
+    ]
+    return {
+        name: _contexts(name, groups, _selections(name, ranked, pools, seed), pools, chat, config)
+        for name in CONDITIONS
+    }
+
+
+def _selections(
+    name: str, ranked: Sequence[Sequence[Selection]], pools: Sequence[Candidates], seed: str
+) -> list[list[Selection]]:
+    successes, failures, _ = _SLICES.get(name, _SLICES[CONTROLLED])
+    chosen = [[Selection(s.successes[successes], s.failures[failures]) for s in group] for group in ranked]
+    return apply_control(chosen, pools, cast(Control, name), seed) if name in CONTROLS else chosen
+
+
+def _contexts(
+    name: str,
+    groups: Sequence[RolloutGroup],
+    selections: Sequence[Sequence[Selection]],
+    pools: Sequence[Candidates],
+    chat: Chat,
+    config: PeersConfig,
+) -> list[list[ConditionContext]]:
+    wanted = _SLICES.get(name, _SLICES[CONTROLLED])[2]
+    shown = [[s if s.has_signal else Selection(plain=True) for s in group] for group in selections]
+    contexts = render_contexts(groups, shown, pools, chat, config)
+    return [
+        [
+            ConditionContext(context, len(s.successes) + len(s.failures) + len(s.others) >= wanted)
+            for context, s in zip(group, members, strict=True)
+        ]
+        for group, members in zip(contexts, selections, strict=True)
+    ]

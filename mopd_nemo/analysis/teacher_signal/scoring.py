@@ -1,0 +1,174 @@
+"""Score every response in every condition, a few prompts at a time, so that a stop at any moment loses little.
+
+manifest.json    what the scores depend on; a rerun that differs in any of it is refused
+scores.jsonl     one row per prompt and condition
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from mopd_nemo.analysis.rollouts import RecordedGroup, to_rollout_group
+from mopd_nemo.analysis.teacher_signal.conditions import CONDITIONS, ConditionContext, condition_contexts
+from mopd_nemo.config import Config
+from mopd_nemo.embedded import resolve_model_path
+from mopd_nemo.engines.base import Engine
+from mopd_nemo.errors import UserError
+from mopd_nemo.run.directory import append_row, read_rows, write_rows
+from mopd_nemo.types import RolloutGroup
+
+PROMPTS_AT_ONCE = 8
+"""Prompts whose scores reach the disk together."""
+
+
+class ScoreStore:
+    """Scores on disk, keyed by prompt and condition.
+
+    Args:
+        manifest: what the scores depend on, as JSON.
+        restart: drop earlier scores instead of refusing a changed manifest.
+
+    Raises:
+        UserError: `directory` holds scores of something else.
+    """
+
+    def __init__(self, directory: Path, manifest: dict[str, Any], restart: bool = False) -> None:
+        self._file = directory / "scores.jsonl"
+        self._manifest_file = directory / "manifest.json"
+        directory.mkdir(parents=True, exist_ok=True)
+        if not restart and self._manifest_file.exists():
+            self._check(json.loads(self._manifest_file.read_text()), manifest)
+        rows = read_rows(self._file) if self._file.exists() and not restart else []
+        write_rows(self._file, rows)  # a line that a kill cut short must not be appended to
+        self._rows = {(row["prompt"], row["condition"]): row for row in rows}
+        temporary = self._manifest_file.with_suffix(".tmp")
+        temporary.write_text(json.dumps(manifest, indent=2) + "\n")
+        temporary.replace(self._manifest_file)
+
+    def _check(self, old: dict[str, Any], new: dict[str, Any]) -> None:
+        changed = [name for name in new if old.get(name) != new[name]]
+        if changed:
+            raise UserError(
+                f"{self._file}: its scores were made with another {', '.join(changed)}; choose another --output, "
+                "or score anew with --restart"
+            )
+
+    def __contains__(self, key: tuple[str, str]) -> bool:
+        return key in self._rows
+
+    def __getitem__(self, key: tuple[str, str]) -> dict[str, Any]:
+        return self._rows[key]
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Append the row of one prompt and condition and force it to disk."""
+        append_row(self._file, row)
+        self._rows[row["prompt"], row["condition"]] = row
+
+
+def manifest_of(rollouts: Path, num_prompts: int, config: Config) -> dict[str, Any]:
+    """What decides the scores: rollouts, weights, and every setting that shapes a teacher prompt.
+
+    The number of prompts is one: it decides which problems share a block.
+    """
+    return {
+        "number of prompts": num_prompts,
+        "rollouts": _sha256(rollouts),
+        "model": _model_fingerprint(config.model.path),
+        "model.dtype": config.model.dtype,
+        "model.chat_template_kwargs": config.model.chat_template_kwargs,
+        "peers": config.peers.model_dump(mode="json"),
+        "verifier.success_threshold": config.verifier.success_threshold,
+        "rollout.num_prompts_per_step": config.rollout.num_prompts_per_step,
+        "seed": config.seed,
+        "conditions": list(CONDITIONS),
+    }
+
+
+def score_rollouts(
+    groups: Sequence[RecordedGroup],
+    source: Path,
+    engine: Engine,
+    config: Config,
+    store: ScoreStore,
+    on_progress: Callable[[float], None] = lambda _: None,
+) -> None:
+    """Score what the store does not hold yet.
+
+    Problems are taken in blocks of about `rollout.num_prompts_per_step`, as in training: the `unrelated_prompt` control
+    draws from the other problems of its block.
+    """
+    done = 0
+    for number, block in enumerate(_blocks(groups, config.rollout.num_prompts_per_step)):
+        if not all((group.key, name) in store for group in block for name in CONDITIONS):
+            rebuilt = [to_rollout_group(group, engine.chat, source) for group in block]
+            contexts = condition_contexts(
+                rebuilt, engine.chat, config.peers, config.verifier.success_threshold, f"{config.seed}/{number}"
+            )
+            for start in range(0, len(block), PROMPTS_AT_ONCE):
+                part = range(start, min(start + PROMPTS_AT_ONCE, len(block)))
+                _score_part(part, block, rebuilt, contexts, engine, store)
+                on_progress((done + part.stop) / len(groups))
+        done += len(block)
+        on_progress(done / len(groups))
+
+
+def _score_part(
+    part: range,
+    block: Sequence[RecordedGroup],
+    groups: Sequence[RolloutGroup],
+    contexts: dict[str, list[list[ConditionContext]]],
+    engine: Engine,
+    store: ScoreStore,
+) -> None:
+    """Conditions that show a target the same peers share one score; the engine sees to it."""
+    todo = [(g, name) for g in part for name in CONDITIONS if (block[g].key, name) not in store]
+    prompts: list[tuple[int, ...]] = []
+    responses: list[tuple[int, ...]] = []
+    for g, name in todo:
+        for item, rollout in zip(contexts[name][g], groups[g].rollouts, strict=True):
+            if item.context.prompt_ids is not None:
+                prompts.append(item.context.prompt_ids)
+                responses.append(rollout.response_ids)
+    logprobs = iter(engine.response_logprobs(prompts, responses))
+    for g, name in todo:
+        members = contexts[name][g]
+        scores = [fmean(next(logprobs)) if item.context.prompt_ids is not None else None for item in members]
+        store.add(
+            {
+                "prompt": block[g].key,
+                "condition": name,
+                "scores": [score if score is None or math.isfinite(score) else None for score in scores],
+                "not_finite": sum(score is not None and not math.isfinite(score) for score in scores),
+                "complete": [item.complete for item in members],
+                "context_tokens": [len(item.context.prompt_ids or ()) for item in members],
+                "cut": [item.context.num_cut > 0 for item in members],
+            }
+        )
+
+
+def _blocks(groups: Sequence[RecordedGroup], size: int) -> Iterator[Sequence[RecordedGroup]]:
+    """Blocks whose lengths differ by at most one, none longer than needed to stay near `size`."""
+    count = max(round(len(groups) / size), 1)
+    for number in range(count):
+        yield groups[number * len(groups) // count : (number + 1) * len(groups) // count]
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _model_fingerprint(path: str) -> str:
+    """Of a directory, the hash of its files; a hub name stands for itself."""
+    directory = Path(resolve_model_path(path))
+    if not directory.is_dir():
+        return path
+    files = sorted(f for f in directory.glob("*") if f.suffix in {".json", ".safetensors", ".bin", ".jinja", ".model"})
+    own = [f for f in files if f.name != "trainer.json"]
+    return hashlib.sha256("".join(f"{f.name} {_sha256(f)}\n" for f in own).encode()).hexdigest()

@@ -1,0 +1,201 @@
+"""`mopd analyze`: teacher-signal, diversity, cases."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from mopd_nemo.config import Config, TeacherConfig
+from mopd_nemo.config_file import load_config, validate
+from mopd_nemo.errors import UserError
+from mopd_nemo.run.directory import RunDirectory
+
+if TYPE_CHECKING:
+    from mopd_nemo.analysis.rollouts import RecordedGroup
+    from mopd_nemo.analysis.teacher_signal.scoring import ScoreStore
+
+
+def analyze_teacher_signal(
+    rollouts: Path,
+    model: str | None,
+    output: Path | None,
+    config_file: Path | None,
+    overrides: Sequence[str],
+    num_prompts: int | None,
+    restart: bool,
+) -> None:
+    """Score fixed rollouts in every condition and write tables and figures."""
+    from mopd_nemo.analysis.rollouts import read_groups, rollouts_file
+    from mopd_nemo.analysis.teacher_signal.output import collect, write_result
+    from mopd_nemo.analysis.teacher_signal.scoring import ScoreStore, manifest_of
+
+    source = rollouts_file(rollouts)
+    config = _scoring_config(source, model, config_file, overrides)
+    directory = output or _default_output(rollouts)
+    groups = read_groups(source)[:num_prompts]
+    store = ScoreStore(directory, manifest_of(source, len(groups), config), restart)
+    console = Console(stderr=True)
+    _score(groups, source, config, store, console)
+    about = {"rollouts": source.name, "scored by": Path(config.model.path).name}
+    result = collect(groups, store, config.verifier.success_threshold, about)
+    written = write_result(result, directory)
+    _print_signal(result)
+    _print_paths(written)
+
+
+def analyze_diversity(methods: Sequence[str], output: Path, samples: int | None, code: bool) -> None:
+    """Compare the diversity of several methods' rollouts and write tables and figures."""
+    from mopd_nemo.analysis.diversity import METRICS, compare, write_result
+    from mopd_nemo.analysis.rollouts import read_groups, rollouts_file
+
+    sources = {label: rollouts_file(path) for label, path in labelled(methods).items()}
+    result = compare({label: read_groups(path) for label, path in sources.items()}, samples, code)
+    output.mkdir(parents=True, exist_ok=True)
+    written = write_result(result, output)
+    _print_table(
+        f"{result['num_prompts']} prompts × {result['samples']} responses, means",
+        ["", *result["methods"]],
+        [[text, *(_mean(row[name]) for row in result["methods"].values())] for name, text in METRICS.items()],
+    )
+    _print_paths(written)
+
+
+def analyze_cases(
+    runs: Sequence[str],
+    output: Path,
+    patterns: Sequence[str],
+    problems: Sequence[str],
+    max_cases: int,
+    step: int | None,
+) -> None:
+    """Compare two runs case by case and write a page."""
+    from mopd_nemo.analysis.cases import write_cases
+
+    opened = {label: RunDirectory.open(path) for label, path in labelled(runs).items()}
+    if len(opened) != 2:
+        raise UserError(f"cases compares two runs, A=RUN B=RUN; got {len(opened)}")
+    output.mkdir(parents=True, exist_ok=True)
+    _print_paths(write_cases(opened, output, parse_patterns(patterns), problems, max_cases, step))
+
+
+def labelled(items: Sequence[str]) -> dict[str, Path]:
+    """`LABEL=PATH` arguments.
+
+    Raises:
+        UserError: one has no label, or a label stands twice.
+    """
+    found: dict[str, Path] = {}
+    for item in items:
+        label, equals, path = item.partition("=")
+        if not (label and equals and path):
+            raise UserError(f"{item!r}: write it as LABEL=PATH, for example mopd=runs/a sdpo=runs/b")
+        if label in found:
+            raise UserError(f"label {label!r} stands for two paths: {found[label]} and {path}")
+        found[label] = Path(path)
+    return found
+
+
+def parse_patterns(items: Sequence[str]) -> dict[str, str]:
+    """`NAME=REGEX` arguments."""
+    import re
+
+    found: dict[str, str] = {}
+    for item in items:
+        name, equals, pattern = item.partition("=")
+        if not (name and equals and pattern):
+            raise UserError(f"--pattern {item!r}: write it as NAME=REGEX")
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"--pattern {item!r}: not a regular expression: {error}") from error
+        found[name] = pattern
+    return found
+
+
+def _scoring_config(source: Path, model: str | None, config_file: Path | None, overrides: Sequence[str]) -> Config:
+    """The given config, else that of the run in which the rollouts lie, else the defaults; the scored model alone."""
+    of_run = source.parent.parent / "config.yaml"
+    if config_file is not None:
+        config = load_config(config_file, overrides)
+    elif of_run.is_file():
+        config = load_config(of_run, overrides)
+    elif overrides:
+        raise UserError(f"settings ({overrides[0]}) change a config, and {source} does not lie in a run: add --config")
+    else:
+        config = validate({}, source="the default settings")
+    changes = {"path": model} if model else {}
+    return config.model_copy(
+        update={"model": config.model.model_copy(update=changes), "teacher": TeacherConfig(kind="none")}
+    )
+
+
+def _default_output(rollouts: Path) -> Path:
+    if not rollouts.is_dir():
+        raise UserError(f"--rollouts {rollouts} is a file: say where the results go with --output DIR")
+    return rollouts / "teacher_signal"
+
+
+def _score(
+    groups: Sequence[RecordedGroup],
+    source: Path,
+    config: Config,
+    store: ScoreStore,
+    console: Console,
+) -> None:
+    from mopd_nemo.analysis.teacher_signal.conditions import CONDITIONS
+    from mopd_nemo.analysis.teacher_signal.scoring import score_rollouts
+
+    missing = sum((group.key, name) not in store for group in groups for name in CONDITIONS)
+    if not missing:
+        console.print("all scores are there already", style="dim")
+        return
+    total = len(groups) * len(CONDITIONS)
+    console.print(
+        f"scoring {len(groups)} prompts in {len(CONDITIONS)} conditions; {total - missing} of {total} are there"
+    )
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from mopd_nemo.engines import make_engine
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("scoring", total=1.0)
+        engine = make_engine(config)
+        score_rollouts(groups, source, engine, config, store, lambda done: progress.update(task, completed=done))
+
+
+def _print_signal(result: Mapping[str, Any]) -> None:
+    """The comparable reading, means only; the files have intervals and the other readings."""
+    from mopd_nemo.analysis.teacher_signal.conditions import CONDITIONS, LABELS
+    from mopd_nemo.analysis.teacher_signal.metrics import METRICS
+
+    reading = result["common"]
+    _print_table(
+        f"the same responses in every condition, {reading['none']['num_prompts']} prompts, means",
+        ["", *(name.replace("_", " ") for name in METRICS)],
+        [[LABELS[name], *(_mean(reading[name][metric]) for metric in METRICS)] for name in CONDITIONS],
+    )
+
+
+def _print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(title=title, box=None, title_justify="left")
+    for number, name in enumerate(head):
+        table.add_column(name, justify="right" if number else "left", min_width=6)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def _mean(cell: Mapping[str, Any]) -> str:
+    return "–" if cell["mean"] is None else f"{cell['mean']:.3f}"
+
+
+def _print_paths(paths: Sequence[Path]) -> None:
+    console = Console(stderr=True)
+    for path in paths:
+        console.print(str(path), soft_wrap=True, highlight=False)

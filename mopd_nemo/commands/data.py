@@ -1,0 +1,62 @@
+"""`mopd data`: list the sources, and prepare one as JSONL that `data.train` and `data.eval` name."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from mopd_nemo.data.jsonl import write_problems
+from mopd_nemo.data.prepare import prepare
+from mopd_nemo.data.rows import BadRows
+from mopd_nemo.data.sources import SOURCES, find_source
+from mopd_nemo.errors import UserError
+
+
+def list_sources() -> None:
+    """Print every source and where it comes from."""
+    table = Table(box=None)
+    for name in ("name", "what", "hub"):
+        table.add_column(name, overflow="fold")
+    for source in SOURCES.values():
+        table.add_row(source.name, source.title, source.hub.repo if source.hub else "[dim]not on the hub[/]")
+    Console().print(table)
+
+
+def prepare_source(
+    name: str, output: Path, inputs: Sequence[Path], revision: str | None, on_bad_row: Literal["stop", "skip"]
+) -> None:
+    """Write train.jsonl and eval.jsonl, where the source has them, and source.json about where they are from."""
+    source = find_source(name)
+    if revision is not None and inputs:
+        raise UserError(f"--revision {revision}: local files of --input have no revision; leave one of the two out")
+    bad = BadRows(on_bad_row, setting="--on-bad-row skip")
+    prepared = prepare(source, inputs, revision, bad)
+    output.mkdir(parents=True, exist_ok=True)
+    for split, problems in prepared.splits.items():
+        write_problems(output / f"{split}.jsonl", problems)
+    record = {
+        "source": source.name,
+        "title": source.title,
+        "hub": None if inputs or source.hub is None else source.hub.repo,
+        "revision": None if inputs or source.hub is None else revision or source.hub.revision,
+        "files": [path.name for path in inputs],
+        "problems": {split: len(problems) for split, problems in prepared.splits.items()},
+        "skipped_rows": prepared.skipped,
+        "repeated_prompts_left_out": prepared.repeated,
+    }
+    unfinished = output / "source.json.tmp"
+    unfinished.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    os.replace(unfinished, output / "source.json")  # noqa: PTH105
+    console = Console()
+    for split, problems in prepared.splits.items():
+        console.print(f"{output / f'{split}.jsonl'}: {len(problems)} problems", soft_wrap=True, highlight=False)
+    for file, count in bad.skipped.items():
+        console.print(f"[yellow]{file}: {count} malformed rows left out[/]", soft_wrap=True, highlight=False)
+    for note in prepared.notes:
+        console.print(f"[yellow]{note}[/]", soft_wrap=True, highlight=False)

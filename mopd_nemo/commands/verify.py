@@ -1,0 +1,135 @@
+"""`mopd verify`: judge responses in a JSONL file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
+
+from mopd_nemo.config_verifiers import VerifierConfig
+from mopd_nemo.data.jsonl import explain
+from mopd_nemo.errors import UserError
+from mopd_nemo.types import Outcome, Verdict
+from mopd_nemo.verifiers import TASKS
+from mopd_nemo.verifiers.pool import VerifierPool
+
+_AHEAD = 256
+"""Rows that are being judged, or wait for an earlier one, at once: memory does not grow with the file."""
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    id: str | int
+    response: str
+    answer: Any = None
+    tests: Any = None
+    finished: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Judging:
+    """A row and its verdict to come, or the reason why there is none."""
+
+    id: str | int | None
+    verdict: Future[Verdict] | None
+    reason: str = ""
+
+
+def verify_file(task: str, source: Path, output: Path, config: VerifierConfig, feedback: bool) -> int:
+    """Judge every row of `source`; the exit code: 1 when a row could not be judged, else 0.
+
+    Raises:
+        UserError: there is no such task or file.
+    """
+    if task not in TASKS:
+        raise UserError(f"--task {task}: no such task; known: {', '.join(TASKS)}")
+    if not source.is_file():
+        raise UserError(f"--input {source}: no such file")
+    with source.open(encoding="utf-8") as file:
+        total = sum(1 for line in file if line.strip())
+    if not total:
+        raise UserError(f"--input {source}: the file has no rows")
+    console = Console(stderr=True)
+    outcomes: Counter[str] = Counter()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = output.with_name(output.name + ".tmp")
+    with (
+        VerifierPool(config, [task]) as pool,
+        unfinished.open("w", encoding="utf-8") as written,
+        Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress,
+    ):
+        if pool.sandbox:
+            console.print(f"programs run in the sandbox {pool.sandbox}", highlight=False, soft_wrap=True)
+        for judging in progress.track(_judge_rows(task, source, pool), total, description=f"judging {task}"):
+            row = _result(judging, feedback)
+            outcomes[row["outcome"]] += 1
+            if row["outcome"] == Outcome.VERIFIER_ERROR:
+                console.print(f"[yellow]{row['error']}[/] (id {row['id']!r})", highlight=False, soft_wrap=True)
+            written.write(json.dumps(row, ensure_ascii=False) + "\n")
+    os.replace(unfinished, output)  # noqa: PTH105
+    summary = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common())
+    console.print(f"{output}: {summary}", highlight=False, soft_wrap=True)
+    return 1 if outcomes[Outcome.VERIFIER_ERROR] else 0
+
+
+def _judge_rows(task: str, source: Path, pool: VerifierPool) -> Iterator[_Judging]:
+    """Every row in file order, with some judged ahead."""
+    ahead: deque[_Judging] = deque()
+    with source.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                ahead.append(_begin(task, line, f"{source}, line {number}", pool))
+            if len(ahead) > _AHEAD:
+                yield ahead.popleft()
+    yield from ahead
+
+
+def _begin(task: str, line: str, where: str, pool: VerifierPool) -> _Judging:
+    try:
+        row = _Row.model_validate_json(line)
+    except ValidationError as error:
+        return _Judging(_id_of(line), None, f"{where}: {explain(error)}")
+    field = "tests" if task == "code" else "answer"
+    answer = getattr(row, field)
+    if answer is None:
+        return _Judging(row.id, None, f"{where}: {field}: missing")
+    try:
+        TASKS[task].check_answer(answer)
+    except ValueError as error:
+        return _Judging(row.id, None, f"{where}: {error}")
+    return _Judging(row.id, pool.submit(task, row.response, answer, row.finished), where)
+
+
+def _id_of(line: str) -> Any:
+    try:
+        return json.loads(line).get("id")
+    except (ValueError, AttributeError):
+        return None
+
+
+def _result(judging: _Judging, feedback: bool) -> dict[str, Any]:
+    """The row to write. One that was not judged has no reward: 0 would be a finding about the response."""
+    if judging.verdict is None:
+        error, verdict = judging.reason, Verdict(0.0, Outcome.VERIFIER_ERROR)
+    else:
+        verdict = judging.verdict.result()
+        error = f"{judging.reason}: {verdict.details.get('error', '')}"
+    judged = verdict.outcome is not Outcome.VERIFIER_ERROR
+    row = {
+        "id": judging.id,
+        "reward": verdict.reward if judged else None,
+        "outcome": verdict.outcome,
+        "feedback": verdict.feedback if feedback else "",
+        "seconds": round(verdict.seconds, 4),
+    }
+    return row if judged else row | {"error": error}

@@ -1,0 +1,69 @@
+"""Settings of the verifiers: the `verifier` block of the config."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import PositiveFloat, PositiveInt
+
+from mopd_nemo.config_section import Section
+
+
+class MathConfig(Section):
+    """Task `math`: the last boxed or stated final answer, compared symbolically."""
+
+    seconds_per_answer: PositiveFloat = 5.0
+    """An answer that is not decided by then is a verifier error: its worker is killed and replaced."""
+
+
+class ChoiceConfig(Section):
+    """Task `choice`: one letter."""
+
+    format: Literal["strict", "lenient"] = "strict"
+    """`strict`: exactly one capital letter inside the last `<answer>` tags; `lenient`: also `(b)`, `B. text`,
+    `\\boxed{B}`, `The answer is B` or the letter alone."""
+
+
+class CodeConfig(Section):
+    """Task `code`: programs run on hidden tests, in a sandbox."""
+
+    mode: Literal["official", "paper"] = "official"
+    """`official`: LiveCodeBench's rules and all of Python; `paper`: the stricter rules of the paper's code, for
+    comparison with its numbers."""
+    seconds_per_test: PositiveFloat = 6.0
+    """Wall-clock limit of one test. LiveCodeBench's is 6."""
+    memory_mb: PositiveInt = 1024
+    """Limit of one test, in MiB, all its processes together."""
+    output_mb: PositiveInt = 16
+    """Limit of what one test prints, and of any file it writes, in MiB."""
+    scratch_mb: PositiveInt = 64
+    """Size of a program's own directory for files, in MiB of memory."""
+    processes: PositiveInt = 32
+    """Processes and threads of one test."""
+    packages: tuple[str, ...] = ("numpy", "sortedcontainers")
+    """Packages beside the standard library that programs may import, where installed."""
+    sandbox: Literal["auto", "bubblewrap", "namespaces", "rlimits"] = "auto"
+    """What keeps programs apart from the machine. `auto`: bubblewrap, else own namespaces, else an error. `rlimits`
+    protects neither files nor network and is never chosen by itself."""
+
+
+class FeedbackConfig(Section):
+    """What verdicts say about failures; teachers read it with `peers.when_no_success: feedback`."""
+
+    reveal_gold: bool = False
+    """Also tell the right answer, or the expected output of the failed test. It then reaches the teacher's prompt."""
+    max_characters: PositiveInt = 2000
+    """Longer feedback loses its middle."""
+
+
+class VerifierConfig(Section):
+    """How responses are judged."""
+
+    success_threshold: float = 0.5
+    """τ of eq. 3: a rollout is a success when its reward is at least this."""
+    workers: PositiveInt | None = None
+    """Processes that judge tasks `math` and `code`. Default: one a core. The other tasks need none."""
+    math: MathConfig = MathConfig()
+    choice: ChoiceConfig = ChoiceConfig()
+    code: CodeConfig = CodeConfig()
+    feedback: FeedbackConfig = FeedbackConfig()

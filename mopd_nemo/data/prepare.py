@@ -1,0 +1,149 @@
+"""From a source's rows, on the hub or in local files, to problems by split."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mopd_nemo.data.rows import BadRows, Row, RowError, read_rows
+from mopd_nemo.data.sources.base import Source, Splits
+from mopd_nemo.errors import UserError
+from mopd_nemo.types import Problem
+
+logger = logging.getLogger(__name__)
+
+_SUFFIXES = (".json", ".jsonl", ".parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a source gave."""
+
+    splits: Splits
+    skipped: int
+    """Malformed rows left out."""
+    repeated: int
+    """Training problems left out because an evaluation problem has the same prompt."""
+    notes: list[str]
+    """What differs from what is known about the source."""
+
+
+def prepare(source: Source, inputs: Sequence[Path], revision: str | None, bad: BadRows) -> Prepared:
+    """Read a source from `inputs`, or from the hub when there are none.
+
+    Raises:
+        UserError: nothing to read, no network, or a malformed row with a policy to stop.
+    """
+    parts = _local_parts(inputs) if inputs else _hub_parts(source, revision)
+    found: dict[str, list[Problem]] = {}
+    for split, where, rows in parts:
+        problems = found.setdefault(split, [])
+        problems += _problems(source, split, where, rows if rows is not None else read_rows(Path(where), bad), bad)
+    splits = {split: problems for split, problems in source.assign(found).items() if problems}
+    if not splits:
+        read = ", ".join(map(str, inputs)) or "the hub"
+        raise UserError(f"{source.name}: none of the rows of {read} belong to it; see {source.download}")
+    repeated = 0 if source.shares_problems else _drop_repeated(splits)
+    for split, problems in splits.items():
+        _check_ids(source, split, problems)
+    return Prepared(splits, sum(bad.skipped.values()), repeated, _notes(source, splits, repeated))
+
+
+def _problems(
+    source: Source, split: str, where: str, rows: Iterable[tuple[str, Row]], bad: BadRows
+) -> Iterator[Problem]:
+    number = 0
+    for position, row in rows:
+        try:
+            for part in source.expand(row):
+                problem = source.to_problem(part, f"{source.name}/{split}/{number}")
+                if problem is not None:
+                    number += 1
+                    yield problem
+        except RowError as error:
+            bad.report(where, position, str(error))
+
+
+def _local_parts(inputs: Sequence[Path]) -> Iterator[tuple[str, str, None]]:
+    """(split, file, None): a directory's train.* and test.* are splits; a file named otherwise is `all`."""
+    for path in inputs:
+        if not path.exists():
+            raise UserError(f"--input {path}: no such file or directory")
+        files = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES) if path.is_dir() else [path]
+        if not files:
+            raise UserError(f"--input {path}: no {', '.join(_SUFFIXES)} file in it")
+        for file in files:
+            name = file.stem.split("-")[0]
+            yield (name if path.is_dir() and name in ("train", "test") else "all"), str(file), None
+
+
+def _hub_parts(source: Source, revision: str | None) -> Iterator[tuple[str, str, Iterable[tuple[str, Row]]]]:
+    if source.hub is None:
+        raise UserError(f"{source.name} is not on the Hugging Face hub: download {source.download}, {_then(source)}")
+    hub = source.hub
+    revision = revision or hub.revision
+    for split in hub.splits:
+        where = f"{hub.repo}@{revision} ({split})"
+        yield (split if len(hub.splits) > 1 else "all"), where, _numbered(_load(source, split, revision))
+
+
+def _load(source: Source, split: str, revision: str) -> Iterable[Row]:
+    assert source.hub is not None
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise UserError(
+            f"{source.name}: reading the Hugging Face hub needs `datasets`: pip install 'mopd-nemo[data]'; or download "
+            f"{source.download}, {_then(source)}"
+        ) from error
+    try:
+        rows: Any = load_dataset(source.hub.repo, source.hub.config, split=split, revision=revision)
+    except Exception as error:  # the library raises many kinds when the network or the hub refuses
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{source.name}: cannot load {source.hub.repo} at revision {revision} from the hub ({reason}). "
+            f"Without network, download {source.download} elsewhere, {_then(source)}"
+        ) from error
+    return rows
+
+
+def _then(source: Source) -> str:
+    return f"and run `mopd data prepare {source.name} --input PATH --output DIR` with the files' place as PATH"
+
+
+def _numbered(rows: Iterable[Row]) -> Iterator[tuple[str, Row]]:
+    for number, row in enumerate(rows, start=1):
+        yield f"row {number}", row
+
+
+def _drop_repeated(splits: Splits) -> int:
+    """Take training problems away whose prompt is also evaluated on; how many."""
+    evaluated = {repr(problem.messages) for problem in splits.get("eval", [])}
+    train = splits.get("train", [])
+    kept = [problem for problem in train if repr(problem.messages) not in evaluated]
+    if train:
+        splits["train"] = kept
+    return len(train) - len(kept)
+
+
+def _check_ids(source: Source, split: str, problems: Sequence[Problem]) -> None:
+    seen: set[str] = set()
+    for problem in problems:
+        if problem.id in seen:
+            raise UserError(f"{source.name}: id {problem.id!r} appears twice in {split}: was a file given twice?")
+        seen.add(problem.id)
+
+
+def _notes(source: Source, splits: Splits, repeated: int) -> list[str]:
+    notes = []
+    if repeated:
+        notes.append(f"{repeated} training problems left out: their prompts are evaluated on")
+    for split, problems in splits.items():
+        known = source.sizes.get(split)
+        number = len(problems) + (repeated if split == "train" else 0)
+        if known is not None and known != number:
+            notes.append(f"{split} has {number} problems where {known} were expected: another revision of the data?")
+    return notes

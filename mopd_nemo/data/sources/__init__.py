@@ -1,0 +1,30 @@
+"""The paper's benchmarks and GSM8K by name. Each file says where one comes from, and how its rows become problems."""
+
+from __future__ import annotations
+
+from mopd_nemo.data.sources import competition, deepmath, gsm8k, livecodebench, sciknoweval, toolalpaca
+from mopd_nemo.data.sources.base import Source
+from mopd_nemo.errors import UserError
+
+SOURCES: dict[str, Source] = {
+    source.name: source
+    for source in (
+        *sciknoweval.SOURCES,
+        toolalpaca.SOURCE,
+        *livecodebench.SOURCES,
+        deepmath.SOURCE,
+        *competition.SOURCES,
+        gsm8k.SOURCE,
+    )
+}
+
+
+def find_source(name: str) -> Source:
+    """A source by name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in SOURCES:
+        raise UserError(f"{name}: no such data source; known: {', '.join(SOURCES)}")
+    return SOURCES[name]

@@ -1,0 +1,30 @@
+"""Task `arithmetic`, the built-in one: a boxed number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mopd_nemo.config_verifiers import VerifierConfig
+from mopd_nemo.types import Outcome, Verdict
+from mopd_nemo.verifiers.answers import canonical, last_boxed
+from mopd_nemo.verifiers.base import missing_answer, with_gold
+
+
+class ArithmeticVerifier:
+    """The last `\\boxed{...}` must equal the answer as a number."""
+
+    def __init__(self, config: VerifierConfig) -> None:
+        self._feedback = config.feedback
+
+    def judge(self, response: str, answer: Any, finished: bool) -> Verdict:
+        found = last_boxed(response)
+        if found is None:
+            return missing_answer("No final answer in \\boxed{...} was found.", finished)
+        details = {"found": found}
+        if canonical(found) == canonical(str(answer)):
+            return Verdict(1.0, Outcome.CORRECT, details=details)
+        feedback = with_gold("The final answer is wrong.", f"The right answer is {answer}.", self._feedback)
+        return Verdict(0.0, Outcome.WRONG, feedback, details)
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,57 @@
+"""What every verifier is: a judge of one response, made from the config."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from mopd_nemo.config_verifiers import FeedbackConfig, VerifierConfig
+from mopd_nemo.types import Outcome, Verdict
+
+
+class Verifier(Protocol):
+    """Judges responses of one task."""
+
+    def __init__(self, config: VerifierConfig) -> None: ...
+
+    def judge(self, response: str, answer: Any, finished: bool) -> Verdict:
+        """Judge one response.
+
+        Args:
+            answer: the problem's, in the form that `check_answer` accepts.
+            finished: False when the response was cut at the token limit.
+
+        Raises:
+            Exception: the verifier is at fault, not the response; whoever calls makes a verifier error of it.
+        """
+        ...
+
+    def close(self) -> None:
+        """End what the verifier has started."""
+        ...
+
+
+class AnswerError(ValueError):
+    """The gold answer is not one that the verifier can compare with."""
+
+
+def missing_answer(what: str, finished: bool) -> Verdict:
+    """The verdict on a response in which no answer is found: a format error, or the length limit."""
+    if finished:
+        return Verdict(0.0, Outcome.BAD_FORMAT, feedback=what)
+    return Verdict(0.0, Outcome.TRUNCATED, feedback="The response was cut at the length limit before an answer.")
+
+
+def with_gold(feedback: str, gold: str, config: FeedbackConfig) -> str:
+    """Feedback, with the right answer where the config reveals it, cut in its middle to the configured length."""
+    if config.reveal_gold:
+        feedback = f"{feedback}\n{gold}"
+    return shorten(feedback, config.max_characters)
+
+
+def shorten(text: str, limit: int) -> str:
+    """`text`, without its middle when it is longer than `limit` characters."""
+    if len(text) <= limit:
+        return text
+    cut = "\n[...]\n"
+    head = max((limit - len(cut)) // 2, 0)
+    return text[:head] + cut + text[len(text) - head :]

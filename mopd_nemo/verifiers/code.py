@@ -1,0 +1,182 @@
+"""Task `code`: a program that must pass hidden tests, run in the sandbox.
+
+`official` mode follows LiveCodeBench: the last fenced block is the program; it passes when every test does; the first
+failed test decides. `paper` mode follows the paper's code, which is stricter in many ways (docs/verifiers.md).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from mopd_nemo.config_verifiers import VerifierConfig
+from mopd_nemo.types import Outcome, Verdict
+from mopd_nemo.verifiers import outputs
+from mopd_nemo.verifiers.base import AnswerError, missing_answer, shorten, with_gold
+from mopd_nemo.verifiers.sandbox.choose import choose
+from mopd_nemo.verifiers.sandbox.client import Run, Sandbox, SandboxError
+
+_SHOWN_CHARACTERS = 400
+_ANY_BLOCK = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
+
+
+class Tests(BaseModel):
+    """The hidden tests of a problem."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+    __test__ = False  # not a test case, whatever pytest thinks of the name
+
+    inputs: list[str]
+    """Per test: the whole of stdin, or one JSON argument a line."""
+    outputs: list[str]
+    """Per test: the expected stdout, or the expected value as JSON."""
+    fn_name: str | None = None
+    """The function, or method of `class Solution`, to call; None: a program that reads stdin."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Tests:
+        if not self.inputs or len(self.inputs) != len(self.outputs):
+            raise ValueError(f"{len(self.inputs)} inputs and {len(self.outputs)} outputs: need as many, at least one")
+        if self.fn_name is not None:
+            for text in (*(line for i in self.inputs for line in i.split("\n")), *self.outputs):
+                json.loads(text)
+        return self
+
+    @classmethod
+    def read(cls, answer: Any) -> Tests:
+        """The tests of a row, itself or as JSON text.
+
+        Raises:
+            AnswerError: they are malformed.
+        """
+        try:
+            return cls.model_validate_json(answer) if isinstance(answer, str) else cls.model_validate(answer)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, ("answer", *first["loc"])))
+            raise AnswerError(f"{field}: {first['msg'].removeprefix('Value error, ')}") from error
+
+
+class CodeVerifier:
+    """Runs programs; owns one sandbox."""
+
+    def __init__(self, config: VerifierConfig) -> None:
+        self._config = config
+        self._sandbox = Sandbox(choose(config.code).launch, config.code)
+
+    def judge(self, response: str, answer: Any, finished: bool) -> Verdict:
+        tests = Tests.read(answer)
+        paper = self._config.code.mode == "paper"
+        source = longest_block(response) if paper else last_block(response)
+        if source is None:
+            return missing_answer("No program was found: put it between ``` and ```.", finished)
+        try:
+            return self._run(source, tests)
+        except SandboxError:
+            # A fresh sandbox, so that nothing but this program can be the reason if it breaks again.
+            return self._run(source, tests)
+
+    def _run(self, source: str, tests: Tests) -> Verdict:
+        mode = self._config.code.mode
+        same = _COMPARISONS[mode, tests.fn_name is not None]
+
+        def passes(run: Run, expected: str) -> bool:
+            return run.ending == "normal" and same(run.stdout if tests.fn_name is None else run.value, expected)
+
+        passed = 0
+        failed: tuple[int, Run] | None = None
+        with self._sandbox.program(source, tests.fn_name, mode) as program:
+            for number, (text, expected) in enumerate(zip(tests.inputs, tests.outputs, strict=True)):
+                run = program.run(text)
+                if not (right := passes(run, expected)) and not run.fresh and run.ending != "time":
+                    # Tests before it ran in the same process: only a failure in a new one is the program's.
+                    run = program.run(text, fresh=True)
+                    right = passes(run, expected)
+                if right:
+                    passed += 1
+                elif failed is None:
+                    failed = number, run
+                    if mode == "official":
+                        break
+        details: dict[str, Any] = {"tests": len(tests.inputs), "passed": passed}
+        if failed is None:
+            return Verdict(1.0, Outcome.CORRECT, details=details)
+        number, run = failed
+        details |= {"failed_test": number, "ending": run.ending}
+        outcome = Outcome.TIMEOUT if run.ending == "time" else Outcome.WRONG
+        return Verdict(0.0, outcome, self._explain(number, run, tests), details)
+
+    def _explain(self, number: int, run: Run, tests: Tests) -> str:
+        """What a judge would say: the failed test's input and what the program did, never what it should have done."""
+        code = self._config.code
+        shown = f"Input:\n{shorten(tests.inputs[number].strip(), _SHOWN_CHARACTERS)}"
+        match run.ending:
+            case "normal":
+                got = run.stdout if tests.fn_name is None else _readable(run.value)
+                what = f"Wrong answer on test {number + 1}."
+                shown += f"\nYour output:\n{shorten(got.strip(), _SHOWN_CHARACTERS)}"
+            case "error":
+                error = run.stderr.strip() or "The program ended with an error status."
+                what = f"Runtime error on test {number + 1}.\n{shorten(error, 2 * _SHOWN_CHARACTERS)}"
+            case "time":
+                what = f"Time limit of {code.seconds_per_test:g} s exceeded on test {number + 1}."
+            case "memory":
+                what = f"Memory limit of {code.memory_mb} MiB exceeded on test {number + 1}."
+            case "output":
+                what = f"Output limit of {code.output_mb} MiB exceeded on test {number + 1}."
+            case "processes":
+                what = f"Limit of {code.processes} processes exceeded on test {number + 1}."
+            case _:
+                what = f"The program was killed by {run.ending} on test {number + 1}."
+        expected = f"Expected output:\n{shorten(tests.outputs[number].strip(), _SHOWN_CHARACTERS)}"
+        return with_gold(f"{what}\n{shown}", expected, self._config.feedback)
+
+    def close(self) -> None:
+        self._sandbox.close()
+
+
+_COMPARISONS: dict[tuple[str, bool], Callable[[str, str], bool]] = {
+    ("official", False): outputs.same_text,
+    ("official", True): outputs.same_value,
+    ("paper", False): outputs.same_text_in_paper,
+    ("paper", True): outputs.same_value_in_paper,
+}
+
+
+def last_block(response: str) -> str | None:
+    """What stands between the last two lines with a fence, as LiveCodeBench reads it."""
+    lines = response.split("\n")
+    fences = [number for number, line in enumerate(lines) if "```" in line]
+    if len(fences) < 2:
+        return None
+    return "\n".join(lines[fences[-2] + 1 : fences[-1]])
+
+
+def longest_block(response: str) -> str | None:
+    """The longest fenced block, as the paper's code reads it."""
+    return max((match[2] for match in _ANY_BLOCK.finditer(response)), key=len, default=None)
+
+
+def _readable(value: str) -> str:
+    """A returned value as Python would print it, without the tags it travelled with."""
+    if not value:
+        return "(nothing was returned)"
+    try:
+        return repr(_untagged(json.loads(value)))
+    except (ValueError, RecursionError):
+        return value
+
+
+def _untagged(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_untagged(item) for item in value]
+    if isinstance(value, dict):
+        ((tag, content),) = value.items()
+        if tag == "dict":
+            return {str(_untagged(key)): _untagged(item) for key, item in content}
+        return [_untagged(item) for item in content] if tag != "object" else f"<{content}>"
+    return value

@@ -1,0 +1,349 @@
+"""The warm interpreter of the sandbox: it imports what programs use once, then forks for every program and every test.
+
+It is started by the layers of `mopd_nemo.verifiers.sandbox`, inside the sandbox, and speaks length-prefixed JSON on its
+stdin and stdout. Standard library only. The processes, where the layer isolates programs from each other:
+
+    zygote            reads one program; forks
+      keeper          leaves the zygote's pid, mount and IPC namespaces; forks
+        server        pid 1 of the new pid namespace; own /tmp and /proc; reads tests; forks
+          runner      limits, no privileges, candidate's code; runs tests until one spoils it
+
+Nothing of a program outlives its server: when pid 1 ends the kernel kills the rest. Expected outputs never come here.
+"""
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import resource
+import select
+import signal
+import struct
+import sys
+import time
+from collections.abc import Iterable
+
+sys.path[0] = os.path.dirname(os.path.abspath(__file__))
+
+import program
+import system
+
+WARM = """
+    abc array ast bisect cmath collections collections.abc contextlib copy dataclasses datetime decimal enum
+    fractions functools heapq io itertools json math numbers operator queue random re statistics string threading
+    time traceback types typing
+    """.split()  # noqa: SIM905
+_CONTROL_IN, _CONTROL_OUT = 10, 11
+
+
+# --- frames ----------------------------------------------------------------------------------------------------------
+
+
+def _read_exactly(count: int) -> bytes:
+    chunks = []
+    while count:
+        chunk = os.read(_CONTROL_IN, min(count, 1 << 20))
+        if not chunk:
+            os._exit(0)  # the verifier is gone
+        chunks.append(chunk)
+        count -= len(chunk)
+    return b"".join(chunks)
+
+
+def receive() -> dict:
+    (length,) = struct.unpack(">I", _read_exactly(4))
+    return json.loads(_read_exactly(length))
+
+
+def send(message: dict) -> None:
+    body = json.dumps(message).encode()
+    data = memoryview(struct.pack(">I", len(body)) + body)
+    while data:
+        data = data[os.write(_CONTROL_OUT, data) :]
+
+
+# --- one program -----------------------------------------------------------------------------------------------------
+
+
+def keep(request: dict, options: dict) -> None:
+    """The keeper: put a server for this program into namespaces of its own."""
+    system.die_with_parent(signal.SIGKILL)
+    if not options["isolate"]:
+        system.adopt_orphans()
+        serve(request, options)
+        return
+    system.unshare(system.CLONE_NEWNS | system.CLONE_NEWPID | system.CLONE_NEWIPC)
+    server = os.fork()
+    if server == 0:
+        system.die_with_parent(signal.SIGKILL)
+        system.mount("none", "/", flags=system.MS_REC | system.MS_PRIVATE)
+        scratch = f"size={options['scratch_bytes']},nr_inodes=10000,mode=1777"
+        system.mount("tmpfs", "/tmp", "tmpfs", system.MS_NOSUID | system.MS_NODEV, scratch)
+        system.mount("/tmp", "/dev/shm", flags=system.MS_BIND)
+        system.mount("proc", "/proc", "proc", system.MS_NOSUID | system.MS_NODEV | system.MS_NOEXEC)
+        serve(request, options)
+        os._exit(0)
+    os.waitpid(server, 0)
+
+
+def serve(request: dict, options: dict) -> None:
+    """Run tests until told to stop."""
+    # Not warm in the zygote: a fork takes twice as long with numpy in memory.
+    _import_all(name for name in options["packages"] if name in request["source"])
+    os.chdir("/tmp" if options["isolate"] else request["scratch"])
+    limits = _limits(options)
+    runner = None
+    while (test := receive())["kind"] == "test":
+        if runner is not None and test["fresh"]:
+            runner.end()
+        if runner is None or not runner.alive:
+            runner = Runner(request, options, limits)
+        send({"id": request["id"], "kind": "result", **runner.run(test["input"])})
+    if runner is not None:
+        runner.end()
+
+
+# --- its tests -------------------------------------------------------------------------------------------------------
+
+
+class Runner:
+    """A process that runs one test after another, until one ends it or leaves something behind in it.
+
+    Its streams are four files in memory that both sides have open; a byte on one pipe starts a test, and a byte on
+    another says that it ended. The candidate may write anything anywhere: it can only say what it could have printed.
+    """
+
+    def __init__(self, request: dict, options: dict, limits: dict) -> None:
+        self._options = options
+        self._files = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr", "value")]
+        start, self._start = os.pipe()
+        self._done, done = os.pipe()
+        self._process = os.fork()
+        if self._process == 0:
+            _become_runner(request, options, limits, [*self._files, start, done])
+        os.close(start)
+        os.close(done)
+        self._pidfd = os.pidfd_open(self._process)
+        self.fresh = True
+        self.alive = True
+
+    def run(self, text: str) -> dict:
+        """Run one test and say what came out. Afterwards the runner may not be alive."""
+        for file in self._files:
+            os.ftruncate(file, 0)
+            os.lseek(file, 0, os.SEEK_SET)
+        os.write(self._files[0], text.encode("utf-8", "surrogateescape"))
+        os.lseek(self._files[0], 0, os.SEEK_SET)
+        fresh, self.fresh = self.fresh, False
+        started = time.monotonic()
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._start, b"!")
+        ending = _wait(self._done, self._pidfd, started + self._options["seconds"], self._options)
+        if ending is None:
+            ending = "normal" if os.read(self._done, 1) == b"0" else "error"
+        else:
+            self.alive = False
+            status = _kill_all(self._process, self._options)
+            ending = ending or _ending(status)
+        result = self._result(ending, time.monotonic() - started)
+        if not self.alive:
+            self._close()
+        return result | {"fresh": fresh}
+
+    def end(self) -> None:
+        """Kill and reap every process, unless that is done already."""
+        if self.alive:
+            self.alive = False
+            _kill_all(self._process, self._options)
+            self._close()
+
+    def _close(self) -> None:
+        for fd in (*self._files, self._start, self._done, self._pidfd):
+            os.close(fd)
+
+    def _result(self, ending: str, seconds: float) -> dict:
+        limit = self._options["output_bytes"]
+        _, stdout, stderr, value = self._files
+        result = {
+            "ending": ending,
+            "seconds": seconds,
+            "stdout": _read_back(stdout, limit),
+            "stderr": _read_back(stderr, limit)[-4000:],
+            "value": _read_back(value, limit),
+        }
+        if os.fstat(stdout).st_size >= limit or os.fstat(value).st_size >= limit:
+            result |= {"ending": "output", "stdout": result["stdout"][:4000], "value": ""}
+        return result
+
+
+def _become_runner(request: dict, options: dict, limits: dict, fds: list) -> None:
+    """Give the candidate its streams, take everything else, and run it. Does not return."""
+    status = 120
+    try:
+        os.setsid()
+        for target, fd in enumerate(fds):
+            os.dup2(fd, program.FIRST_FD + target)
+        os.closerange(4, program.FIRST_FD)
+        os.closerange(program.FIRST_FD + len(fds), 512)
+        for kind, limit in limits.items():
+            resource.setrlimit(kind, limit)
+        system.drop_privileges(options["uid"])
+        system.hide_from_peers(False)
+        system.die_with_parent(signal.SIGKILL)
+        gc.enable()
+        status = program.run_tests(request, BUILTINS, options["seconds"])
+    finally:
+        os._exit(status)
+
+
+def _limits(options: dict) -> dict:
+    """The resource limits of a runner; memory counts from what the interpreter has mapped already."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        mapped = int(file.read().split()[0]) * resource.getpagesize()
+    seconds = int(options["seconds"]) + 1
+    memory = mapped + options["memory_bytes"]
+    limits = {
+        resource.RLIMIT_CPU: (seconds, 100 * seconds),  # the runner moves the first one along from test to test
+        resource.RLIMIT_AS: (memory, memory),
+        resource.RLIMIT_FSIZE: (options["output_bytes"], options["output_bytes"]),
+        resource.RLIMIT_NOFILE: (128, 128),
+        resource.RLIMIT_CORE: (0, 0),
+    }
+    if options["limit_processes"]:
+        limits[resource.RLIMIT_NPROC] = (options["processes"], options["processes"])
+    return limits
+
+
+def _wait(done: int, pidfd: int, deadline: float, options: dict) -> "str | None":
+    """None when the test has ended, "" when its process has, else the limit it broke: time, memory, processes."""
+    poller = select.poll()
+    poller.register(done, select.POLLIN)
+    poller.register(pidfd, select.POLLIN)
+    pause = 5
+    while True:
+        ready = dict(poller.poll(pause))
+        if pidfd in ready:
+            return ""
+        if ready.get(done, 0) & select.POLLIN:
+            return None
+        if done in ready:  # closed: only the end of the process is left to wait for
+            poller.unregister(done)
+        pause = min(pause * 2, 20)
+        broken = "time" if time.monotonic() > deadline else _excess(options)
+        if broken:
+            return broken
+
+
+def _excess(options: dict) -> str:
+    """What all processes of the test together use too much of, if anything."""
+    pids = _others() if options["isolate"] else _descendants(os.getpid())
+    if len(pids) > options["processes"]:
+        return "processes"
+    pages = 0
+    for pid in pids:
+        try:
+            with open(f"/proc/{pid}/statm", encoding="ascii") as file:
+                _, resident, shared, *_ = map(int, file.read().split())
+        except OSError:
+            continue  # it has just ended
+        pages += resident - shared if len(pids) > 1 else resident
+    return "memory" if pages * resource.getpagesize() > options["memory_bytes"] else ""
+
+
+def _kill_all(child: int, options: dict) -> int:
+    """Kill and reap every process but this one; the wait status of `child`."""
+    status = 0
+    while True:
+        if options["isolate"]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(-1, signal.SIGKILL)  # pid 1 itself is not hit
+        else:
+            for pid in _descendants(os.getpid()):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        try:
+            pid, ended = os.waitpid(-1, 0)
+        except ChildProcessError:
+            return status
+        if pid == child:
+            status = ended
+
+
+def _others() -> list:
+    return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if pid != 1]
+
+
+def _descendants(root: int) -> list:
+    children: dict = {}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/stat", encoding="latin-1") as file:
+                parent = int(file.read().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        children.setdefault(parent, []).append(int(pid))
+    found: list = []
+    queue = [root]
+    while queue:
+        below = children.get(queue.pop(), [])
+        found += below
+        queue += below
+    return found
+
+
+def _ending(status: int) -> str:
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        return "time" if number == signal.SIGXCPU else f"signal {number}"
+    return "normal" if os.WEXITSTATUS(status) == 0 else "error"
+
+
+def _read_back(fd: int, limit: int) -> str:
+    return os.pread(fd, limit, 0).decode("utf-8", "replace")
+
+
+# --- start -----------------------------------------------------------------------------------------------------------
+
+
+def _import_all(names: "Iterable[str]") -> None:
+    for name in names:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+
+
+def main() -> None:
+    """Serve programs until the verifier goes away."""
+    options = json.loads(sys.argv[1])
+    system.die_with_parent(signal.SIGKILL)
+    os.dup2(0, _CONTROL_IN, inheritable=False)
+    os.dup2(1, _CONTROL_OUT, inheritable=False)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    sys.path += options["paths"]
+    _import_all(WARM)
+    BUILTINS.update(program.extended_builtins())
+    system.forbid_new_privileges()
+    gc.disable()
+    gc.freeze()  # forks then share these pages
+    system.hide_from_peers()
+    send({"kind": "ready"})
+    while True:
+        request = receive()
+        keeper = os.fork()
+        if keeper == 0:
+            status = 1
+            try:
+                keep(request, options)
+                status = 0
+            finally:
+                os._exit(status)
+        _, status = os.waitpid(keeper, 0)
+        send({"id": request["id"], "kind": "done", "status": status})
+
+
+BUILTINS: dict = {}
+
+if __name__ == "__main__":
+    main()

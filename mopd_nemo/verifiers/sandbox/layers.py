@@ -1,0 +1,163 @@
+"""What surrounds the sandbox, best first: bubblewrap, own namespaces, resource limits alone.
+
+| layer      | files                   | network | other processes | limits |
+|------------|-------------------------|---------|-----------------|--------|
+| bubblewrap | read-only Python, no more | none    | invisible       | yes    |
+| namespaces | read-only Python, no more | none    | invisible       | yes    |
+| rlimits    | all that the user may see | open    | visible         | yes    |
+
+In the first two every program also gets its own pid namespace and its own scratch directory in memory. The third only
+keeps accidents away and must be asked for by name.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mopd_nemo.config_verifiers import CodeConfig
+
+LayerName = Literal["bubblewrap", "namespaces", "rlimits"]
+LAYERS: tuple[LayerName, ...] = ("bubblewrap", "namespaces", "rlimits")
+
+INSIDE = Path(__file__).parent / "inside"
+"""The programs that run in the sandbox."""
+_NOBODY = 65534
+_SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin", "/sbin", "/etc/ld.so.cache", "/etc/localtime")
+_CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_KILL")
+"""What the zygote needs to give each program namespaces and no privileges; programs have none."""
+_ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin",
+    "HOME": "/tmp",
+    "LANG": "C.UTF-8",
+    "PYTHONHASHSEED": "0",
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How to start a zygote."""
+
+    command: tuple[str, ...]
+    environment: dict[str, str]
+    isolated: bool = True
+    """Programs get namespaces and a scratch directory of their own inside."""
+
+
+def launches(layer: LayerName, config: CodeConfig) -> list[Launch]:
+    """Ways to start the zygote in a layer, best first; what works depends on the machine."""
+    root = os.geteuid() == 0
+    match layer:
+        case "bubblewrap":
+            if shutil.which("bwrap") is None:
+                return []
+            # Root needs no user namespace, and can then give programs a user of their own.
+            users = [False, True] if root else [True]
+            return [_bubblewrap(config, own_user) for own_user in users]
+        case "namespaces":
+            return [_namespaces(config, own_user) for own_user in ([False, True] if root else [True])]
+        case "rlimits":
+            # A user of their own, unless this Python lies where only root may read.
+            commands = [_zygote(config, isolated=False, uid=uid) for uid in ([_NOBODY, None] if root else [None])]
+            return [Launch(tuple(command), _ENVIRONMENT, isolated=False) for command in commands]
+
+
+def _bubblewrap(config: CodeConfig, own_user: bool) -> Launch:
+    mounts = [word for source, target in _mounts(config) for word in ("--ro-bind", source, target)]
+    above = {str(parent): None for _, target in _mounts(config) for parent in reversed(Path(target).parents[:-1])}
+    # Made here, as bubblewrap would make them for root alone.
+    parents = [word for path in above for word in ("--perms", "0755", "--dir", path)]
+    variables = [word for name, value in _ENVIRONMENT.items() for word in ("--setenv", name, value)]
+    capabilities = [word for name in _CAPABILITIES for word in ("--cap-add", name)]
+    command = [
+        *("bwrap", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"),
+        *(["--unshare-user"] if own_user else []),
+        *("--die-with-parent", "--clearenv", *variables, "--cap-drop", "ALL", *capabilities),
+        *(
+            *parents,
+            *mounts,
+            "--proc",
+            "/proc",
+            "--dev",
+            "/dev",
+            "--tmpfs",
+            "/tmp",
+            "--remount-ro",
+            "/dev",
+            "--remount-ro",
+            "/",
+            "--chdir",
+            "/",
+        ),
+        *_zygote(config, isolated=True, uid=None if own_user else _NOBODY),
+    ]
+    return Launch(tuple(command), dict(os.environ))
+
+
+def _namespaces(config: CodeConfig, own_user: bool) -> Launch:
+    plan = {
+        "mounts": _mounts(config),
+        "own_user": own_user,
+        "command": _zygote(config, isolated=True, uid=None if own_user else _NOBODY),
+        "environment": _ENVIRONMENT,
+    }
+    return Launch((_python(), "-sSB", str(INSIDE / "root.py"), json.dumps(plan)), _ENVIRONMENT)
+
+
+def _zygote(config: CodeConfig, *, isolated: bool, uid: int | None) -> list[str]:
+    parents = sorted({str(path.parent) for path in _packages(config)})
+    options = {
+        "isolate": isolated,
+        "uid": uid,
+        "paths": ["/sandbox/packages"] if isolated else parents,
+        "packages": config.packages,
+        "seconds": config.seconds_per_test,
+        "memory_bytes": config.memory_mb << 20,
+        "output_bytes": config.output_mb << 20,
+        "scratch_bytes": config.scratch_mb << 20,
+        "processes": config.processes,
+        # Elsewhere the limit counts every process of the user, not those of the sandbox.
+        "limit_processes": isolated and _kernel() >= (5, 14),
+    }
+    script = "/sandbox/inside/zygote.py" if isolated else str(INSIDE / "zygote.py")
+    return [_python(), "-sSB", script, json.dumps(options)]
+
+
+def _mounts(config: CodeConfig) -> list[tuple[str, str]]:
+    """Read-only (source, target): the system's libraries, this Python, the allowed packages, the zygote."""
+    paths = [path for path in _SYSTEM if Path(path).exists()]
+    prefix = os.path.realpath(sys.base_prefix)
+    if not any(prefix == path or prefix.startswith(f"{path}/") for path in paths):
+        paths.append(prefix)
+    mounts = [(os.path.realpath(path), path) for path in paths]
+    mounts += [(str(path), f"/sandbox/packages/{path.name}") for path in _packages(config)]
+    return [*mounts, (str(INSIDE), "/sandbox/inside")]
+
+
+def _packages(config: CodeConfig) -> list[Path]:
+    """Directories of the allowed packages that are installed, and of the libraries that wheels put beside them."""
+    found: list[Path] = []
+    for name in config.packages:
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.submodule_search_locations:
+            package = Path(next(iter(spec.submodule_search_locations)))
+            found += [path for path in (package, package.with_name(f"{name}.libs")) if path.is_dir()]
+    return found
+
+
+def _python() -> str:
+    """The interpreter itself, not a virtual environment's link to it."""
+    return os.path.realpath(sys.executable)
+
+
+def _kernel() -> tuple[int, int]:
+    major, minor = os.uname().release.split(".")[:2]
+    return int(major), int("".join(filter(str.isdigit, minor)))

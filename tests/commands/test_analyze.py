@@ -1,0 +1,99 @@
+"""`mopd analyze` and `mopd report` as a person types them."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from mopd_nemo.cli import main
+from mopd_nemo.run.directory import RunDirectory
+from tests.commands.test_cli import mopd
+from tests.conftest import QUICKSTART
+from tests.test_trainer import new_run
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunDirectory]:
+    path = tmp_path_factory.mktemp("analyze")
+    return {
+        "a": new_run(path / "a", "train.num_steps=2", "eval.num_samples=4"),
+        "b": new_run(path / "b", "train.num_steps=2", "eval.num_samples=4", "peers.failures=0"),
+    }
+
+
+def test_help_explains_every_analysis() -> None:
+    text = mopd("analyze", "--help")
+    for command in ("teacher-signal", "diversity", "cases"):
+        assert command in text and "Usage" in mopd("analyze", command, "--help")
+
+
+def test_teacher_signal_of_a_run_then_its_report(runs: dict[str, RunDirectory]) -> None:
+    run = runs["a"]
+    text = mopd("analyze", "teacher-signal", "--rollouts", str(run.path))
+    assert "2 successes + 1 failure" in text and "point biserial" in text
+    result = json.loads((run.path / "teacher_signal" / "teacher_signal.json").read_text())
+    assert result["about"] == {"rollouts": "eval_000002.jsonl", "scored by": "embedded:arithmetic"}
+    assert result["num_prompts"] == 4 and result["all_prompts"]["none"]["num_prompts"] == 4
+    assert "all scores are there already" in mopd("analyze", "teacher-signal", "--rollouts", str(run.path))
+    mopd("report", str(run.path))
+    assert "Teacher-signal quality" in run.report_file.read_text()
+
+
+def test_rollouts_of_eval_can_be_analysed(tmp_path: Path) -> None:
+    file = tmp_path / "base.jsonl"
+    mopd("eval", "-c", str(QUICKSTART), "data.num_eval=3", "eval.num_samples=4", "--rollouts", str(file))
+    text = mopd(
+        "analyze", "teacher-signal", "--rollouts", str(file), "--config", str(QUICKSTART), "--num-prompts", "2",
+        "--output", str(tmp_path / "out"),
+    )  # fmt: skip
+    assert "no peers" in text
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["peers"]["max_context_tokens"] == 1024
+
+
+def test_diversity_and_cases_and_comparison(runs: dict[str, RunDirectory], tmp_path: Path) -> None:
+    a, b = (str(run.path) for run in runs.values())
+    assert "self-BLEU-4" in mopd("analyze", "diversity", f"a={a}", f"b={b}", "--output", str(tmp_path / "d"))
+    mopd("analyze", "cases", f"a={a}", f"b={b}", "--output", str(tmp_path / "c"), "--pattern", "seven=7")
+    assert "seven" in (tmp_path / "c" / "cases.html").read_text()
+    mopd("report", a, b, "--output", str(tmp_path / "both.html"))
+    assert "peers.failures" in (tmp_path / "both.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["analyze", "teacher-signal", "--rollouts", "nowhere"], "nowhere: neither a rollouts file"),
+        (["analyze", "teacher-signal", "--rollouts", "{file}"], "is a file: say where the results go with --output"),
+        (["analyze", "teacher-signal", "--rollouts", "{file}", "--output", "{tmp}", "peers.order=random"],
+         "add --config"),
+        (["analyze", "teacher-signal", "--rollouts", "{config}", "--output", "{tmp}"], "not JSON Lines"),
+        (["analyze", "diversity", "{file}", "--output", "{tmp}"], "write it as LABEL=PATH"),
+        (["analyze", "diversity", "a={file}", "a={file}", "--output", "{tmp}"], "stands for two paths"),
+        (["analyze", "cases", "a={tmp}", "b={tmp}", "--output", "{tmp}"], "not a run directory"),
+        (["analyze", "cases", "a={run}", "--output", "{tmp}"], "compares two runs"),
+        (["analyze", "cases", "a={run}", "b={run}", "--output", "{tmp}", "--pattern", "x=("], "not a regular expr"),
+        (["analyze", "cases", "a={run}", "b={run}", "--output", "{tmp}", "--pattern", "x"], "NAME=REGEX"),
+        (["report", "nowhere"], "nowhere: not a run directory"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named(
+    arguments: list[str],
+    message: str,
+    runs: dict[str, RunDirectory],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = runs["a"]
+    file = tmp_path / "rollouts" / "r.jsonl"
+    file.parent.mkdir()
+    file.write_bytes(run.rollouts_file(2, "eval").read_bytes())
+    places = {"file": file, "tmp": tmp_path / "out", "run": run.path, "config": QUICKSTART}
+    filled = [argument.format(**places) if "{" in argument else argument for argument in arguments]
+    monkeypatch.setattr(sys, "argv", ["mopd", *filled])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err.replace("\n", " ")

@@ -1,0 +1,32 @@
+"""Sandboxes of every layer, with limits small enough to break in a test."""
+
+import functools
+
+import pytest
+
+from mopd_nemo.config_verifiers import CodeConfig
+from mopd_nemo.verifiers.sandbox.choose import try_layer
+from mopd_nemo.verifiers.sandbox.layers import LAYERS, Launch, LayerName
+
+TIGHT = CodeConfig(seconds_per_test=1.0, memory_mb=256, output_mb=1, scratch_mb=8, processes=12)
+
+
+@functools.cache
+def launch_or_reason(layer: LayerName) -> tuple[Launch | None, str]:
+    reasons: dict[str, str] = {}
+    launch = try_layer(layer, TIGHT, reasons)
+    return launch, reasons.get(layer, "")
+
+
+def launch_of(layer: LayerName) -> Launch:
+    """How to start a layer; skips, with the reason, where it does not work."""
+    launch, reason = launch_or_reason(layer)
+    if launch is None:
+        pytest.skip(f"no {layer} here: {reason}")
+    return launch
+
+
+@pytest.fixture(scope="session")
+def best_layer() -> LayerName:
+    """The best layer of this machine; limits alone when nothing isolates."""
+    return next(layer for layer in LAYERS if launch_or_reason(layer)[0] is not None)

@@ -1,0 +1,266 @@
+"""Programs judged by LiveCodeBench's rules, on whatever layer this machine offers."""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import pytest
+
+from mopd_nemo.config_verifiers import CodeConfig, FeedbackConfig, VerifierConfig
+from mopd_nemo.types import Outcome, Verdict
+from mopd_nemo.verifiers.base import AnswerError
+from mopd_nemo.verifiers.code import CodeVerifier, Tests, last_block, longest_block
+from mopd_nemo.verifiers.sandbox.layers import LayerName
+
+DOUBLE = {"inputs": ["2\n", "21\n"], "outputs": ["4\n", "42\n"]}
+PAIRS = {"inputs": ['[1, 2, 3]\n"a b"', '[]\n""'], "outputs": ["[6, 3]", "[0, 0]"], "fn_name": "pair"}
+
+
+def make(layer: LayerName, mode: Literal["official", "paper"], reveal: bool = False) -> CodeVerifier:
+    code = CodeConfig(mode=mode, sandbox=layer, seconds_per_test=2.0, memory_mb=512, output_mb=1)
+    return CodeVerifier(VerifierConfig(code=code, feedback=FeedbackConfig(reveal_gold=reveal)))
+
+
+@pytest.fixture(scope="module")
+def official(best_layer: LayerName) -> Iterator[CodeVerifier]:
+    verifier = make(best_layer, "official")
+    yield verifier
+    verifier.close()
+
+
+@pytest.fixture(scope="module")
+def paper(best_layer: LayerName) -> Iterator[CodeVerifier]:
+    verifier = make(best_layer, "paper")
+    yield verifier
+    verifier.close()
+
+
+def judge(verifier: CodeVerifier, source: str, answer: Any = DOUBLE, finished: bool = True) -> Verdict:
+    return verifier.judge(f"Let me think.\n```python\n{source}\n```\nDone.", answer, finished)
+
+
+RIGHT = {
+    "plain": "print(int(input()) * 2)",
+    "main guard": "def main():\n    print(int(input()) * 2)\nif __name__ == '__main__':\n    main()",
+    "names of the prelude": "q = deque([int(input())])\nprint(q[0] * 2, gcd(4, 6) * '')",
+    "caught exceptions": (
+        "total = 0\nwhile True:\n    try: total += int(input()) * 2\n    except EOFError: break\nprint(total)"
+    ),
+    "binary stdin": "import sys\nprint(int(sys.stdin.buffer.readline()) * 2)",
+    "open(0)": "print(int(open(0).read()) * 2)",
+    "dev stdin": "print(int(open('/dev/stdin').read()) * 2)",
+    "os.read": "import os\nprint(int(os.read(0, 100)) * 2)",
+    "writes": "import sys\nsys.stdout.buffer.write(str(int(input()) * 2).encode())",
+    "dataclass": (
+        "from dataclasses import dataclass\n@dataclass\nclass P:\n    n: int\n    @property\n    def double(self):\n"
+        "        return self.n * 2\nprint(P(int(input())).double)"
+    ),
+    "thread": (
+        "import sys, threading\nthreading.stack_size(1 << 26)\nsys.setrecursionlimit(10**6)\n"
+        "def f(n): return n and f(n - 1) + 2\n"
+        "t = threading.Thread(target=lambda: print(f(int(input()))))\nt.start()"
+    ),
+    "deep recursion": "n = int(input())\ndef f(k): return k and 1 + f(k - 1)\nassert f(20000) == 20000\nprint(n * 2)",
+    "exit": "import sys\nprint(int(input()) * 2)\nsys.exit(0)",
+    "exit with a status": "print(int(input()) * 2)\nexit(1)",
+    "streams of its own": (
+        "import atexit, io, sys\nsys.stdout = io.StringIO()\n"
+        "atexit.register(lambda: sys.__stdout__.write(sys.stdout.getvalue()))\nprint(int(input()) * 2)"
+    ),
+    "a wrapper for speed": (
+        "import io, os, sys\nclass Out(io.IOBase):\n    def __init__(self): self.buffer = io.BytesIO()\n"
+        "    def write(self, s): self.buffer.write(s.encode())\n"
+        "    def flush(self):\n        os.write(1, self.buffer.getvalue())\n        self.buffer.truncate(0)\n"
+        "sys.stdout = Out()\nprint(int(input()) * 2)"
+    ),
+    "closed stdout": "import sys\nprint(int(input()) * 2)\nsys.stdout.close()",
+    "seeded luck": "import random\nn = int(input())\nassert random.random() < 1\nprint(n * 2)",
+    "atexit": "import atexit\nn = int(input())\natexit.register(lambda: print(n * 2))",
+    "subclasses and super": (
+        "class A:\n    def f(self, n): return n\nclass B(A):\n    @staticmethod\n    def g(): return 2\n"
+        "    def f(self, n): return super().f(n) * self.g()\nprint(B().f(int(input())))"
+    ),
+    "more builtins": (
+        "a, b = divmod(int(input()) * 4, 2)\nprint(a, end=getattr('', 'upper')())\nbin(a); type(a); complex(a)"
+    ),
+    "numpy": "import numpy as np\nprint(int(np.array([int(input())]).sum()) * 2)",
+    "a file of its own": "open('f.txt', 'w').write(input())\nprint(int(open('f.txt').read()) * 2)",
+    "multiprocessing": (
+        "from multiprocessing import Pool\ndef f(n): return n * 2\nif __name__ == '__main__':\n    n = int(input())\n"
+        "    with Pool(2) as pool: print(pool.map(f, [n])[0])"
+    ),
+    "stderr": "import sys\nprint('debug', file=sys.stderr)\nprint(int(input()) * 2)",
+    "annotations from the future": (
+        "from __future__ import annotations\ndef f(x: Unknown): return x * 2\nprint(f(int(input())))"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_all_of_python_is_legal(official: CodeVerifier, name: str) -> None:
+    verdict = judge(official, RIGHT[name])
+    assert (verdict.outcome, verdict.reward) == (Outcome.CORRECT, 1.0), verdict
+    assert verdict.details == {"tests": 2, "passed": 2} and verdict.feedback == ""
+
+
+FUNCTIONS = {
+    "function": "def pair(a, b):\n    return [sum(a), len(b)]",
+    "class Solution": (
+        "class Solution:\n    def pair(self, a: List[int], b: str) -> List[int]:\n        return [sum(a), len(b)]"
+    ),
+    "tuple": "def pair(a, b): return sum(a), len(b)",
+    "float": "def pair(a, b): return [float(sum(a)), len(b)]",
+    "numpy value": "import numpy as np\ndef pair(a, b): return [np.int64(sum(a)), len(b)]",
+    "prints too": "def pair(a, b):\n    print('debug')\n    return [sum(a), len(b)]",
+    "main guard": "def pair(a, b): return [sum(a), len(b)]\nif __name__ == '__main__':\n    raise SystemExit",
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_and_methods_are_called(official: CodeVerifier, name: str) -> None:
+    verdict = judge(official, FUNCTIONS[name], PAIRS)
+    assert verdict.outcome is Outcome.CORRECT, verdict
+
+
+@pytest.mark.parametrize(
+    ("source", "answer", "outcome", "feedback"),
+    [
+        ("print(int(input()) * 3)", DOUBLE, Outcome.WRONG, "Wrong answer on test 1.\nInput:\n2\nYour output:\n6"),
+        ("n = int(input())\nprint(4)", DOUBLE, Outcome.WRONG, "Wrong answer on test 2"),
+        ("pass", DOUBLE, Outcome.WRONG, "Wrong answer on test 1"),
+        ("print(int(input()) / 0)", DOUBLE, Outcome.WRONG, "ZeroDivisionError: division by zero"),
+        ("print(int(input()) * 2)\nraise ValueError('late')", DOUBLE, Outcome.WRONG, "ValueError: late"),
+        ("def f(:", DOUBLE, Outcome.WRONG, "SyntaxError"),
+        ("while True: pass", DOUBLE, Outcome.TIMEOUT, "Time limit of 2 s exceeded on test 1"),
+        ("x = bytearray(4 << 30)", DOUBLE, Outcome.WRONG, "MemoryError"),
+        ("while True: print('x' * 9999)", DOUBLE, Outcome.WRONG, "Output limit of 1 MiB exceeded"),
+        ("def pair(a, b): return [0, 0]", PAIRS, Outcome.WRONG, "Your output:\n[0, 0]"),
+        ("def pair(a, b): return [[sum(a)], len(b)]", PAIRS, Outcome.WRONG, "Wrong answer on test 1"),
+        ("def pair(a): return 1", PAIRS, Outcome.WRONG, "TypeError"),
+        ("def other(a, b): return [sum(a), len(b)]", PAIRS, Outcome.WRONG, "KeyError"),
+        ("def pair(a, b): exit()", PAIRS, Outcome.WRONG, "(nothing was returned)"),
+    ],
+)
+def test_wrong_programs_and_what_is_said_of_them(
+    official: CodeVerifier, source: str, answer: Any, outcome: Outcome, feedback: str
+) -> None:
+    verdict = judge(official, source, answer)
+    assert (verdict.outcome, verdict.reward) == (outcome, 0.0)
+    assert feedback in verdict.feedback
+
+
+CHEATS = {
+    "equal to everything": (
+        "class Always:\n    def __eq__(self, other): return True\n    def __repr__(self): return '[6, 3]'\n"
+        "def pair(a, b): return Always()"
+    ),
+    "an int equal to everything": (
+        "class Always(int):\n    def __eq__(self, other): return True\n    __hash__ = int.__hash__\n"
+        "def pair(a, b): return [Always(1), Always(2)]"
+    ),
+    "a list equal to everything": (
+        "class Always(list):\n    def __eq__(self, other): return True\ndef pair(a, b): return Always([1])"
+    ),
+    "patched json": "import json\njson.dumps = lambda *a, **k: 'true'\ndef pair(a, b): return True",
+    "patched comparison": (
+        "import builtins, operator\noperator.eq = lambda *a: True\nbuiltins.all = lambda *a: True\n"
+        "def pair(a, b): return [1, 1]"
+    ),
+    "looking for the answer in memory": (
+        "import gc\ndef pair(a, b):\n    wanted = '[6' + ', 3]'\n"
+        "    for thing in gc.get_objects():\n        try:\n"
+        "            if wanted in str(thing)[:10000]: return [6, 3]\n        except Exception: pass\n    return 0"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHEATS)
+def test_cheats_do_not_pass(official: CodeVerifier, name: str) -> None:
+    assert judge(official, CHEATS[name], PAIRS).outcome is Outcome.WRONG
+    assert judge(official, FUNCTIONS["function"], PAIRS).outcome is Outcome.CORRECT
+
+
+def test_responses_without_a_program(official: CodeVerifier) -> None:
+    for response in ("no code", "```python\nprint(1)"):
+        assert official.judge(response, DOUBLE, True).outcome is Outcome.BAD_FORMAT
+        assert official.judge(response, DOUBLE, False).outcome is Outcome.TRUNCATED
+    assert judge(official, RIGHT["plain"], finished=False).outcome is Outcome.CORRECT
+
+
+def test_feedback_has_expected_outputs_only_on_request(official: CodeVerifier, best_layer: LayerName) -> None:
+    answer = {"inputs": ["2"], "outputs": ["the-expected-output"]}
+    sources = ("print(1)", "1 / 0", "import os; os.abort()")
+    for source in sources:
+        assert "the-expected-output" not in str(judge(official, source, answer))
+    revealing = make(best_layer, "official", reveal=True)
+    for source in sources:
+        assert "Expected output:\nthe-expected-output" in judge(revealing, source, answer).feedback
+    revealing.close()
+
+
+def test_long_texts_are_shortened_in_feedback(official: CodeVerifier) -> None:
+    verdict = judge(official, "print('y' * 100000)", {"inputs": ["x" * 100000], "outputs": ["z"]})
+    assert len(verdict.feedback) <= 2000 and "[...]" in verdict.feedback
+
+
+def test_the_same_program_gives_the_same_verdict(official: CodeVerifier) -> None:
+    source = "import random\nprint(random.random(), hash('text'), set('abcdef'))"
+    assert judge(official, source) == judge(official, source)
+
+
+def test_a_broken_sandbox_is_replaced_and_the_verdict_unchanged(official: CodeVerifier) -> None:
+    process = official._sandbox._process
+    assert process is not None
+    process.kill()
+    process.wait()
+    assert judge(official, RIGHT["plain"]).outcome is Outcome.CORRECT
+
+
+@pytest.mark.parametrize(
+    "name", ["caught exceptions", "binary stdin", "thread", "exit", "more builtins", "subclasses and super", "open(0)"]
+)
+def test_paper_mode_fails_what_the_papers_code_fails(paper: CodeVerifier, name: str) -> None:
+    assert judge(paper, RIGHT[name]).outcome is Outcome.WRONG
+
+
+def test_paper_mode(paper: CodeVerifier) -> None:
+    assert judge(paper, RIGHT["plain"]).outcome is Outcome.CORRECT
+    assert judge(paper, "import math\nprint(int(input()) * 2)").outcome is Outcome.CORRECT
+    assert judge(paper, "import os\nprint(int(input()) * 2)").outcome is Outcome.WRONG
+    ints = {"inputs": ["[1,2]\n3"], "outputs": ["6"], "fn_name": "total"}
+    assert judge(paper, "def total(a, b): return sum(a) + b", ints).outcome is Outcome.CORRECT
+    assert judge(paper, "def other(a, b): return sum(a) + b", ints).outcome is Outcome.CORRECT
+    assert judge(paper, "def total(a, b): return float(sum(a) + b)", ints).outcome is Outcome.WRONG
+    # Arguments are split at every space, methods are not looked for.
+    assert judge(paper, FUNCTIONS["function"], PAIRS).outcome is Outcome.WRONG
+    assert judge(paper, "class Solution:\n    def total(self, a, b): return sum(a) + b", ints).outcome is Outcome.WRONG
+    verdict = judge(paper, "n = int(input())\nprint(42)")
+    assert (verdict.outcome, verdict.details["passed"]) == (Outcome.WRONG, 1)
+
+
+def test_many_failed_tests_are_each_run_alone(paper: CodeVerifier) -> None:
+    answer = {"inputs": [str(n) for n in range(60)], "outputs": [str(n if n % 2 else -1) for n in range(60)]}
+    assert judge(paper, "print(input())", answer).details["passed"] == 30
+
+
+def test_extraction() -> None:
+    text = "```python\nlong = 'the longest block'\n```\nthen\n```\nshort = 1\n```\nend"
+    assert last_block(text) == "short = 1"
+    assert longest_block(text) == "long = 'the longest block'\n"
+    assert last_block("```python\nx") is None and longest_block("``` python\nx\n```") is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ({"inputs": [], "outputs": []}, "at least one"),
+        ({"inputs": ["1"], "outputs": []}, "1 inputs and 0 outputs"),
+        ({"inputs": ["1"]}, "answer.outputs: Field required"),
+        ({"inputs": [1], "outputs": ["1"]}, r"answer.inputs.0: Input should be a valid string"),
+        ({"inputs": ["x"], "outputs": ["1"], "fn_name": "f"}, "Expecting value"),
+        ("{", "Invalid JSON"),
+        (None, "answer"),
+    ],
+)
+def test_bad_tests_are_refused(answer: Any, message: str) -> None:
+    with pytest.raises(AnswerError, match=message):
+        Tests.read(answer)

@@ -1,4 +1,4 @@
-"""NeMo-RL: Megatron or DTensor training, vLLM rollouts, Ray. The only room that imports nemo_rl, megatron or ray.
+"""NeMo-RL: Megatron training, vLLM rollouts, Ray. The only room that imports nemo_rl, megatron or ray.
 
 Two kinds of module live here. Driver modules run beside the trainer. Worker modules (`vocabulary`, `rows`, `shadow`,
 `scoring`, `loss`, `teacher_worker`, `worker`, `sampling`) also run inside NeMo-RL's own environments, where this

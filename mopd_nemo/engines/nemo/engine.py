@@ -52,7 +52,7 @@ class NemoEngine:
         seed: str,
         on_progress: Progress | None = None,
         writer: Literal["student", "teacher"] = "student",
-        on_rollout: OnRollout | None = None,  # vLLM's batch ends as a whole: nothing to say before it
+        on_rollout: OnRollout | None = None,  # vLLM's synchronous engine answers for all at once
     ) -> list[list[Rollout]]:
         if writer == "teacher":
             raise UserError(
@@ -108,9 +108,11 @@ class NemoEngine:
         responses: Sequence[tuple[int, ...]],
         on_progress: Progress | None = None,
     ) -> list[tuple[float, ...]]:
-        raise UserError(
-            "engine=nemo cannot score given responses; analyse its rollouts and checkpoints with engine=local"
-        )
+        self._stale = True
+        found = self._scorer.sampled_logprobs(list(zip(prompts, responses, strict=True)))
+        if on_progress:
+            on_progress(1.0)
+        return [tuple(logprobs_R.tolist()) for logprobs_R in found]
 
     def update_teacher(self) -> None:
         if self._config.teacher.kind == "ema":

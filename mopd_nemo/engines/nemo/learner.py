@@ -62,7 +62,7 @@ class Learner:
         old = None
         if len(updates) > 1 and any(isinstance(part.objective, PolicyGradient) for part in lesson.parts):
             # From the second update on, the policy is no longer the one that the ratios refer to.
-            old = self._scorer.sampled_logprobs(lesson.rows)
+            old = self._scorer.sampled_logprobs([(row.prompt_ids, row.response_ids) for row in lesson.rows])
         totals: dict[str, float] = {}
         for done, parts in enumerate(updates, start=1):
             for name, value in self._update(lesson.rows, parts, targets, old, learning_rate).items():
@@ -143,7 +143,7 @@ class Learner:
         """
         members = sorted(set(part.rows))
         place = {i: position for position, i in enumerate(members)}
-        found = self._scorer.sampled_logprobs([rows[i] for i in members])
+        found = self._scorer.sampled_logprobs([(rows[i].prompt_ids, rows[i].response_ids) for i in members])
         logprobs_N = torch.stack([part_R.sum() for part_R in found]).requires_grad_()
         lengths_N = torch.tensor([len(rows[i].response_ids) for i in members])
         chosen, rejected = ([place[i] for i in part.rows[start::2]] for start in (0, 1))

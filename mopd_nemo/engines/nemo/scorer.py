@@ -61,10 +61,9 @@ class Scorer:
             self._teacher.offload_after_refit()
         return targets
 
-    def sampled_logprobs(self, rows: Sequence[TrainRow]) -> list[Tensor]:
-        """log P of the response tokens under the student as it is: per row [response tokens]."""
-        sequences = [(row.prompt_ids, row.response_ids) for row in rows]
-        candidates = [torch.tensor(row.response_ids)[:, None] for row in rows]
+    def sampled_logprobs(self, sequences: Sequence[tuple[Ids, Ids]]) -> list[Tensor]:
+        """log P of the response tokens of (prompt, response) sequences under the student: [response tokens] each."""
+        candidates = [torch.tensor(response)[:, None] for _, response in sequences]
         return [target.logprobs_RK.float().squeeze(-1) for target in self.student_scores(sequences, candidates, 1)]
 
     def student_scores(

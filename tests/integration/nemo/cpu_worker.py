@@ -24,6 +24,7 @@ from nemo_rl.utils.timer import Timer  # noqa: E402
 from mopd_nemo.engines.nemo.teacher_worker import TeacherMethods  # noqa: E402
 from tests.integration.nemo.qwen3 import build, start_megatron  # noqa: E402
 
+megatron_policy_worker.maybe_finalize_async_save = lambda *_, **__: None
 megatron_policy_worker.get_pg_collection = lambda _: SimpleNamespace(mp=None)
 megatron_policy_worker.logical_and_across_model_parallel_group = lambda value, mp_group: value
 megatron_policy_worker.reduce_max_stat_across_model_parallel_group = lambda value, mp_group: value
@@ -79,7 +80,7 @@ class CpuWorkerImpl(TeacherMethods, megatron_policy_worker.MegatronPolicyWorkerI
             self.optimizer = get_megatron_optimizer(optimizer, [self.model])
             self.optimizer.grad_norms_by_group = {}
         self.scheduler = SimpleNamespace(get_lr=lambda group: group["lr"], get_wd=lambda: 0.0, step=self._schedule)
-        self.mcore_state = SimpleNamespace(straggler_timer=None)
+        self.mcore_state = SimpleNamespace(straggler_timer=None, cfg=SimpleNamespace(checkpoint=None))
         self.megatron_cfg = SimpleNamespace(optimizer=SimpleNamespace(), ddp=SimpleNamespace())
         self.dp_size = dist.get_world_size() // (tp * pp * megatron["context_parallel_size"])
         self.dtype = torch.float32

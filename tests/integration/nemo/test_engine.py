@@ -180,6 +180,11 @@ def test_steps_equal_those_of_the_local_engine() -> None:
         twin.update_teacher()
         for name in ("loss", "grad_norm", "student/entropy", "student/topk_mass", "teacher/topk_mass", "sampler/gap"):
             assert found[name] == pytest.approx(expected[name], rel=2e-3), name
+    prompts, responses = [row.prompt_ids for row in taught.rows], [row.response_ids for row in taught.rows]
+    for ours, theirs in zip(
+        engine.response_logprobs(prompts, responses), twin.response_logprobs(prompts, responses), strict=True
+    ):
+        assert ours == pytest.approx(theirs, abs=1e-2)
     assert engine._runtime.generation.calls == ["connected to 2 GPUs", *["refit", "sleep"] * 2]
     end(engine)
 

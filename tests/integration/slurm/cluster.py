@@ -7,7 +7,9 @@ Needs root, and the packages slurmctld, slurmd, slurm-client, slurm-wlm-basic-pl
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -17,12 +19,12 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "ip", "nsenter", "unshare")
-_SUBNET = "10.78.0"
 _CONF = """\
 ClusterName=test
-SlurmctldHost={host}({subnet}.1)
+SlurmctldHost={host}({address})
 SlurmctldPort=16917
 SlurmUser=root
 SlurmdUser=root
@@ -74,8 +76,7 @@ class Node:
 
     def processes(self) -> list[int]:
         """All that run on the node."""
-        found = subprocess.run(["ip", "netns", "pids", self.namespace], capture_output=True, text=True, check=True)
-        return [int(pid) for pid in found.stdout.split()]
+        return _processes(self.namespace)
 
     def kill(self, pattern: str) -> int:
         """Kill at once the node's processes whose command line has `pattern` in it; how many there were."""
@@ -101,8 +102,11 @@ class SlurmCluster:
 
     def start(self, num_nodes: int, cpus: int) -> None:
         """Up to an idle state of all nodes."""
-        prefix = f"mopd{secrets.token_hex(2)}"
-        self.nodes = [Node(f"node{i}", f"{_SUBNET}.{10 + i}", f"{prefix}-{i}") for i in range(1, num_nodes + 1)]
+        remove_orphans()
+        prefix = f"mopd{os.getpid()}"
+        subnet = _free_subnet()
+        self._address = f"{subnet}.1"
+        self.nodes = [Node(f"node{i}", f"{subnet}.{10 + i}", f"{prefix}-{i}") for i in range(1, num_nodes + 1)]
         self._configure(cpus)
         self._network(prefix)
         self._daemon(
@@ -131,11 +135,7 @@ class SlurmCluster:
                 daemon.wait(timeout=5)
             except subprocess.TimeoutExpired:
                 daemon.kill()
-        for node in self.nodes:
-            for pid in node.processes():
-                os.kill(pid, signal.SIGKILL)
-            subprocess.run(["ip", "netns", "del", node.namespace], check=False)
-        subprocess.run(["ip", "link", "del", self._bridge], check=False, capture_output=True)
+        _remove_network(f"mopd{os.getpid()}")
 
     def command(self, *command: str) -> str:
         """What a Slurm command prints."""
@@ -169,8 +169,8 @@ class SlurmCluster:
         key.write_bytes(secrets.token_bytes(1024))
         key.chmod(0o400)
         host = socket.gethostname().split(".")[0]
-        lines = [f"127.0.0.1 localhost\n{_SUBNET}.1 {host}"]
-        conf = _CONF.format(host=host, subnet=_SUBNET, dir=self.directory)
+        lines = [f"127.0.0.1 localhost\n{self._address} {host}"]
+        conf = _CONF.format(host=host, address=self._address, dir=self.directory)
         for node in self.nodes:
             (self.directory / f"spool-{node.name}").mkdir()
             lines.append(f"{node.address} {node.name}")
@@ -181,7 +181,7 @@ class SlurmCluster:
 
     def _network(self, prefix: str) -> None:
         self._bridge = f"{prefix}br"
-        commands = [f"link add {self._bridge} type bridge", f"addr add {_SUBNET}.1/24 dev {self._bridge}",
+        commands = [f"link add {self._bridge} type bridge", f"addr add {self._address}/24 dev {self._bridge}",
                     f"link set {self._bridge} up"]  # fmt: skip
         for number, node in enumerate(self.nodes):
             commands += [
@@ -191,7 +191,7 @@ class SlurmCluster:
                 f"-n {node.namespace} addr add {node.address}/24 dev eth0",
                 f"-n {node.namespace} link set eth0 up",
                 f"-n {node.namespace} link set lo up",
-                f"-n {node.namespace} route add default via {_SUBNET}.1",
+                f"-n {node.namespace} route add default via {self._address}",
             ]
         for command in commands:
             subprocess.run(["ip", *command.split()], check=True)
@@ -201,6 +201,15 @@ class SlurmCluster:
         daemon = subprocess.Popen(command, stdout=log, stderr=log, env=self.environment, start_new_session=True)
         self._daemons.append(daemon)
         return daemon
+
+
+def remove_orphans() -> None:
+    """Take away the networks of test runs that were killed: their addresses would lead packets astray."""
+    names = {link["ifname"] for link in _ip_json("link")} | {entry["name"] for entry in _ip_json("netns")}
+    owners = {match[1] for name in names if (match := re.match(r"mopd(\d+)(br$|v\d+$|-\d+$)", name))}
+    for owner in owners:
+        if not Path(f"/proc/{owner}").exists():
+            _remove_network(f"mopd{owner}")
 
 
 def missing() -> str | None:
@@ -223,6 +232,33 @@ def _pyxis_stand_in(directory: Path) -> str:
     library = directory / "pyxis_stand_in.so"
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source], check=True)
     return f"required {library}\n"
+
+
+def _ip_json(what: str) -> list[dict[str, Any]]:
+    shown = subprocess.run(["ip", "-json", what, "show"], capture_output=True, text=True, check=True).stdout
+    return json.loads(shown or "[]")
+
+
+def _free_subnet() -> str:
+    """The first three numbers of a network that no interface of this machine has an address in."""
+    taken = {entry["local"].rpartition(".")[0] for link in _ip_json("addr") for entry in link["addr_info"]}
+    return next(subnet for number in range(256) if (subnet := f"10.78.{number}") not in taken)
+
+
+def _processes(namespace: str) -> list[int]:
+    found = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=True)
+    return [int(pid) for pid in found.stdout.split()]
+
+
+def _remove_network(prefix: str) -> None:
+    """End what runs in the namespaces of this prefix, and delete them and the interfaces."""
+    for name in [entry["name"] for entry in _ip_json("netns") if entry["name"].startswith(f"{prefix}-")]:
+        for pid in _processes(name):
+            os.kill(pid, signal.SIGKILL)
+        subprocess.run(["ip", "netns", "del", name], check=False)
+    for name in [link["ifname"] for link in _ip_json("link")]:
+        if re.fullmatch(rf"{prefix}(br|v\d+)", name):
+            subprocess.run(["ip", "link", "del", name], check=False, capture_output=True)
 
 
 def _wait(what: str, test: object, seconds: float = 20) -> None:

@@ -1,4 +1,4 @@
-"""Cut rows into micro-batches of similar length, and pad prompts so that what follows them lines up.
+"""Cut rows into micro-batches, and pad prompts so that what follows them lines up.
 
 Shape suffixes: B sequences, S positions.
 """
@@ -6,9 +6,12 @@ Shape suffixes: B sequences, S positions.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
+
+from mopd_nemo.engines.local.prefix_tree import common_length
 
 
 def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
@@ -24,6 +27,32 @@ def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
         else:
             batches.append([index])
     return batches
+
+
+def tree_batches(units: Sequence[Sequence[Sequence[int]]], max_tokens: int) -> list[list[int]]:
+    """Indices of units in batches of at most `max_tokens` tokens, what sequences have in common counted once.
+
+    Units that begin alike are neighbours, and a batch ends where the least is lost by it: what the units on both sides
+    have in common is computed twice. The largest batch comes first. A larger unit gets a batch of its own.
+
+    Args:
+        units: sequences that must share a batch, with at least one each.
+    """
+    order = sorted(range(len(units)), key=lambda i: tuple(units[i][0]))
+    firsts = [units[i][0] for i in order]
+    shared = [0, *(common_length(a, b) for a, b in pairwise(firsts))]  # with the unit before
+    own = [sum(len(s) - (common_length(units[i][0], s) if n else 0) for n, s in enumerate(units[i])) for i in order]
+    batches: list[tuple[int, list[int]]] = []
+    start = 0
+    while start < len(order):
+        totals = list(accumulate([own[start], *(o - s for o, s in zip(own[start + 1 :], shared[start + 1 :]))]))
+        count = max(sum(total <= max_tokens for total in totals), 1)
+        if count < len(totals):
+            full = [n for n in range(1, count + 1) if totals[n - 1] >= totals[count - 1] / 2]
+            count = min(full, key=lambda n: (shared[start + n], -n))
+        batches.append((totals[count - 1], order[start : start + count]))
+        start += count
+    return [batch for _, batch in sorted(batches, key=lambda b: -b[0])]
 
 
 def left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,6 @@ from torch import Tensor
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import Config
 from mopd_nemo.engines.base import OnRollout, Progress, Sampling
-from mopd_nemo.engines.local.batching import micro_batches
 from mopd_nemo.engines.local.learner import Learner
 from mopd_nemo.engines.local.model import (
     DTYPES,
@@ -88,19 +87,22 @@ class LocalEngine:
         """
         hidden: list[Tensor | None] = [None] * len(rows)
         taught = [(i, row.teacher_prompt_ids) for i, row in enumerate(rows) if row.teacher_prompt_ids is not None]
-        lengths = [len(prompt) + len(rows[i].response_ids) for i, prompt in taught]
-        done = 0
-        for batch in micro_batches(lengths, self._config.train.tokens_per_micro_batch):
+        if not taught:
+            return hidden
+        teacher = self.teacher.model
+        assert teacher is not None
+        batches = teacher.batches(
+            [[prompt + rows[i].response_ids] for i, prompt in taught], self._config.train.tokens_per_micro_batch
+        )
+        for done, batch in enumerate(batches, start=1):
             prompts = [taught[position][1] for position in batch]
             responses = [rows[taught[position][0]].response_ids for position in batch]
-            assert self.teacher.model is not None
-            with self.teacher.model.computing():
-                hidden_TH = self.teacher.model.response_hidden_TH(prompts, responses)
+            with teacher.computing():
+                hidden_TH = teacher.response_hidden_TH(prompts, responses)
             for position, part in zip(batch, hidden_TH.split([len(r) for r in responses]), strict=True):
                 hidden[taught[position][0]] = part
-            done += len(batch)
             if on_progress:
-                on_progress(done / len(taught))
+                on_progress(done / len(batches))
         return hidden
 
     def update(

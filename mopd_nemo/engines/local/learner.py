@@ -11,7 +11,6 @@ from torch import Tensor
 
 from mopd_nemo.config import Config
 from mopd_nemo.engines.base import Progress
-from mopd_nemo.engines.local.batching import micro_batches
 from mopd_nemo.engines.local.model import LanguageModel
 from mopd_nemo.engines.local.passes import Passes, WeightedPart
 from mopd_nemo.engines.updates import cut_by_group, token_weights_of
@@ -96,8 +95,8 @@ class Learner:
             size = 2 if isinstance(part.objective, Preference) else 1
             units |= dict.fromkeys(part.rows[i : i + size] for i in range(0, len(part.rows), size))
         members = list(units)
-        lengths = [sum(len(rows[i].prompt_ids) + len(rows[i].response_ids) for i in unit) for unit in members]
-        batches = micro_batches(lengths, self._config.train.tokens_per_micro_batch)
+        sequences = [[rows[i].prompt_ids + rows[i].response_ids for i in unit] for unit in members]
+        batches = self._student.batches(sequences, self._config.train.tokens_per_micro_batch)
         return [[row for unit in batch for row in members[unit]] for batch in batches]
 
     def _apply(self, learning_rate: float) -> dict[str, float]:

@@ -11,10 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from mopd_nemo.embedded import resolve_model_path
+from mopd_nemo.engines.local.batching import micro_batches, tree_batches
+from mopd_nemo.engines.local.prefix_tree import ATTENTION, MIN_SHARED, PrefixTree, plant
 from mopd_nemo.errors import UserError
 
 transformers_logging.disable_progress_bar()  # its bars would tear the live display
@@ -35,6 +38,7 @@ class LanguageModel:
         self.dtype = dtype
         self.device: torch.device = next(module.parameters()).device
         self.head: nn.Linear = module.get_output_embeddings()
+        self.reads_trees = _reads_trees(self)
 
     def computing(self) -> AbstractContextManager[Any]:
         """The context in which this model computes: autocast when weights are wider than `dtype`."""
@@ -45,20 +49,40 @@ class LanguageModel:
         """Last hidden states of right-padded sequences. Padding comes last, so causality alone keeps it out."""
         return self.module.base_model(input_ids=ids_BS, use_cache=False).last_hidden_state
 
+    def batches(self, units: Sequence[Sequence[Sequence[int]]], max_tokens: int) -> list[list[int]]:
+        """Numbers of units, each of sequences that stay together, in micro-batches for `response_hidden_TH`."""
+        if self.reads_trees:
+            return tree_batches(units, max_tokens)
+        return micro_batches([sum(map(len, unit)) for unit in units], max_tokens)
+
     def response_hidden_TH(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Tensor:
         """Hidden states that predict the response tokens of a batch, laid end to end.
 
-        Response token t of a sequence with P prompt tokens is predicted at position P - 1 + t.
+        Response token t of a sequence with P prompt tokens is predicted at position P - 1 + t. What sequences have in
+        common from their beginning is computed once, where the model can read trees.
         """
-        lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
-        ids_BS = torch.zeros(len(lengths), max(lengths), dtype=torch.long)
-        rows: list[Tensor] = []
-        for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-            ids_BS[i, : lengths[i]] = torch.tensor([*prompt, *response])
-            start = i * ids_BS.shape[1] + len(prompt) - 1
-            rows.append(torch.arange(start, start + len(response)))
-        hidden_BSH = self.hidden_BSH(ids_BS.to(self.device))
-        return hidden_BSH.flatten(0, 1)[torch.cat(rows).to(self.device)]
+        # The last token predicts nothing that is asked for.
+        sequences = [[*prompt, *response[:-1]] for prompt, response in zip(prompts, responses, strict=True)]
+        starts = [len(prompt) - 1 for prompt in prompts]
+        if self.reads_trees:
+            tree = plant(sequences, self.device)
+            rows = [place for places, start in zip(tree.places, starts, strict=True) for place in places[start:]]
+            return self.tree_hidden_SH(tree).index_select(0, torch.tensor(rows, device=self.device))
+        hidden_BSH = self.hidden_BSH(pad_sequence([torch.tensor(s) for s in sequences], True).to(self.device))
+        return torch.cat(
+            [hidden_BSH[i, start : len(s)] for i, (s, start) in enumerate(zip(sequences, starts, strict=True))]
+        )
+
+    def tree_hidden_SH(self, tree: PrefixTree) -> Tensor:
+        """Last hidden states of a tree's tokens."""
+        unused = torch.empty(1, 1, 1, 1, device=self.device)  # four dimensions: transformers builds no mask of its own
+        return self.module.base_model(
+            input_ids=tree.ids_S.unsqueeze(0),
+            position_ids=tree.positions_S.unsqueeze(0),
+            attention_mask=unused,
+            use_cache=False,
+            tree=tree,
+        ).last_hidden_state[0]
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """Parameters by name, tied ones once."""
@@ -128,6 +152,38 @@ def resolve_device(name: str) -> torch.device:
             f"model.device={name!r}: torch sees {torch.cuda.device_count()} CUDA devices here; use model.device=cpu"
         )
     return device
+
+
+@torch.no_grad()
+def _reads_trees(model: LanguageModel) -> bool:
+    """Whether the model can compute common beginnings once: found by trying, since architectures differ.
+
+    Windows that reach back a limited way would not show in a short trial, so they are read off the config.
+    """
+    config = model.module.config.get_text_config()
+    windowed = any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or [])
+    if windowed or (getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)):
+        return False
+    if getattr(config, "_attn_implementation", None) not in ("sdpa", ATTENTION):
+        return False
+    model.module.set_attn_implementation(ATTENTION)
+    common = [i % config.vocab_size for i in range(2 * MIN_SHARED)]
+    sequences = [common + [tail] * 2 for tail in range(3)]
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
+    try:
+        with model.computing():
+            tree = plant(sequences, model.device)
+            found_SH = model.tree_hidden_SH(tree).float()
+            plain_BSH = model.hidden_BSH(torch.tensor(sequences, device=model.device)).float()
+    except (TypeError, ValueError, RuntimeError):
+        same = False
+    else:
+        same = torch.allclose(
+            found_SH[torch.tensor(tree.places)], plain_BSH, rtol=0, atol=tolerance * plain_BSH.abs().max().item()
+        )
+    if not same:
+        model.module.set_attn_implementation("sdpa")
+    return same
 
 
 @torch.no_grad()

@@ -1,0 +1,129 @@
+"""A tree of sequences gives the hidden states and gradients that each sequence alone gives."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+
+from mopd_nemo.engines.local.model import LanguageModel, load_model
+from mopd_nemo.engines.local.prefix_tree import MIN_SHARED, common_length, plant
+
+CPU = torch.device("cpu")
+Ids = list[int]
+
+
+def double(path: Path) -> LanguageModel:
+    return LanguageModel(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64), torch.float64)
+
+
+def group_of_rows(seed: int) -> list[Ids]:
+    """Contexts of a group that share peers, each with a response; equal rows and rows within rows."""
+    rng = random.Random(seed)
+
+    def some(length: int) -> Ids:
+        return [rng.randrange(5, 60) for _ in range(length)]
+
+    question, (one, two, three, wrong) = some(20), (some(25) for _ in range(4))
+    contexts = [question + one + two + wrong] * 4 + [question + one + three + wrong, question + two + three + wrong]
+    rows = [context + some(rng.randrange(1, 60)) for context in contexts]
+    return [*rows, rows[0], rows[1][:50], rows[2][:-3], some(1)]
+
+
+def alone(model: LanguageModel, sequences: list[Ids]) -> list[Tensor]:
+    return [
+        model.module.base_model(input_ids=torch.tensor([s]), use_cache=False).last_hidden_state[0] for s in sequences
+    ]
+
+
+def together(model: LanguageModel, sequences: list[Ids]) -> list[Tensor]:
+    tree = plant(sequences, CPU)
+    hidden_SH = model.tree_hidden_SH(tree)
+    return [hidden_SH[torch.tensor(places)] for places in tree.places]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_hidden_states_and_gradients_are_those_of_each_sequence_alone(random_model: Path, seed: int) -> None:
+    sequences = group_of_rows(seed)
+    weights = [torch.rand(len(s), 1, dtype=torch.float64) for s in sequences]
+    found, gradients = [], []
+    for run in (alone, together):
+        model = double(random_model)
+        hidden = run(model, sequences)
+        sum((h.pow(3) * w).sum() for h, w in zip(hidden, weights, strict=True)).backward()
+        found.append(hidden)
+        gradients.append({name: p.grad for name, p in model.named_parameters().items() if p.grad is not None})
+    torch.testing.assert_close(found[1], found[0], atol=1e-12, rtol=1e-10)
+    assert gradients[0].keys() == gradients[1].keys() != set()
+    for name, expected in gradients[0].items():  # the model's norms compute in float32, whatever its type
+        assert (gradients[1][name] - expected).abs().max() < 1e-6 * expected.abs().max(), name
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=3 * MIN_SHARED), min_size=1, max_size=8))
+def test_every_token_is_in_its_place(sequences: list[Ids]) -> None:
+    tree = plant(sequences, CPU)
+    for sequence, places in zip(sequences, tree.places, strict=True):
+        assert tree.ids_S[places].tolist() == sequence
+        assert tree.positions_S[places].tolist() == list(range(len(sequence)))
+    assert tree.queries_Q[tree.outputs_S].tolist() == list(range(len(tree.ids_S)))
+
+
+def test_what_is_common_is_computed_once() -> None:
+    context = list(range(100, 180))
+    tree = plant([context + [1] * 30, context + [2] * 40, context + [1] * 30], CPU)
+    assert len(tree.ids_S) == 80 + 30 + 40
+    short = list(range(MIN_SHARED - 1))
+    assert len(plant([[*short, 100], [*short, 101]], CPU).ids_S) == 2 * MIN_SHARED
+
+
+def test_no_segment_is_padded_to_more_than_twice_its_length() -> None:
+    context = list(range(100, 180))
+    sequences = [context + [n] * length for n, length in enumerate((1000, 900, 30, 20, 3))]
+    tree = plant(sequences, CPU)
+    assert [(family.count, family.longest) for family in tree.families] == [(1, 80), (2, 1000), (2, 30), (1, 3)]
+
+
+def test_common_length() -> None:
+    assert [common_length(*pair) for pair in (([1, 2], [1, 2, 3]), ([1, 2], [1, 3]), ([1], [2]), ([], [1]))] == [
+        2, 1, 0, 0,
+    ]  # fmt: skip
+
+
+def test_architectures_are_tried_and_windows_read_off(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    assert LanguageModel(LlamaForCausalLM(LlamaConfig(**sizes, **heads)), torch.float32).reads_trees
+    windowed = LanguageModel(MistralForCausalLM(MistralConfig(**sizes, **heads, sliding_window=64)), torch.float32)
+    assert not windowed.reads_trees
+    eager = LlamaForCausalLM(LlamaConfig(**sizes, **heads, attn_implementation="eager"))
+    assert not LanguageModel(eager, torch.float32).reads_trees
+
+
+def test_a_model_that_ignores_trees_is_found_out(random_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = AutoModelForCausalLM.from_pretrained(random_model)
+    forward = module.base_model.forward
+    monkeypatch.setattr(module.base_model, "forward", lambda tree=None, **kwargs: forward(**kwargs))
+    model = LanguageModel(module, torch.float32)
+    assert not model.reads_trees
+    assert module.config._attn_implementation == "sdpa"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_response_rows_are_the_same_without_trees(random_model: Path, dtype: torch.dtype) -> None:
+    model = load_model(str(random_model), key="model.path", dtype=dtype, weights=torch.float32, device=CPU)
+    prompts = [(5, 6, 7) * 10, (5, 6, 7) * 10, (9, 8)]
+    responses = [(20, 21, 22), (30,), (40, 41)]
+    assert model.reads_trees
+    with model.computing():
+        tree_TH = model.response_hidden_TH(prompts, responses)
+        model.reads_trees = False
+        padded_TH = model.response_hidden_TH(prompts, responses)
+    assert len(tree_TH) == 6
+    tolerance = 1e-5 if dtype == torch.float32 else 0.1
+    torch.testing.assert_close(tree_TH, padded_TH, atol=tolerance, rtol=tolerance)

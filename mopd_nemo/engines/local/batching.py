@@ -42,10 +42,11 @@ def tree_batches(units: Sequence[Sequence[Sequence[int]]], max_tokens: int) -> l
     firsts = [units[i][0] for i in order]
     shared = [0, *(common_length(a, b) for a, b in pairwise(firsts))]  # with the unit before
     own = [sum(len(s) - (common_length(units[i][0], s) if n else 0) for n, s in enumerate(units[i])) for i in order]
+    fresh = [tokens - common for tokens, common in zip(own, shared, strict=True)]
     batches: list[tuple[int, list[int]]] = []
     start = 0
     while start < len(order):
-        totals = list(accumulate([own[start], *(o - s for o, s in zip(own[start + 1 :], shared[start + 1 :]))]))
+        totals = [shared[start] + total for total in accumulate(fresh[start:])]
         count = max(sum(total <= max_tokens for total in totals), 1)
         if count < len(totals):
             full = [n for n in range(1, count + 1) if totals[n - 1] >= totals[count - 1] / 2]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from mopd_nemo.losses.dense import Chunk
@@ -63,8 +64,14 @@ def signals(look: Look, tokens: Tokens) -> dict[str, Tensor]:
         found["teacher/topk_mass"] = mass_DC[1]
         found["teacher/advantage"] = sampled_DC[1] - sampled_DC[0]
     if "teacher_top" in look.ids:
-        shared_CKK = look.ids["student_top"][:, :, None] == look.ids["teacher_top"][:, None, :]
-        found["topk_overlap"] = shared_CKK.any(-1).float().mean(-1)
+        found["topk_overlap"] = _overlap(look.ids["student_top"], look.ids["teacher_top"])
     if tokens.sampler_logprobs_T is not None:
         found["sampler/gap"] = (sampled_DC[0] - tokens.sampler_logprobs_T).abs()
     return found
+
+
+def _overlap(ids_CK: Tensor, others_CK: Tensor) -> Tensor:
+    """Share of each row's ids that the other has too; neither repeats an id."""
+    sorted_CK = others_CK.sort(-1).values
+    nearest_CK = torch.searchsorted(sorted_CK, ids_CK).clamp(max=sorted_CK.shape[-1] - 1)
+    return (sorted_CK.gather(-1, nearest_CK) == ids_CK).float().mean(-1)

@@ -40,7 +40,7 @@ def tree_batches(units: Sequence[Sequence[Sequence[int]]], max_tokens: int) -> l
     """
     order = sorted(range(len(units)), key=lambda i: tuple(units[i][0]))
     firsts = [units[i][0] for i in order]
-    shared = [0, *(common_length(a, b) for a, b in pairwise(firsts))]  # with the unit before
+    shared = [0, *(common_length(a, b) for a, b in pairwise(firsts))][: len(order)]  # with the unit before
     own = [sum(len(s) - (common_length(units[i][0], s) if n else 0) for n, s in enumerate(units[i])) for i in order]
     fresh = [tokens - common for tokens, common in zip(own, shared, strict=True)]
     batches: list[tuple[int, list[int]]] = []

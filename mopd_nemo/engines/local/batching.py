@@ -26,6 +26,11 @@ def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     return batches
 
 
+def padded_tokens(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> int:
+    """Positions of batches that are padded to their longest row."""
+    return sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
+
+
 def left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """mask_BS (1 for real tokens) and ids_BS of prompts that all end at the last position."""
     width = max(len(prompt) for prompt in prompts)

@@ -12,7 +12,7 @@ from torch import Tensor
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import Config
 from mopd_nemo.engines.base import OnRollout, Progress, Sampling
-from mopd_nemo.engines.local.batching import micro_batches
+from mopd_nemo.engines.local.batching import micro_batches, padded_tokens
 from mopd_nemo.engines.local.learner import Learner
 from mopd_nemo.engines.local.model import (
     DTYPES,
@@ -45,6 +45,8 @@ class LocalEngine:
         self._check_lengths()
         self._learner = Learner(self.student, self.teacher.model, config, piece=lambda token: self.chat.decode([token]))
         self._eos_ids = _end_ids(self.student, self.chat)
+        self._scored: dict[str, float] = {}
+        """Metrics of the last scoring, reported with the update that it is for."""
 
     def generate(
         self,
@@ -89,8 +91,10 @@ class LocalEngine:
         hidden: list[Tensor | None] = [None] * len(rows)
         taught = [(i, row.teacher_prompt_ids) for i, row in enumerate(rows) if row.teacher_prompt_ids is not None]
         lengths = [len(prompt) + len(rows[i].response_ids) for i, prompt in taught]
+        batches = micro_batches(lengths, self._config.train.tokens_per_micro_batch)
+        self._scored = _score_metrics(lengths, padded_tokens(lengths, batches))
         done = 0
-        for batch in micro_batches(lengths, self._config.train.tokens_per_micro_batch):
+        for batch in batches:
             prompts = [taught[position][1] for position in batch]
             responses = [rows[taught[position][0]].response_ids for position in batch]
             assert self.teacher.model is not None
@@ -110,7 +114,7 @@ class LocalEngine:
         learning_rate: float,
         on_progress: Progress | None = None,
     ) -> dict[str, float]:
-        return self._learner.step(lesson, targets, learning_rate, on_progress)
+        return self._learner.step(lesson, targets, learning_rate, on_progress) | self._scored
 
     def response_logprobs(
         self,
@@ -156,6 +160,19 @@ class LocalEngine:
                     f"{prompt_key}={prompt} + rollout.max_response_tokens={response} exceeds the {limit} positions "
                     f"of {model_key}: lower one of them"
                 )
+
+
+def _score_metrics(lengths: Sequence[int], computed: int) -> dict[str, float]:
+    """What the teacher read.
+
+    Args:
+        lengths: tokens of each row, its prompt and its response.
+        computed: positions of the batches.
+    """
+    if not lengths:
+        return {}
+    alone = sum(lengths)
+    return {"score/tokens": computed, "score/tokens_alone": alone, "score/padding": 1 - alone / computed}
 
 
 def _end_ids(model: LanguageModel, chat: Chat) -> frozenset[int]:

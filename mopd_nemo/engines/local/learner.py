@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mopd_nemo.config import Config
 from mopd_nemo.engines.base import Progress
-from mopd_nemo.engines.local.batching import micro_batches
+from mopd_nemo.engines.local.batching import micro_batches, padded_tokens
 from mopd_nemo.engines.local.model import LanguageModel
 from mopd_nemo.engines.local.passes import Passes, WeightedPart
 from mopd_nemo.engines.updates import cut_by_group, token_weights_of
@@ -87,7 +87,10 @@ class Learner:
             if on_progress:
                 on_progress(done / len(batches))
         num_tokens = sum(len(rows[i].response_ids) for i in parts[0].rows)
-        return {name: total if name.startswith("loss") else total / num_tokens for name, total in totals.items()}
+        metrics = {name: total if name.startswith("loss") else total / num_tokens for name, total in totals.items()}
+        lengths = [len(row.prompt_ids) + len(row.response_ids) for row in rows]
+        held = sum(lengths[i] for batch in batches for i in batch)
+        return metrics | {"update/padding": 1 - held / padded_tokens(lengths, batches)}
 
     def _batches(self, rows: Sequence[TrainRow], parts: Sequence[Part]) -> list[list[int]]:
         """Micro-batches of rows; the two of a pair stay together."""

@@ -16,6 +16,7 @@ from mopd_nemo.engines.local.learner import Learner
 from mopd_nemo.engines.local.model import (
     DTYPES,
     LanguageModel,
+    Work,
     check_vocabularies,
     load_model,
     load_tokenizer,
@@ -44,6 +45,8 @@ class LocalEngine:
         self._check_lengths()
         self._learner = Learner(self.student, self.teacher.model, config, piece=lambda token: self.chat.decode([token]))
         self._eos_ids = _end_ids(self.student, self.chat)
+        self._scored: dict[str, float] = {}
+        """Metrics of the last scoring, reported with the update that it is for."""
 
     def generate(
         self,
@@ -87,6 +90,7 @@ class LocalEngine:
         """
         hidden: list[Tensor | None] = [None] * len(rows)
         taught = [(i, row.teacher_prompt_ids) for i, row in enumerate(rows) if row.teacher_prompt_ids is not None]
+        self._scored = {}
         if not taught:
             return hidden
         teacher = self.teacher.model
@@ -94,6 +98,7 @@ class LocalEngine:
         batches = teacher.batches(
             [[prompt + rows[i].response_ids] for i, prompt in taught], self._config.train.tokens_per_micro_batch
         )
+        teacher.work = Work()
         for done, batch in enumerate(batches, start=1):
             prompts = [taught[position][1] for position in batch]
             responses = [rows[taught[position][0]].response_ids for position in batch]
@@ -103,6 +108,7 @@ class LocalEngine:
                 hidden[taught[position][0]] = part
             if on_progress:
                 on_progress(done / len(batches))
+        self._scored = teacher.work.metrics("score", sum(len(p) + len(rows[i].response_ids) for i, p in taught))
         return hidden
 
     def update(
@@ -112,7 +118,7 @@ class LocalEngine:
         learning_rate: float,
         on_progress: Progress | None = None,
     ) -> dict[str, float]:
-        return self._learner.step(lesson, targets, learning_rate, on_progress)
+        return self._learner.step(lesson, targets, learning_rate, on_progress) | self._scored
 
     def response_logprobs(
         self,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mopd_nemo.config import Config
 from mopd_nemo.engines.base import Progress
-from mopd_nemo.engines.local.model import LanguageModel
+from mopd_nemo.engines.local.model import LanguageModel, Work
 from mopd_nemo.engines.local.passes import Passes, WeightedPart
 from mopd_nemo.engines.updates import cut_by_group, token_weights_of
 from mopd_nemo.lesson import Lesson, Part, Preference
@@ -80,13 +80,16 @@ class Learner:
         weighted = [WeightedPart(part, token_weights_of(part, rows, aggregation, self._piece)) for part in parts]
         totals: defaultdict[str, float] = defaultdict(float)
         batches = self._batches(rows, parts)
+        self._student.work = Work()
         for done, batch in enumerate(batches, start=1):
             for name, value in passes.backward(batch, weighted).items():
                 totals[name] += value
             if on_progress:
                 on_progress(done / len(batches))
         num_tokens = sum(len(rows[i].response_ids) for i in parts[0].rows)
-        return {name: total if name.startswith("loss") else total / num_tokens for name, total in totals.items()}
+        metrics = {name: total if name.startswith("loss") else total / num_tokens for name, total in totals.items()}
+        alone = sum(len(rows[i].prompt_ids) + len(rows[i].response_ids) for batch in batches for i in batch)
+        return metrics | self._student.work.metrics("update", alone)
 
     def _batches(self, rows: Sequence[TrainRow], parts: Sequence[Part]) -> list[list[int]]:
         """Micro-batches of rows; the two of a pair stay together."""

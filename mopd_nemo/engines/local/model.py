@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,6 +26,21 @@ transformers_logging.disable_progress_bar()  # its bars would tear the live disp
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
+@dataclass
+class Work:
+    """What response passes have computed."""
+
+    positions: int = 0
+    padding: int = 0
+
+    def metrics(self, phase: str, tokens_alone: int) -> dict[str, float]:
+        """Positions computed, tokens that the same rows have each by itself, and the share of padding."""
+        if not self.positions:
+            return {}
+        share = self.padding / self.positions
+        return {f"{phase}/tokens": self.positions, f"{phase}/tokens_alone": tokens_alone, f"{phase}/padding": share}
+
+
 class LanguageModel:
     """A Hugging Face causal LM with its body and its head apart.
 
@@ -39,6 +55,7 @@ class LanguageModel:
         self.device: torch.device = next(module.parameters()).device
         self.head: nn.Linear = module.get_output_embeddings()
         self.reads_trees = _reads_trees(self)
+        self.work = Work()
 
     def computing(self) -> AbstractContextManager[Any]:
         """The context in which this model computes: autocast when weights are wider than `dtype`."""
@@ -66,9 +83,13 @@ class LanguageModel:
         starts = [len(prompt) - 1 for prompt in prompts]
         if self.reads_trees:
             tree = plant(sequences, self.device)
+            self.work.positions += len(tree.ids_S)
             rows = [place for places, start in zip(tree.places, starts, strict=True) for place in places[start:]]
             return self.tree_hidden_SH(tree).index_select(0, torch.tensor(rows, device=self.device))
-        hidden_BSH = self.hidden_BSH(pad_sequence([torch.tensor(s) for s in sequences], True).to(self.device))
+        ids_BS = pad_sequence([torch.tensor(sequence) for sequence in sequences], batch_first=True)
+        self.work.positions += ids_BS.numel()
+        self.work.padding += ids_BS.numel() - sum(map(len, sequences))
+        hidden_BSH = self.hidden_BSH(ids_BS.to(self.device))
         return torch.cat(
             [hidden_BSH[i, start : len(s)] for i, (s, start) in enumerate(zip(sequences, starts, strict=True))]
         )

@@ -18,6 +18,7 @@ from mopd_nemo.types import TrainRow
 
 Make = Callable[..., LocalEngine]
 PROMPTS = [(5, 6, 7), (9, 8, 7, 6, 5, 4, 3), (11,), (12, 13)]
+COST = {f"{phase}/{name}" for phase in ("score", "update") for name in ("tokens", "tokens_alone", "padding")}
 TEACHER_PROMPTS = [(50, 51, 5, 6, 7), (60, 9, 8, 7, 6, 5, 4, 3), (70, 71, 72, 11), (80, 12, 13)]
 
 
@@ -89,11 +90,27 @@ def test_micro_batches_change_neither_loss_nor_weights(make: Make, aggregation: 
         )
         rows = make_rows(engine, TEACHER_PROMPTS)
         metrics = learn(engine, rows, 1e-3)
-        results.append((metrics, weights(engine)))
+        learned = {name: value for name, value in metrics.items() if name not in COST}
+        results.append((learned, weights(engine)))
     for metrics, state in results[1:]:
         assert metrics == pytest.approx(results[0][0], rel=1e-3, abs=1e-5)
         for name, value in state.items():
             torch.testing.assert_close(value, results[0][1][name], atol=2e-5, rtol=1e-4)
+
+
+def test_what_rows_have_in_common_is_counted_once(make: Make) -> None:
+    rows = [TrainRow(0, r, (5, 6), (7,) * (r + 2), (-1.0,) * (r + 2), tuple(range(20, 40))) for r in range(3)]
+    engine = make("teacher.kind=live")
+    metrics = learn(engine, rows, 0.0)
+    assert (metrics["score/tokens"], metrics["score/tokens_alone"]) == (20 + 3, 60 + 9)
+    assert (metrics["update/tokens"], metrics["update/tokens_alone"]) == (2 + 3, 6 + 9)
+    assert metrics["score/padding"] == metrics["update/padding"] == 0.0
+
+    engine.student.reads_trees = False  # then the teacher's batch has 21, 22 and 23 tokens, the student's 3, 4 and 5
+    metrics = learn(engine, rows, 0.0)
+    assert (metrics["score/tokens"], metrics["update/tokens"]) == (3 * 23, 3 * 5)
+    assert metrics["score/padding"] == pytest.approx(3 / 69)
+    assert metrics["update/padding"] == pytest.approx(3 / 15)
 
 
 def test_sampler_and_trainer_agree_on_the_sampled_tokens(make: Make) -> None:

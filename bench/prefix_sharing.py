@@ -1,4 +1,4 @@
-"""Teacher-signal scoring with each distinct prompt read once, beside one plain pass per prompt and response.
+"""Teacher-signal scoring with what sequences have in common read once, beside each prompt and response by itself.
 
     python bench/prefix_sharing.py ROLLOUTS.jsonl [MODEL]
 
@@ -61,9 +61,10 @@ def main(rollouts: Path, model: str) -> None:
 
 @torch.inference_mode()
 def plain(engine: LocalEngine, prompts: list[Ids], responses: list[Ids], max_tokens: int) -> list[tuple[float, ...]]:
-    """What training's teacher pass does: every pair on its own, in micro-batches of similar length."""
+    """Every pair on its own, in micro-batches of similar length."""
     scores: list[tuple[float, ...]] = [()] * len(prompts)
     lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
+    engine.student.reads_trees = False
     for batch in micro_batches(lengths, max_tokens):
         chosen = [responses[i] for i in batch]
         hidden_TH = engine.student.response_hidden_TH([prompts[i] for i in batch], chosen)
@@ -71,6 +72,7 @@ def plain(engine: LocalEngine, prompts: list[Ids], responses: list[Ids], max_tok
         logprobs_T = engine.student.head(hidden_TH).float().log_softmax(-1).gather(-1, ids_T.unsqueeze(-1)).squeeze(-1)
         for i, part in zip(batch, logprobs_T.split([len(response) for response in chosen]), strict=True):
             scores[i] = tuple(part.tolist())
+    engine.student.reads_trees = True
     return scores
 
 

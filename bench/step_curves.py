@@ -49,7 +49,7 @@ class Job:
         """Of the last step."""
 
     def step(self, number: int, whole: bool) -> dict[str, float]:
-        """Seconds of a step.
+        """Seconds of a step, by the clock that `mopd_nemo.run.phases` has.
 
         Args:
             whole: every response must have the length that was asked for.

@@ -227,12 +227,25 @@ def optimizer_seconds(model: Architecture, machine: Machine, gpus: int) -> float
     return (7 * FP32 + BF16) * model.parameters / gpus / (machine.bandwidth * machine.bandwidth_share)
 
 
-# -------------------------------------------------------------------------------------------------- teacher's past
+# --------------------------------------------------------------------------------------------- turns on the same GPUs
+
+
+def handover_seconds(model: Architecture, machine: Machine, gpus: int, parallel: ParallelConfig) -> float:
+    """Where vLLM shares the GPUs, weights and the optimiser's float32 shard wait in the node's memory: there and back."""
+    optimizer = 3 * FP32 * model.parameters / gpus
+    return 2 * (BF16 * _on_gpu(model, parallel) + optimizer) / machine.host_link
 
 
 def swap_seconds(model: Architecture, machine: Machine, parallel: ParallelConfig) -> float:
     """A past self takes the student's place on the GPUs and gives it back: out, in as float32, and in again."""
     return (BF16 + FP32 + BF16) * _on_gpu(model, parallel) / machine.host_link
+
+
+def guest_seconds(
+    student: Architecture, teacher: Architecture, machine: Machine, cut: ParallelConfig, teacher_cut: ParallelConfig
+) -> float:
+    """An external teacher on the student's GPUs: both models' weights go over the link and back."""
+    return 2 * BF16 * (_on_gpu(student, cut) + _on_gpu(teacher, teacher_cut)) / machine.host_link
 
 
 def follow_seconds(model: Architecture, machine: Machine, per_node: int, parallel: ParallelConfig) -> float:

@@ -35,6 +35,8 @@ from bench.cost import (
     decode_seconds,
     follow_seconds,
     forward_flops,
+    guest_seconds,
+    handover_seconds,
     optimizer_seconds,
     prefill_seconds,
     refit_seconds,
@@ -60,10 +62,10 @@ SIGNAL = {"mopd": 0.95, "sdpo": 0.75, "grpo": 0.75, "opd": 1.0, "gkd": 1.0}
 """Share of rollouts that are learned from."""
 ENTRY = 8
 """Bytes of a teacher target's id and log-probability, k of them for each response token."""
-PHASES = ("prefill", "decode", "refit", "student's top-k", "teacher", "swap", "old", "update", "optimiser", "average",
+PHASES = ("prefill", "decode", "refit", "hand-over", "student's top-k", "teacher", "swap", "old", "update", "optimiser", "average",
           "collectives", "targets")  # fmt: skip
 GROUPS = {
-    "generate": ("prefill", "decode", "refit"),
+    "generate": ("prefill", "decode", "refit", "hand-over"),
     "score": ("student's top-k", "teacher", "swap", "targets"),
     "update": ("old", "update", "optimiser", "average"),
     "collectives": ("collectives",),
@@ -179,6 +181,8 @@ def seconds(setting: Setting, assumed: Assumptions, savings: frozenset[str] = fr
             student, machine, sequences, lengths, longest, generating, nemo.generation.tensor
         )
         found["refit"] = refit_seconds(student, machine, nemo.student, apart)
+        if not apart:
+            found["hand-over"] = handover_seconds(student, machine, training, nemo.student)
 
     def forward(model: Architecture, who: str, gpus: int) -> float:
         return forward_flops(model, read_by[who]) / (gpus * machine.flops * machine.mfu_score)
@@ -195,7 +199,9 @@ def seconds(setting: Setting, assumed: Assumptions, savings: frozenset[str] = fr
         if config.divergence.support == "student_topk":
             found["student's top-k"] = forward(student, "student", training)
             found["collectives"] += exchange(student, "student", training, nemo.student, 1)
-        if config.teacher.kind in ("ema", "frozen"):
+        if setting.teacher and not nemo.teacher_gpus:
+            found["swap"] = guest_seconds(student, teacher, machine, nemo.student, nemo.teacher)
+        elif config.teacher.kind in ("ema", "frozen"):
             found["swap"] = swap_seconds(student, machine, nemo.student)
         if config.teacher.kind == "ema":
             found["average"] = follow_seconds(student, machine, nemo.gpus_per_node, nemo.student)

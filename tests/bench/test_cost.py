@@ -14,10 +14,14 @@ from bench.cost import (
     attention_flops,
     data_seconds,
     decode_seconds,
+    follow_seconds,
     forward_flops,
+    guest_seconds,
+    handover_seconds,
     head_flops,
     linear_flops,
     refit_seconds,
+    swap_seconds,
     tensor_seconds,
     update_flops,
 )
@@ -142,3 +146,16 @@ def test_collectives_by_hand() -> None:
     sent = (FP32 + BF16) * model.parameters / 2 * 7 / 8
     assert data_seconds(model, machine, 16, 8, cut) == pytest.approx(sent / 10)
     assert refit_seconds(model, machine, cut, across=False) == pytest.approx(BF16 * model.parameters / 2 / 100)
+
+
+def test_turns_on_the_same_gpus_by_hand() -> None:
+    student, teacher = KNOWN["Qwen/Qwen3-4B"], KNOWN["Qwen/Qwen3-14B"]
+    machine = Machine(host_link=10.0, host_memory=100.0)
+    two, four = ParallelConfig(tensor=2), ParallelConfig(tensor=4)
+    shard = student.parameters / 2
+    assert handover_seconds(student, machine, 8, two) == pytest.approx((4 * shard + 24 * student.parameters / 8) / 10)
+    assert swap_seconds(student, machine, two) == pytest.approx(8 * shard / 10)
+    assert guest_seconds(student, teacher, machine, two, four) == pytest.approx(
+        4 * (shard + teacher.parameters / 4) / 10
+    )
+    assert follow_seconds(student, machine, 8, two) == pytest.approx(2 * shard / 10 + 8 * 12 * shard / 100)

@@ -270,11 +270,12 @@ def check_same_rollouts(found: dict[str, list[Row]]) -> None:
 def describe(arguments: argparse.Namespace) -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    threads = f"{torch.get_num_threads()} threads ({arguments.clock}), load {os.getloadavg()[0]:.1f}, torch {torch.__version__}"
-    counted = (
-        f"{arguments.rounds} rounds of {arguments.steps} steps, {arguments.rounds * (arguments.steps - 1)} counted"
-    )
-    return f"{model}, {os.cpu_count()} cores, {threads}\nbench/step.py {' '.join(sys.argv[1:])}\n{counted}"
+    threads = f"{torch.get_num_threads()} threads ({arguments.clock}), torch {torch.__version__}"
+    counted = f"{arguments.rounds * (arguments.steps - 1)} of {arguments.rounds * arguments.steps} steps counted"
+    if arguments.curves:
+        counted = f"median of {arguments.repeats} steps a point"
+    load = f"load {os.getloadavg()[0]:.1f} at the start"
+    return f"{model}, {os.cpu_count()} cores, {threads}, {load}\nbench/step.py {' '.join(sys.argv[1:])}: {counted}"
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from mopd_nemo.engines.local.engine import LocalEngine
 from mopd_nemo.engines.local.model import load_model, load_tokenizer
 from mopd_nemo.methods import make_method
 from mopd_nemo.run.phases import PhaseTimer
-from mopd_nemo.types import Outcome, RolloutGroup, Verdict
+from mopd_nemo.types import Outcome, Rollout, RolloutGroup, TrainRow, Verdict
 
 PROMPTS, ROLLOUTS = 8, 8
 ROLLOUT_POINTS, LENGTH_POINTS = (4, 8, 16, 32), (32, 64, 128, 256, 448)
@@ -43,9 +43,13 @@ class Job:
         self.engine = LocalEngine(self.config)
         self.method = make_method(self.config, self.engine.chat)
         self.problems = load_problems(self.config, "train")
+        self.rows: list[TrainRow] = []
+        self.samples: list[list[Rollout]] = []
+        self.metrics: dict[str, float] = {}
+        """Of the last step."""
 
     def step(self, number: int, whole: bool) -> dict[str, float]:
-        """Seconds of a step.
+        """Seconds of a step, by the clock that `mopd_nemo.run.phases` has.
 
         Args:
             whole: every response must have the length that was asked for.
@@ -70,8 +74,9 @@ class Job:
         with timer("score"):
             targets = engine.score(lesson.rows)
         with timer("update"):
-            engine.update(lesson, targets, 1e-12)
+            self.metrics = engine.update(lesson, targets, 1e-12)
             engine.update_teacher()
+        self.rows, self.samples = lesson.rows, samples
         seconds = timer.metrics()
         return {name: seconds[f"seconds/{name}"] for name in (*PHASES, "step")}
 

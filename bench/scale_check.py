@@ -1,0 +1,151 @@
+"""The cost model's FLOP, at this CPU's speed of matrix products, against measured phases of the embedded model.
+
+What is calibrated is the machine, not the model of a step: how long this CPU takes for the products of the layers at
+the number of rows of a phase, for its attention, and for the same attention with one query. A prediction is FLOP
+over those rates. What it leaves out (norms, rotations, the rest of the loss, drawing tokens, Python) is the rest
+of the measured time, and large for so small a model; that predicted / measured stays about the same from job to job
+says that the model counts the right things. One thread, and the process's own time.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+from torch.nn.functional import linear, scaled_dot_product_attention
+
+from bench.cost import Reading, attention_flops, head_flops, linear_flops
+from bench.step_curves import Job, never_ending
+from mopd_nemo.cluster.architecture import Architecture, architecture_of
+from mopd_nemo.embedded import resolve_model_path
+from mopd_nemo.run import phases
+
+CONFIG = Path(__file__).parent.parent / "configs/quickstart.yaml"
+REPEATS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """FLOP/s of this CPU at the sizes of one phase."""
+
+    linear: float
+    attention: float
+    head: float
+
+    def seconds(self, model: Architecture, readings: Sequence[Reading], passes: float = 1.0) -> float:
+        return passes * sum(
+            linear_flops(model, r) / self.linear
+            + attention_flops(model, r) / self.attention
+            + head_flops(model, r) / self.head
+            for r in readings
+        )
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Median seconds of a call, of at least 0.2 s of calls."""
+    work()
+    found: list[float] = []
+    while len(found) < 5 or sum(found) < 0.2:
+        started = time.process_time()
+        work()
+        found.append(time.process_time() - started)
+    return median(found)
+
+
+@torch.inference_mode()
+def calibrate(module: nn.Module, model: Architecture, rows: int, batch: int, queries: int, keys: int) -> Rates:
+    """Rates of the model's own weights and attention shapes.
+
+    Args:
+        rows: that the layers see at once.
+        batch, queries, keys: of an attention; causal when there are as many queries as keys.
+    """
+    weights = [m.weight for m in module.base_model.modules() if isinstance(m, nn.Linear)]
+    inputs = {w.shape[1]: torch.randn(rows, w.shape[1]) for w in weights}
+    per_row = 2 * sum(w.numel() for w in weights)
+    head = module.get_output_embeddings().weight
+    flops = rows * per_row
+    query = torch.randn(batch, model.heads, queries, model.head_dim)
+    key, value = (torch.randn(batch, model.heads, keys, model.head_dim) for _ in range(2))
+    pairs = Reading(batch, queries, cached=keys - queries).pairs
+    attention = batch * 4 * model.heads * model.head_dim * pairs
+    causal = queries == keys
+    return Rates(
+        flops / timed(lambda: [linear(inputs[w.shape[1]], w) for w in weights]),
+        attention / timed(lambda: scaled_dot_product_attention(query, key, value, is_causal=causal)),
+        rows * 2 * head.numel() / timed(lambda: linear(inputs[head.shape[1]], head)),
+    )
+
+
+def teacher_readings(job: Job) -> list[Reading]:
+    """As the engine reads them: its metrics say whether it shares contexts."""
+    pairs = [(row.teacher_prompt_ids, len(row.response_ids)) for row in job.rows if row.teacher_prompt_ids is not None]
+    if job.metrics["score/tokens"] < 0.95 * job.metrics["score/tokens_alone"]:
+        distinct = {prompt for prompt, _ in pairs}
+        return [*(Reading(1, len(p)) for p in distinct), *(Reading(1, new, cached=len(p)) for p, new in pairs)]
+    return [Reading(1, len(prompt) + new) for prompt, new in pairs]
+
+
+def predict(job: Job, model: Architecture) -> dict[str, float]:
+    """Seconds of the phases of the job's last step. The teacher's head is applied in the update."""
+    module, budget = job.engine.student.module, job.config.train.tokens_per_micro_batch
+    group = job.config.rollout.num_rollouts_per_prompt
+    prompt = median(len(row.prompt_ids) for row in job.rows)
+    response = round(sum(len(row.response_ids) for row in job.rows) / len(job.rows))
+    sequences = len(job.samples) * group
+    student = [Reading(1, len(row.prompt_ids) + len(row.response_ids), len(row.response_ids)) for row in job.rows]
+    width, teacher = round(prompt + response), teacher_readings(job)
+    whole = round(max(r.tokens + r.cached for r in teacher))
+    passes = calibrate(module, model, budget, max(budget // width, 1), width, width)
+    scoring = calibrate(module, model, budget, max(budget // whole, 1), whole, whole)
+    decoding = calibrate(module, model, sequences, sequences, 1, round(prompt + response / 2))
+    answers = [
+        Reading(1, len(rollout.response_ids) - 1, len(rollout.response_ids) - 1, prompt)
+        for samples in job.samples for rollout in samples
+    ]  # fmt: skip
+    heads = sum(r.head_rows for r in student)
+    return {
+        "generate": decoding.seconds(model, answers) + passes.seconds(model, [Reading(len(job.samples), prompt, 1)]),
+        "score": scoring.seconds(model, teacher),
+        "update": passes.seconds(model, student, 3) + passes.seconds(model, [Reading(1, 0, heads)]),
+    }
+
+
+def check(markdown: bool) -> None:
+    """Print predicted over measured for each phase of several jobs."""
+    torch.set_num_threads(1)
+    phases.time = SimpleNamespace(perf_counter=time.process_time)
+    model = architecture_of(resolve_model_path("embedded:arithmetic"), None)
+    assert model is not None
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="bench-scale-") as directory:
+        endless = f"model.path={never_ending(Path(directory) / 'model')}"
+
+        def of_length(length: int) -> list[str]:
+            room = f"peers.max_context_tokens={2048 - length}"
+            return [endless, f"rollout.max_response_tokens={length}", f"peers.max_peer_tokens={length}", room]
+
+        jobs = {
+            "mopd, 8 × 8": (["method=mopd"], False),
+            "sdpo, 8 × 8": (["method=sdpo"], False),
+            "mopd, 8 × 32": (["method=mopd", "rollout.num_rollouts_per_prompt=32"], False),
+            "mopd, 8 × 8, 128 tokens": (of_length(128), True),
+            "mopd, 8 × 8, 256 tokens": (of_length(256), True),
+            "mopd, 8 × 8, 448 tokens": (of_length(448), True),
+        }
+        for name, (overrides, whole) in jobs.items():
+            job = Job(CONFIG, overrides)
+            steps = [job.step(1, whole) for _ in range(REPEATS + 1)][1:]
+            for phase, predicted in predict(job, model).items():
+                measured = median(step[phase] for step in steps)
+                rows.append([name, phase, f"{predicted:.3f}", f"{measured:.3f}", f"{predicted / measured:.2f}"])
+    from bench.scale import table
+
+    table(["job", "phase", "predicted s", "measured s", "predicted / measured"], rows, markdown)

@@ -231,7 +231,7 @@ def optimizer_seconds(model: Architecture, machine: Machine, gpus: int) -> float
 
 
 def handover_seconds(model: Architecture, machine: Machine, gpus: int, parallel: ParallelConfig) -> float:
-    """Where vLLM shares the GPUs, weights and the optimiser's float32 shard wait in the node's memory: there and back."""
+    """Where vLLM shares the GPUs, weights and the optimiser's float32 shard wait in the node's memory: out and in."""
     optimizer = 3 * FP32 * model.parameters / gpus
     return 2 * (BF16 * _on_gpu(model, parallel) + optimizer) / machine.host_link
 

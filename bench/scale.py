@@ -62,8 +62,10 @@ SIGNAL = {"mopd": 0.95, "sdpo": 0.75, "grpo": 0.75, "opd": 1.0, "gkd": 1.0}
 """Share of rollouts that are learned from."""
 ENTRY = 8
 """Bytes of a teacher target's id and log-probability, k of them for each response token."""
-PHASES = ("prefill", "decode", "refit", "hand-over", "student's top-k", "teacher", "swap", "old", "update", "optimiser", "average",
-          "collectives", "targets")  # fmt: skip
+PHASES = (
+    *("prefill", "decode", "refit", "hand-over", "student's top-k", "teacher", "swap", "old", "update", "optimiser"),
+    *("average", "collectives", "targets"),
+)
 GROUPS = {
     "generate": ("prefill", "decode", "refit", "hand-over"),
     "score": ("student's top-k", "teacher", "swap", "targets"),

@@ -1,7 +1,7 @@
 """Batched sampling with a key-value cache. Each prompt is read once, however many responses it gets.
 
-Shape suffixes: B sequences being decoded, N all sequences, T response positions, V vocabulary, J blocks of it, W tokens of
-a block, C likeliest tokens.
+Shape suffixes: B sequences being decoded, N all sequences, T response positions, V vocabulary, J blocks of it, W tokens
+of a block, C likeliest tokens.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from types import SimpleNamespace
+from typing import Any
 
 from mopd_nemo.config import Config
 from mopd_nemo.embedded import resolve_model_path
@@ -59,6 +60,8 @@ class VllmBackend:
         """Take over the student's weights, in place. Keys and values that the old ones made are forgotten."""
         weights = ((name, parameter.detach()) for name, parameter in student.named_parameters().items())
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        if student.module.config.tie_word_embeddings:
+            self.llm.apply_model(_repack_head)
         if not self.llm.reset_prefix_cache():
             raise RuntimeError("vLLM kept keys and values of the old weights")
 
@@ -82,3 +85,8 @@ class VllmBackend:
             sorted(eos_ids),
             seed,
         )
+
+
+def _repack_head(model: Any) -> None:
+    """vLLM's CPU build keeps a packed copy of the head, which a reload of the embedding that it is tied to misses."""
+    model.lm_head.quant_method.process_weights_after_loading(model.lm_head)

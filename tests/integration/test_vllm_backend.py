@@ -82,3 +82,14 @@ def test_weights_are_refreshed_and_old_keys_forgotten(engine: Any) -> None:
     torch.testing.assert_close(torch.tensor(after.logprobs), expected(engine, prompt, after), atol=1e-3, rtol=0)
     new = expected(engine, prompt, before)
     assert (new - torch.tensor(before.logprobs)).abs().max() > 0.05, "the update should be visible"
+
+
+def test_more_prompts_than_are_read_at_once(engine: Any) -> None:
+    """Every prompt fills a good part of what vLLM reads in one go, so that one would be cut without care."""
+    prompts = [tuple(20 + (number + i) % 300 for i in range(100)) for number in range(90)]
+    groups = engine.generate(prompts, 2, Sampling(4), "many")
+    for number in (0, 45, 89):
+        got = groups[number][1]
+        torch.testing.assert_close(
+            torch.tensor(got.logprobs), expected(engine, prompts[number], got), atol=1e-3, rtol=0
+        )

@@ -49,6 +49,8 @@ class VllmBackend:
             max_model_len=min(longest, max_positions or longest),
             max_num_seqs=config.rollout.batch_size,
             enforce_eager=device.type == "cpu",
+            # A prompt read in pieces turns its seeded generator back, which those of CPUs cannot do.
+            enable_chunked_prefill=device.type != "cpu",
             skip_tokenizer_init=True,
             enable_prefix_caching=True,  # several samples of a prompt read it once
             logprobs_mode="processed_logprobs",  # of the distribution drawn from

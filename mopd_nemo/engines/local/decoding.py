@@ -7,7 +7,7 @@ V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ class ModuleDecoder:
     """Calls the model's own forward. See `read_prompts` for the arguments."""
 
     def __init__(
-        self, model: LanguageModel, cache_UP: object, mask_UP: Tensor, num_samples: int, max_tokens: int
+        self, model: LanguageModel, cache_UP: Any, mask_UP: Tensor, num_samples: int, max_tokens: int
     ) -> None:
         self._module = model.module
         self._cache_RP = cache_UP

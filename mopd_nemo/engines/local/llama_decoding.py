@@ -4,7 +4,8 @@ At every position the forward of transformers copies the whole cache, once to ap
 query head its keys. Here keys and values are written in place, and the heads of a group share theirs.
 
 Shape suffixes: L layers, U distinct prompts, B sequences being decoded, P prompt positions, S positions, C positions
-that the cache has room for, K key-value heads, G query heads that share one, N heads of both, D head size, H hidden size.
+that the cache has room for, K key-value heads, G query heads that share one, N heads of both, D head size, H hidden
+size.
 """
 
 from __future__ import annotations

@@ -197,7 +197,8 @@ def measure(name: str, case: Case, threads: int, rounds: int) -> str:
     ]
     least = " | ".join(f"{min(table[side]):.3f}" for side in table)
     rate = sum(lengths) / min(table["ours"])
-    return f"| {name} | {threads} | {sum(lengths)} | {least} | {ratios[0]:.2f} | {ratios[1]:.2f} | {rate:,.0f} |"
+    row = f"| {name} | {threads} | {sum(lengths)} | {least} | {ratios[0]:.2f} | {ratios[1]:.2f} | {rate:,.0f} |"
+    return row.replace("nan", "-")  # no products: not built like Llama
 
 
 def main() -> None:

@@ -59,9 +59,7 @@ def read_prompts(
 class ModuleDecoder:
     """Calls the model's own forward. See `read_prompts` for the arguments."""
 
-    def __init__(
-        self, model: LanguageModel, cache_UP: Any, mask_UP: Tensor, num_samples: int, max_tokens: int
-    ) -> None:
+    def __init__(self, model: LanguageModel, cache_UP: Any, mask_UP: Tensor, num_samples: int, max_tokens: int) -> None:
         self._module = model.module
         self._cache_RP = cache_UP
         self._cache_RP.batch_repeat_interleave(num_samples)

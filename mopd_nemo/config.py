@@ -71,6 +71,15 @@ class RolloutConfig(Section):
     """Sequences decoded at once by the local engine."""
 
 
+class GenerationConfig(Section):
+    """What draws rollouts for `engine: local`; with `engine: nemo` it is vLLM, set up in `nemo.generation`."""
+
+    backend: Literal["local", "vllm"] = "local"
+    """`local`: the engine's own sampler; `vllm`: vLLM in the same process, its weights refreshed after every update."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
+    """Share of the GPU's memory for vLLM's weights and cache. On a CPU vLLM reads `VLLM_CPU_KVCACHE_SPACE` (GiB)."""
+
+
 class Templates(Section):
     """The text around peers in the teacher's prompt. `{text}` stands for the peer or the feedback."""
 
@@ -308,6 +317,7 @@ class Config(Section):
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     rollout: RolloutConfig = RolloutConfig()
+    generation: GenerationConfig = GenerationConfig()
     verifier: VerifierConfig = VerifierConfig()
     peers: PeersConfig = PeersConfig()
     teacher: TeacherConfig = TeacherConfig()
@@ -351,5 +361,7 @@ class Config(Section):
             )
         if self.engine == "nemo":
             check_nemo(self)
+            if self.generation != GenerationConfig():
+                raise ValueError("generation is for engine=local; engine=nemo has nemo.generation: remove generation")
         check_cluster(self)
         return self

@@ -44,7 +44,7 @@ def signal_names(teacher_logits: bool, teacher_topk: bool, sampler: bool) -> lis
         names += ["teacher/entropy", "teacher/topk_mass", "teacher/advantage"]
     if teacher_logits or teacher_topk:
         names.append("topk_overlap")
-    return [*names, "sampler/gap"] if sampler else names
+    return [*names, "sampler/gap", "sampler/ratio"] if sampler else names
 
 
 def signals(look: Look, tokens: Tokens) -> dict[str, Tensor]:
@@ -55,6 +55,7 @@ def signals(look: Look, tokens: Tokens) -> dict[str, Tensor]:
     `topk_overlap`: share of P's k likeliest tokens that are also among Q's.
     `teacher/advantage`: log Q(y_t) - log P(y_t) of the sampled token; negative where the teacher disagrees.
     `sampler/gap`: |log P(y_t) - sampler's log-probability|; only rounding when sampling at temperature 1.
+    `sampler/ratio`: P(y_t) / the sampler's probability, before any clipping; 1 on average for an exact sampler.
     """
     mass_DC = look.logprobs_DCN["student_top"].exp().sum(-1)
     sampled_DC = look.logprobs_DCN["sampled"].squeeze(-1)
@@ -66,7 +67,8 @@ def signals(look: Look, tokens: Tokens) -> dict[str, Tensor]:
     if "teacher_top" in look.ids:
         found["topk_overlap"] = _overlap(look.ids["student_top"], look.ids["teacher_top"])
     if tokens.sampler_logprobs_T is not None:
-        found["sampler/gap"] = (sampled_DC[0] - tokens.sampler_logprobs_T).abs()
+        log_ratio_C = sampled_DC[0] - tokens.sampler_logprobs_T
+        found |= {"sampler/gap": log_ratio_C.abs(), "sampler/ratio": log_ratio_C.exp()}
     return found
 
 

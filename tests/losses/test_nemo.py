@@ -137,7 +137,7 @@ def test_policy_gradient_uses_entries_of_the_same_token(batch: UserDict) -> None
     loss.backward()
     assert logprobs.grad.nonzero().tolist() == [[0, 3]]
     assert logprobs.grad[0, 3].item() == pytest.approx(-1 / counts(batch)[1].item())
-    assert metrics["sampler/gap"] == 0.0
+    assert (metrics["sampler/gap"], metrics["sampler/ratio"]) == (0.0, pytest.approx(1.0))
     on_policy, _ = LogprobLoss(PolicyGradient(), on_policy=True)(batch, *counts(batch), next_token_logprobs=logprobs)
     torch.testing.assert_close(on_policy, loss)
 

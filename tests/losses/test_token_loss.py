@@ -217,7 +217,13 @@ def test_teacher_given_as_topk(kind) -> None:
     loss_T, grads = expected(objective, case)
     torch.testing.assert_close(result.loss_T, loss_T)
     torch.testing.assert_close(student.weight_VH.grad, grads[1])
-    assert set(result.signals) == {"student/entropy", "student/topk_mass", "topk_overlap", "sampler/gap"}
+    assert set(result.signals) == {
+        "student/entropy",
+        "student/topk_mass",
+        "topk_overlap",
+        "sampler/gap",
+        "sampler/ratio",
+    }
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -271,6 +277,7 @@ def test_signals() -> None:
             ),
             "teacher/advantage": (q.gather(-1, sampled) / p.gather(-1, sampled)).log().squeeze(-1),
             "sampler/gap": (p.gather(-1, sampled).log().squeeze(-1) - case.tokens.sampler_logprobs_T).abs(),
+            "sampler/ratio": p.gather(-1, sampled).squeeze(-1) / case.tokens.sampler_logprobs_T.exp(),
         }
         torch.testing.assert_close(found, wanted)
 

@@ -25,6 +25,7 @@ from mopd_nemo.engines.local.model import (
 from mopd_nemo.engines.local.sampler import sample
 from mopd_nemo.engines.local.scoring import response_logprobs
 from mopd_nemo.engines.local.teacher import Teacher, load_weights
+from mopd_nemo.engines.local.vllm_backend import VllmBackend, check_backend
 from mopd_nemo.errors import UserError
 from mopd_nemo.lesson import Lesson
 from mopd_nemo.types import Rollout, TrainRow
@@ -34,6 +35,7 @@ class LocalEngine:
     """Student, teacher and optimiser in this process. See `engines.base.Engine` for the contract."""
 
     def __init__(self, config: Config) -> None:
+        check_backend(config)
         self._config = config
         path, dtype = config.model.path, DTYPES[config.model.dtype]
         device = resolve_device(config.model.device)
@@ -47,6 +49,11 @@ class LocalEngine:
         self._eos_ids = _end_ids(self.student, self.chat)
         self._scored: dict[str, float] = {}
         """Metrics of the last scoring, reported with the update that it is for."""
+        self._vllm: VllmBackend | None = None
+        self._stale = True
+        """vLLM has not the student's weights."""
+        if config.generation.backend == "vllm":
+            self._vllm = VllmBackend(config, getattr(self.student.module.config, "max_position_embeddings", None))
 
     def generate(
         self,
@@ -68,17 +75,27 @@ class LocalEngine:
             if on_rollout:
                 on_rollout(*divmod(number, num_samples), rollouts[number])
 
-        sample(
-            model,
-            prompts,
-            num_samples,
-            sampling,
-            eos_ids=self._eos_ids,
-            seed=seed,
-            batch_size=self._config.rollout.batch_size,
-            on_progress=on_progress,
-            on_sequence=finish,
-        )
+        if self._vllm is not None and writer == "student":
+            if self._stale:
+                self._vllm.refresh(self.student)
+                self._stale = False
+            groups = self._vllm.sample(prompts, num_samples, sampling, eos_ids=self._eos_ids, seed=seed)
+            for number, (ids, logprobs, _) in enumerate(one for group in groups for one in group):
+                finish(number, ids, logprobs)
+            if on_progress:
+                on_progress(1.0)
+        else:
+            sample(
+                model,
+                prompts,
+                num_samples,
+                sampling,
+                eos_ids=self._eos_ids,
+                seed=seed,
+                batch_size=self._config.rollout.batch_size,
+                on_progress=on_progress,
+                on_sequence=finish,
+            )
         return [[rollouts[p * num_samples + s] for s in range(num_samples)] for p in range(len(prompts))]
 
     @torch.no_grad()
@@ -118,6 +135,7 @@ class LocalEngine:
         learning_rate: float,
         on_progress: Progress | None = None,
     ) -> dict[str, float]:
+        self._stale = True
         return self._learner.step(lesson, targets, learning_rate, on_progress) | self._scored
 
     def response_logprobs(
@@ -139,6 +157,7 @@ class LocalEngine:
         torch.save(self._learner.optimizer.state_dict(), directory / "optimizer.pt")
 
     def load(self, directory: Path) -> None:
+        self._stale = True
         load_weights(self.student, directory)
         self.teacher.load(directory)
         state = torch.load(directory / "optimizer.pt", map_location=self.student.device, weights_only=True)

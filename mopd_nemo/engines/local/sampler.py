@@ -1,6 +1,7 @@
 """Batched sampling with a key-value cache. Each prompt is read once, however many responses it gets.
 
-Shape suffixes: B sequences being decoded, S prompt positions, V vocabulary.
+Shape suffixes: B sequences being decoded, N all sequences, T response positions, V vocabulary, J blocks of it, W tokens
+of a block, C likeliest tokens.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from mopd_nemo.engines.base import Progress, Sampling
-from mopd_nemo.engines.local.batching import left_padded, positions_of
+from mopd_nemo.engines.local.decoding import read_prompts
 from mopd_nemo.engines.local.model import LanguageModel
 
-COMPACT_BELOW = 0.75
-"""Finished sequences leave the batch when fewer than this fraction of it are still being decoded."""
+BLOCK = 64
+"""Tokens of the vocabulary whose probabilities are summed together before one of them is looked for."""
+NUCLEUS = 256
+"""Likeliest tokens among which the nucleus is looked for first."""
 
 OnSequence = Callable[[int, list[int], list[float]], None]
 """Called with a sequence's number, its token ids and their log-probabilities, as soon as it is finished."""
@@ -66,54 +70,37 @@ def _decode(
     uniforms: Tensor,
     on_sequence: OnSequence,
 ) -> list[tuple[list[int], list[float]]]:
-    device = model.device
-    mask_BS, ids_BS = left_padded(prompts, device)
-    output = model.module(
-        input_ids=ids_BS,
-        attention_mask=mask_BS,
-        position_ids=positions_of(mask_BS),
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    cache = output.past_key_values
-    cache.batch_repeat_interleave(num_samples)
-    logits_BV = output.logits[:, -1].repeat_interleave(num_samples, dim=0)
-    mask_BS = mask_BS.repeat_interleave(num_samples, dim=0)
-    positions_B = mask_BS.sum(-1)
-    active_B = torch.arange(len(logits_BV))  # number of the sequence that each row of the batch decodes
-    results: list[tuple[list[int], list[float]]] = [([], []) for _ in range(len(logits_BV))]
+    logits_BV, decoder = read_prompts(model, prompts, num_samples, sampling.max_tokens)
+    device, total = model.device, len(logits_BV)
+    uniforms, ends = uniforms.to(device), torch.tensor(sorted(eos_ids), device=device)
+    ids_NT = torch.zeros(total, sampling.max_tokens, dtype=torch.long, device=device)
+    logprobs_NT = torch.zeros(total, sampling.max_tokens, device=device)
+    numbers_B = torch.arange(total, device=device)  # of the sequence that each row of the batch decodes
+    results: list[tuple[list[int], list[float]]] = [([], [])] * total
     for step in range(sampling.max_tokens):
-        tokens_B, logprobs_B = draw(logits_BV, uniforms[step, active_B].to(device), sampling)
-        running: list[int] = []
-        for row, (number, token, logprob) in enumerate(
-            zip(active_B.tolist(), tokens_B.tolist(), logprobs_B.tolist(), strict=True)
-        ):
-            ids, logprobs = results[number]
-            if ids and ids[-1] in eos_ids:
-                continue  # finished, but still in the batch
-            ids.append(token)
-            logprobs.append(logprob)
-            if token in eos_ids or step + 1 == sampling.max_tokens:
-                on_sequence(number, ids, logprobs)
-            else:
-                running.append(row)
-        if not running:
-            break
-        if len(running) < COMPACT_BELOW * len(active_B):
-            rows = torch.tensor(running)
-            active_B, rows = active_B[rows], rows.to(device)
-            cache.batch_select_indices(rows)
-            tokens_B, mask_BS, positions_B = tokens_B[rows], mask_BS[rows], positions_B[rows]
-        mask_BS = torch.cat([mask_BS, mask_BS.new_ones(len(mask_BS), 1)], dim=1)
-        logits_BV = model.module(
-            input_ids=tokens_B.unsqueeze(1),
-            attention_mask=mask_BS,
-            position_ids=positions_B.unsqueeze(1),
-            past_key_values=cache,
-            use_cache=True,
-        ).logits[:, -1]
-        positions_B = positions_B + 1
+        tokens_B, logprobs_B = draw(logits_BV, uniforms[step, numbers_B], sampling)
+        ids_NT[numbers_B, step], logprobs_NT[numbers_B, step] = tokens_B, logprobs_B
+        ended_B = torch.isin(tokens_B, ends) if step + 1 < sampling.max_tokens else torch.ones_like(tokens_B).bool()
+        if ended_B.any():
+            for number in numbers_B[ended_B].tolist():
+                results[number] = ids_NT[number, : step + 1].tolist(), logprobs_NT[number, : step + 1].tolist()
+                on_sequence(number, *results[number])
+            order_B = _without(ended_B)
+            if not len(order_B):
+                break
+            decoder.keep(order_B)
+            tokens_B, numbers_B = tokens_B[order_B], numbers_B[order_B]
+        logits_BV = decoder.step(tokens_B)
     return results
+
+
+def _without(ended_B: Tensor) -> Tensor:
+    """The rows to go on with. The last ones take the places of those that ended, the others stay where they are."""
+    running = (~ended_B).nonzero().squeeze(-1)
+    count = len(running)
+    order_B = torch.arange(count, device=ended_B.device)
+    order_B[ended_B[:count]] = running[running >= count]
+    return order_B
 
 
 def draw(logits_BV: Tensor, uniforms_B: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
@@ -122,23 +109,51 @@ def draw(logits_BV: Tensor, uniforms_B: Tensor, sampling: Sampling) -> tuple[Ten
     Returns:
         tokens_B, and logprobs_B under the distribution drawn from (temperature and top-p applied).
     """
-    logits_BV = logits_BV.float() / sampling.temperature
+    logits_BV = logits_BV.float()
+    if sampling.temperature != 1.0:
+        logits_BV = logits_BV / sampling.temperature
     if sampling.top_p < 1.0:
         logits_BV = _nucleus(logits_BV, sampling.top_p)
-    logprobs_BV = logits_BV.log_softmax(-1)
-    cumulative_BV = logprobs_BV.double().exp().cumsum(-1)
-    points_B1 = (uniforms_B * cumulative_BV[:, -1]).unsqueeze(-1)
-    # Strictly above the point: a token of probability zero has no width and cannot be hit.
-    tokens_B1 = torch.searchsorted(cumulative_BV, points_B1, right=True).clamp(max=logits_BV.shape[-1] - 1)
-    return tokens_B1.squeeze(-1), logprobs_BV.gather(-1, tokens_B1).squeeze(-1)
+    probabilities_BV = logits_BV.softmax(-1)
+    tokens_B1 = _invert(probabilities_BV, uniforms_B.unsqueeze(-1))
+    return tokens_B1.squeeze(-1), probabilities_BV.gather(-1, tokens_B1).squeeze(-1).log()
+
+
+def _invert(weights_BV: Tensor, uniforms_B1: Tensor) -> Tensor:
+    """Where the cumulative sum first exceeds the uniform share of the whole: first the block, then the token in it.
+
+    A cumulative sum of a whole vocabulary goes step by step; sums of blocks do not.
+    """
+    vocabulary = weights_BV.shape[-1]
+    blocks_BJW = pad(weights_BV, (0, -vocabulary % BLOCK)).unflatten(-1, (-1, BLOCK))
+    ends_BJ = blocks_BJW.sum(-1, dtype=torch.float64).cumsum(-1)
+    points_B1 = uniforms_B1 * ends_BJ[:, -1:]
+    block_B1 = _first_above(ends_BJ, points_B1)
+    within_BW = blocks_BJW.gather(1, block_B1.unsqueeze(-1).expand(-1, 1, BLOCK)).squeeze(1).double().cumsum(-1)
+    before_B1 = ends_BJ.gather(-1, block_B1) - within_BW[:, -1:]
+    return block_B1 * BLOCK + _first_above(within_BW, points_B1 - before_B1)
+
+
+def _first_above(sums_BJ: Tensor, points_B1: Tensor) -> Tensor:
+    """Strictly above, so that what has no width is never hit; a point that rounding put at the end counts as before."""
+    return torch.searchsorted(sums_BJ, points_B1.minimum(sums_BJ[:, -1:] * (1 - 1e-12)), right=True)
 
 
 def _nucleus(logits_BV: Tensor, top_p: float) -> Tensor:
-    """Keep the likeliest tokens whose mass before them is below `top_p`; the likeliest always stays."""
-    sorted_BV, order_BV = logits_BV.sort(-1, descending=True)
-    probabilities_BV = sorted_BV.softmax(-1)
-    drop_BV = probabilities_BV.cumsum(-1) - probabilities_BV >= top_p
-    return logits_BV.masked_fill(drop_BV.scatter(-1, order_BV, drop_BV), float("-inf"))
+    """Keep the likeliest tokens whose mass before them is below `top_p`, and those just as likely as the last one.
+
+    Few tokens hold that mass as a rule; where they do not, the whole vocabulary is sorted.
+    """
+    total_B1 = logits_BV.logsumexp(-1, keepdim=True)
+    count = min(NUCLEUS, logits_BV.shape[-1])
+    sorted_BC = logits_BV.topk(count, dim=-1).values
+    probabilities_BC = (sorted_BC - total_B1).exp()
+    if count < logits_BV.shape[-1] and (probabilities_BC.sum(-1) < top_p).any():
+        sorted_BC = logits_BV.sort(-1, descending=True).values
+        probabilities_BC = (sorted_BC - total_B1).exp()
+    kept_B1 = (probabilities_BC.cumsum(-1) - probabilities_BC < top_p).sum(-1, keepdim=True)
+    least_B1 = sorted_BC.gather(-1, kept_B1 - 1)
+    return logits_BV.masked_fill(logits_BV < least_B1, float("-inf"))
 
 
 def _uniforms(seed: str, num_positions: int, num_samples: int) -> Tensor:

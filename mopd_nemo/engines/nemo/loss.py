@@ -34,7 +34,7 @@ from mopd_nemo.losses import (
     token_loss,
 )
 
-SIGNALS = ("student/entropy", "student/topk_mass", "teacher/topk_mass", "topk_overlap", "sampler/gap")
+SIGNALS = ("student/entropy", "student/topk_mass", "teacher/topk_mass", "topk_overlap", "sampler/gap", "sampler/ratio")
 """What is watched, where it is known, over the tokens of the first part."""
 
 

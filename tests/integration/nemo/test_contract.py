@@ -84,11 +84,11 @@ def test_name_takes_what_it_is_given(name: str) -> None:
 def test_registry_knows_the_worker_that_ours_extends() -> None:
     from nemo_rl.distributed.ray_actor_environment_registry import ACTOR_ENVIRONMENT_REGISTRY
 
-    from mopd_nemo.engines.nemo.runtime import NEMO_WORKER, register_worker
-    from mopd_nemo.engines.nemo.runtime import WORKER as OURS
+    from mopd_nemo.engines.nemo.runtime import NEMO_WORKERS, WORKERS, register_workers
 
-    register_worker()
-    assert ACTOR_ENVIRONMENT_REGISTRY[OURS] == ACTOR_ENVIRONMENT_REGISTRY[NEMO_WORKER]
+    register_workers()
+    for backend, theirs in NEMO_WORKERS.items():
+        assert ACTOR_ENVIRONMENT_REGISTRY[WORKERS[backend]] == ACTOR_ENVIRONMENT_REGISTRY[theirs]
 
 
 def test_worker_is_an_actor_that_ray_can_send() -> None:

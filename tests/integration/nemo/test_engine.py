@@ -18,7 +18,10 @@ from mopd_nemo.config_file import validate
 from tests.conftest import EMBEDDED
 from tests.integration.nemo import cpu
 
-WORKER = "tests.integration.nemo.cpu_worker.CpuWorker"
+WORKERS = {
+    "megatron": "tests.integration.nemo.cpu_worker.CpuWorker",
+    "dtensor": "tests.integration.nemo.cpu_dtensor_worker.CpuDTensorWorker",
+}
 
 
 class Scribe:
@@ -63,7 +66,7 @@ def config(**changes: Any) -> Config:
 
 
 def launch_on_cpu(config: Config, tokenizer: Any, checkpoint: Path | None) -> Any:
-    """`runtime.launch` itself, with CPUs for GPUs, `CpuWorker` for its worker and a `Scribe` for vLLM."""
+    """`runtime.launch` itself, with CPUs for GPUs, `WORKERS` for its worker and a `Scribe` for vLLM."""
     from nemo_rl.distributed import virtual_cluster
 
     from mopd_nemo.engines.nemo import runtime
@@ -73,7 +76,7 @@ def launch_on_cpu(config: Config, tokenizer: Any, checkpoint: Path | None) -> An
         mock.patch.object(
             virtual_cluster, "RayVirtualCluster", partial(on_cpus, real=virtual_cluster.RayVirtualCluster)
         ),
-        mock.patch.object(runtime, "WORKER", WORKER),
+        mock.patch.object(runtime, "WORKERS", WORKERS),
         mock.patch.object(runtime, "start_vllm", lambda cluster, settings, tokenizer: Scribe()),
     ):
         return runtime.launch(config, tokenizer, checkpoint)
@@ -91,17 +94,19 @@ def on_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     cpu.prepare(megatron=False)
     import ray
 
-    from mopd_nemo.engines.nemo.runtime import NEMO_WORKER
+    from mopd_nemo.engines.nemo.runtime import NEMO_WORKERS
 
-    built = tmp_path_factory.mktemp("venvs") / NEMO_WORKER / "bin" / "python"
-    built.parent.mkdir(parents=True)
-    built.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    built.chmod(0o755)
+    venvs = tmp_path_factory.mktemp("venvs")
+    for worker in NEMO_WORKERS.values():
+        built = venvs / worker / "bin" / "python"
+        built.parent.mkdir(parents=True)
+        built.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        built.chmod(0o755)
     environment = {
         "PYTHONPATH": os.environ.get(cpu.SOURCE, ""),
         "OMP_NUM_THREADS": "1",
         "TORCH_CUDA_ARCH_LIST": "9.0",
-        "NEMO_RL_VENV_DIR": str(built.parents[2]),
+        "NEMO_RL_VENV_DIR": str(venvs),
     }
     os.environ.update(environment)
     ray.init(
@@ -166,9 +171,10 @@ def local_twin(settings: Config) -> Any:
     return LocalEngine(settings.model_copy(update={"engine": "local"}))
 
 
-def test_steps_equal_those_of_the_local_engine() -> None:
+@pytest.mark.parametrize(("backend", "batching"), [("megatron", "padded"), ("dtensor", "dynamic")])
+def test_steps_equal_those_of_the_local_engine(backend: str, batching: str) -> None:
     """Two steps of EMA self-distillation on two data-parallel ranks and in one process: the same losses."""
-    settings = config(model={"path": str(EMBEDDED)})
+    settings = config(model={"path": str(EMBEDDED)}, nemo={"backend": backend, "batching": batching})
     engine, twin = make(settings), local_twin(settings)
     for number in range(2):
         taught = lesson(engine, str(number))

@@ -15,6 +15,10 @@ from mopd_nemo.engines.local.model import check_vocabularies
 from mopd_nemo.errors import UserError
 
 
+DTENSOR_TENSOR_MODELS = ("llama",)
+"""Model types whose training under DTensor's tensor parallelism has been compared with one process."""
+
+
 def check_surroundings(backend: str) -> None:
     """NeMo-RL is there, and what its policy asks for.
 
@@ -45,6 +49,7 @@ def check_models(config: Config) -> int:
     student = _model_config(config.model.path, "model.path")
     response = config.rollout.max_response_tokens
     _check_cut(student, "nemo.student", config.nemo.student, config.nemo.backend)
+    _check_tensor_training(student, config)
     _check_positions(student, "model.path", "data.max_prompt_tokens", config.data.max_prompt_tokens, response)
     if student.num_attention_heads % config.nemo.generation.tensor:
         raise UserError(
@@ -77,6 +82,17 @@ def _check_cut(model: Any, key: str, parallel: ParallelConfig, backend: str) -> 
     ):
         if count % size:
             raise UserError(f"{key}.{name}={size} does not divide the model's {count} {what}: choose a divisor of it")
+
+
+def _check_tensor_training(student: Any, config: Config) -> None:
+    """Automodel leaves gradients of norms inside the cut heads unsummed: Qwen3's ranks drift apart."""
+    tensor = config.nemo.student.tensor
+    if config.nemo.backend == "dtensor" and tensor > 1 and student.model_type not in DTENSOR_TENSOR_MODELS:
+        raise UserError(
+            f"nemo.student.tensor={tensor} with nemo.backend=dtensor trains {', '.join(DTENSOR_TENSOR_MODELS)} models "
+            f"right, not model.path={config.model.path}, a {student.model_type}: set nemo.student.tensor=1 or "
+            "nemo.backend=megatron (docs/nemo.md)"
+        )
 
 
 def _check_positions(model: Any, which: str, key: str, prompt: int, response: int) -> None:

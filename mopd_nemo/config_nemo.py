@@ -177,8 +177,8 @@ def _check_backend(nemo: NemoConfig) -> None:
             value = getattr(parallel, name)
             if value > 1 or value is True:
                 raise ValueError(
-                    f"nemo.{who}.{name}={str(value).lower()} needs nemo.backend=megatron: with dtensor, which is cut by "
-                    f"tensor alone, leave it out"
+                    f"nemo.{who}.{name}={str(value).lower()} needs nemo.backend=megatron: with dtensor, which is cut "
+                    "by tensor alone, leave it out"
                 )
 
 

@@ -14,7 +14,6 @@ from mopd_nemo.embedded import resolve_model_path
 from mopd_nemo.engines.local.model import check_vocabularies
 from mopd_nemo.errors import UserError
 
-
 DTENSOR_TENSOR_MODELS = ("llama",)
 """Model types whose training under DTensor's tensor parallelism has been compared with one process."""
 

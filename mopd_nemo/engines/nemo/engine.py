@@ -19,7 +19,6 @@ from mopd_nemo.errors import UserError
 from mopd_nemo.lesson import Lesson
 from mopd_nemo.types import Rollout, TrainRow
 
-
 CHECKPOINTING: dict[str, dict[str, Any]] = {
     "megatron": {},
     "dtensor": {

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[3]
 
 BLOCKING = """
 import importlib.machinery, sys, types
+import torch.distributed.tensor  # torch itself is there, and looks around while it is imported
 
 class Any(type):
     def __getattr__(cls, name):
@@ -37,9 +38,18 @@ import mopd_nemo.engines.nemo.MODULE
 """
 
 
-WORKER_MODULES = (
-    "vocabulary rows shadow scoring loss past_self teacher_worker dtensor_scoring dtensor_worker sampling".split()
-)
+WORKER_MODULES = [
+    "vocabulary",
+    "rows",
+    "shadow",
+    "scoring",
+    "loss",
+    "past_self",
+    "teacher_worker",
+    "dtensor_scoring",
+    "dtensor_worker",
+    "sampling",
+]
 
 
 @pytest.mark.parametrize("module", WORKER_MODULES)

@@ -309,12 +309,17 @@ def test_a_run_continues_from_its_checkpoint_exactly(backend: str, tmp_path: Pat
     end(engine)
 
 
-def test_external_teacher_on_the_same_gpus_equals_the_local_engine(random_model: Path) -> None:
+@pytest.mark.parametrize("backend", ["megatron", "dtensor"])
+def test_external_teacher_on_the_same_gpus_equals_the_local_engine(
+    backend: str, random_model: Path, random_llama: Path
+) -> None:
+    """With DTensor on two ranks, over which the teacher's matrices are cut: it does not train."""
+    cut = {"gpus_per_node": 2, "teacher": {"tensor": 2}} if backend == "dtensor" else {"gpus_per_node": 1}
     settings = config(
         model={"path": str(EMBEDDED)},
-        teacher={"kind": "external", "path": str(random_model)},
+        teacher={"kind": "external", "path": str(random_llama if backend == "dtensor" else random_model)},
         divergence={"support": "teacher_topk"},
-        nemo={"gpus_per_node": 1, "batching": "dynamic"},
+        nemo=cut | {"backend": backend, "batching": "dynamic"},
     )
     engine, twin = make(settings), local_twin(settings)
     from mopd_nemo.losses import Divergence

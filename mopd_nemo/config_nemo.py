@@ -99,6 +99,7 @@ def check_nemo(config: Config) -> None:
             "set nemo.teacher_gpus=0 or teacher.kind=external"
         )
     _check_backend(nemo)
+    _check_overrides(nemo)
     _check_budgets(config)
     if config.divergence.support == "full":
         raise ValueError(
@@ -180,6 +181,22 @@ def _check_backend(nemo: NemoConfig) -> None:
                     f"nemo.{who}.{name}={str(value).lower()} needs nemo.backend=megatron: with dtensor, which is cut "
                     "by tensor alone, leave it out"
                 )
+
+
+def _check_overrides(nemo: NemoConfig) -> None:
+    """What `nemo.policy` may not say, because something else says it or would not work with it."""
+    block: Any = nemo.policy
+    for name in ("generation", "vllm_cfg"):
+        block = block.get(name) if isinstance(block, dict) else None
+    if isinstance(block, dict) and block.get("async_engine"):
+        raise ValueError(
+            "nemo.policy.generation.vllm_cfg.async_engine=true: rollouts are drawn several to a request from vLLM's "
+            "synchronous engine, which NeMo-RL's asynchronous workers do not have: leave it out"
+        )
+    for name in ("megatron_cfg", "dtensor_cfg"):
+        own = nemo.policy.get(name)
+        if isinstance(own, dict) and "enabled" in own:
+            raise ValueError(f"nemo.policy.{name}.enabled={own['enabled']}: choose with nemo.backend, and leave it out")
 
 
 def _check_budgets(config: Config) -> None:

@@ -54,6 +54,14 @@ EXTERNAL = {"kind": "external", "path": "some/teacher"}
             {"nemo": {"backend": "dtensor", "batching": "padded", "student": {"tensor": 2, "sequence": True}}},
             "nemo.student.sequence=true needs nemo.backend=megatron",
         ),
+        (
+            {"nemo": {"policy": {"generation": {"vllm_cfg": {"async_engine": True}}}}},
+            "nemo.policy.generation.vllm_cfg.async_engine=true: .* leave it out",
+        ),
+        (
+            {"nemo": {"policy": {"dtensor_cfg": {"enabled": True}}}},
+            "nemo.policy.dtensor_cfg.enabled=True: choose with nemo.backend",
+        ),
         ({"nemo": {"generation": {"gpus": 8}}}, "leave the student none of the 8 GPUs"),
         ({"nemo": {"generation": {"gpus": 4}, "num_nodes": 2}}, "not a number of whole nodes"),
         ({"nemo": {"generation": {"tensor": 3}}}, "nemo.generation.tensor=3 does not divide the 8 GPUs"),

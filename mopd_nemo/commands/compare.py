@@ -19,8 +19,9 @@ def compare_runs(paths: Sequence[Path], output: Path) -> None:
     console = Console()
     for heading, body in (accuracy_table(comparison), time_table(comparison)):
         table = Table(box=None)
-        for number, name in enumerate(heading):
-            table.add_column(name, justify="left" if number == 0 else "right")
+        table.add_column(heading[0], min_width=max(len(cells[0]) for cells in body))
+        for name in heading[1:]:
+            table.add_column(name, justify="right")
         for cells in body:
             table.add_row(*cells)
         console.print(table)

@@ -73,4 +73,6 @@ docs: .venv/ready
 	@.venv-nemo/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-nemo.txt torch
 	@.venv-nemo/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-nemo.txt \
 	  -r requirements-nemo.txt -e '.[test]'
+	@.venv-nemo/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-nemo.txt --no-deps \
+	  nemo-automodel torchao
 	@touch $@

@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator, model_validator
 from pydantic import PositiveFloat as Positive
 
 from mopd_nemo.config_cluster import ClusterConfig, check_cluster
@@ -17,6 +19,7 @@ from mopd_nemo.config_nemo import NemoConfig, check_nemo
 from mopd_nemo.config_section import Section
 from mopd_nemo.config_verifiers import VerifierConfig
 
+_TIME = re.compile(r"\d+:\d{2}:\d{2}:\d{2}")
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -268,6 +271,10 @@ class TrainConfig(Section):
     """Save every so many steps, and at the end and when interrupted."""
     keep_checkpoints: PositiveInt = 2
     """Older checkpoints are deleted."""
+    checkpoint_must_save_by: str | None = None
+    """`"DD:HH:MM:SS"` after the start of the process, for a job with a time limit: the run saves and stops, as when
+    interrupted, if its next step and the save after it might end later. How long they take is the longest of the last
+    ten; the first save of a process counts as nothing, so leave room for it. Default: no such moment."""
     num_updates_per_step: PositiveInt = 1
     """The rows of a step are cut into so many mini-batches, one optimiser update each."""
     aggregation: Literal["token_mean", "sequence_mean", "step_mean"] = "token_mean"
@@ -275,6 +282,24 @@ class TrainConfig(Section):
     `step_mean`: mean over reasoning steps, which end at blank lines, of their means."""
     tokens_per_micro_batch: PositiveInt = 16384
     """Tokens that go through a model at once; for `engine: nemo`, on each data-parallel rank."""
+
+    @field_validator("checkpoint_must_save_by", mode="before")
+    @classmethod
+    def _check_time(cls, value: Any) -> Any:
+        if value is not None and not (isinstance(value, str) and _TIME.fullmatch(value)):
+            raise ValueError(
+                f'train.checkpoint_must_save_by={value!r}: write it as "DD:HH:MM:SS", in quotes, such as '
+                '"00:03:45:00" for three hours and three quarters'
+            )
+        return value
+
+    @property
+    def must_save_by_seconds(self) -> float:
+        """`checkpoint_must_save_by` as a number; infinity without one."""
+        if self.checkpoint_must_save_by is None:
+            return math.inf
+        days, hours, minutes, seconds = map(int, self.checkpoint_must_save_by.split(":"))
+        return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 class EvalConfig(Section):

@@ -52,6 +52,9 @@ class NemoConfig(Section):
     """Nodes of the cluster."""
     gpus_per_node: PositiveInt = 8
     """GPUs of each node."""
+    backend: Literal["megatron", "dtensor"] = "megatron"
+    """What trains and scores: Megatron-Core, or torch's FSDP2 and DTensor through NeMo-RL's second DTensor policy. The
+    latter is cut by `tensor` alone and does not pack."""
     student: ParallelConfig = ParallelConfig()
     """How the student is cut, and with it the teachers that are its past."""
     teacher: ParallelConfig = ParallelConfig()
@@ -95,6 +98,8 @@ def check_nemo(config: Config) -> None:
             f"nemo.teacher_gpus={nemo.teacher_gpus} are for an external teacher, not for kind {config.teacher.kind}: "
             "set nemo.teacher_gpus=0 or teacher.kind=external"
         )
+    _check_backend(nemo)
+    _check_overrides(nemo)
     _check_budgets(config)
     if config.divergence.support == "full":
         raise ValueError(
@@ -160,6 +165,38 @@ def _check_cut(who: str, parallel: ParallelConfig, gpus: int, nemo: NemoConfig) 
         raise ValueError(f"{key}.context={parallel.context} needs nemo.batching=packed, not {nemo.batching}")
     if parallel.pipeline > 1 and nemo.batching == "dynamic":
         raise ValueError(f"{key}.pipeline={parallel.pipeline} excludes nemo.batching=dynamic: set nemo.batching=packed")
+
+
+def _check_backend(nemo: NemoConfig) -> None:
+    """What of NeMo-RL's DTensor policy this engine does not use."""
+    if nemo.backend == "megatron":
+        return
+    if nemo.batching == "packed":
+        raise ValueError("nemo.batching=packed needs nemo.backend=megatron: with dtensor set nemo.batching=dynamic")
+    for who, parallel in (("student", nemo.student), ("teacher", nemo.teacher)):
+        for name in ("pipeline", "context", "expert", "sequence"):
+            value = getattr(parallel, name)
+            if value > 1 or value is True:
+                raise ValueError(
+                    f"nemo.{who}.{name}={str(value).lower()} needs nemo.backend=megatron: with dtensor, which is cut "
+                    "by tensor alone, leave it out"
+                )
+
+
+def _check_overrides(nemo: NemoConfig) -> None:
+    """What `nemo.policy` may not say, because something else says it or would not work with it."""
+    block: Any = nemo.policy
+    for name in ("generation", "vllm_cfg"):
+        block = block.get(name) if isinstance(block, dict) else None
+    if isinstance(block, dict) and block.get("async_engine"):
+        raise ValueError(
+            "nemo.policy.generation.vllm_cfg.async_engine=true: rollouts are drawn several to a request from vLLM's "
+            "synchronous engine, which NeMo-RL's asynchronous workers do not have: leave it out"
+        )
+    for name in ("megatron_cfg", "dtensor_cfg"):
+        own = nemo.policy.get(name)
+        if isinstance(own, dict) and "enabled" in own:
+            raise ValueError(f"nemo.policy.{name}.enabled={own['enabled']}: choose with nemo.backend, and leave it out")
 
 
 def _check_budgets(config: Config) -> None:

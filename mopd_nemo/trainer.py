@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 
@@ -20,9 +21,10 @@ from mopd_nemo.peers.groups import is_success
 from mopd_nemo.peers.statistics import group_metrics
 from mopd_nemo.run.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
 from mopd_nemo.run.completions import CompletionStore
+from mopd_nemo.run.deadline import Deadline
 from mopd_nemo.run.directory import RunDirectory, append_row, read_rows, write_rows
 from mopd_nemo.run.display import Display
-from mopd_nemo.run.interrupt import Interrupt
+from mopd_nemo.run.interrupt import TIME_IS_UP, Interrupt
 from mopd_nemo.run.phases import PhaseTimer
 from mopd_nemo.run.records import rollout_records
 from mopd_nemo.run.trackers import Tracker, check_trackers, make_trackers
@@ -61,6 +63,7 @@ class Trainer:
         self.evaluated_steps: set[int] = set()
         self.ever_solved: set[str] = set()
         self.interrupt = Interrupt(self._announce_stop)
+        self.deadline = Deadline(config.train.must_save_by_seconds)
         self.display = Display(console, config.train.num_steps)
         self.trackers: list[Tracker] = []
 
@@ -84,7 +87,7 @@ class Trainer:
         """Train to the last step, from the newest checkpoint if there is one.
 
         Returns:
-            True when the run is complete, False when a signal stopped it; either way it is saved.
+            True when the run is complete, False when a signal or the deadline stopped it; either way it is saved.
         """
         self._restore()
         self.trackers = make_trackers(self.config, self.run)
@@ -100,16 +103,30 @@ class Trainer:
     def _loop(self) -> None:
         """A checkpoint comes before the evaluation of its step; one that a stop left out is made after a resume."""
         train = self.config.train
-        while not self.interrupt.requested:
-            if self._evaluation_due():
-                self._evaluate()
-            if self.step == train.num_steps or self.interrupt.requested:
-                break
-            self._train_step(self.step + 1)
+        while (work := self._next_work()) and self._may_start(work):
+            with self.deadline.timed(work):
+                if work == "evaluation":
+                    self._evaluate()
+                    continue
+                self._train_step(self.step + 1)
             if self.step == train.num_steps or self.step % train.checkpoint_every == 0:
                 self._save()
         if self.step != self.saved_step:
             self._save()
+
+    def _next_work(self) -> Literal["evaluation", "step"] | None:
+        if self._evaluation_due():
+            return "evaluation"
+        return "step" if self.step < self.config.train.num_steps else None
+
+    def _may_start(self, work: str) -> bool:
+        """Nobody has asked to stop, and there is time for it."""
+        if not self.interrupt.requested and not self.deadline.leaves_time_for(work):
+            self.interrupt.received = TIME_IS_UP
+            self.display.notice(
+                f"Stopping in time for train.checkpoint_must_save_by={self.config.train.checkpoint_must_save_by}."
+            )
+        return not self.interrupt.requested
 
     def _evaluation_due(self) -> bool:
         """Before the first step, every so many, and after the last; unless recorded already."""
@@ -205,7 +222,8 @@ class Trainer:
     def _save(self) -> None:
         self.display.phase("saving")
         state = {"step": self.step, "ever_solved": sorted(self.ever_solved)}
-        save_checkpoint(self.run.checkpoints, self.step, self.engine, state, self.config.train.keep_checkpoints)
+        with self.deadline.timed("save"):
+            save_checkpoint(self.run.checkpoints, self.step, self.engine, state, self.config.train.keep_checkpoints)
         self.saved_step = self.step
 
     def _restore(self) -> None:

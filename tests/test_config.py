@@ -57,6 +57,8 @@ def test_dump_reads_back_to_the_same_config(tmp_path: Path) -> None:
         ("method: opd", [], "teacher.kind=external needs teacher.path"),
         ("method: gkd", ["teacher.kind=frozen"], "it works with external"),
         ("", ["teacher.kind=frozen", "teacher.ema_rate=0.5"], "teacher.ema_rate=0.5 is unused by teacher.kind=frozen"),
+        ("train: {checkpoint_must_save_by: 3h}", [], "checkpoint_must_save_by='3h': write it as .DD:HH:MM:SS."),
+        ("train: {checkpoint_must_save_by: 10:00:00:00}", [], "checkpoint_must_save_by=2160000: .* in quotes"),
         ("", ["seed"], "override 'seed': write it as key=value"),
         ("a: [", [], "not valid YAML"),
         ("- 1", [], "must hold a mapping"),
@@ -94,3 +96,11 @@ def test_each_method_has_its_own_default_teacher() -> None:
 
 def test_budgets_may_stand_in_a_file_that_methods_share() -> None:
     assert load_config(QUICKSTART, ["method=grpo"]).peers.max_context_tokens == 1024
+
+
+def test_deadline_is_written_as_nemo_rl_does(tmp_path: Path) -> None:
+    assert Config().train.must_save_by_seconds == float("inf")
+    config = load_config(QUICKSTART, ["train.checkpoint_must_save_by=00:03:45:00"])
+    assert config.train.must_save_by_seconds == 13500
+    dump_config(load_config(QUICKSTART, ["train.checkpoint_must_save_by='12:00:00:01'"]), tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml").train.must_save_by_seconds == 12 * 86400 + 1

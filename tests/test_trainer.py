@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from mopd_nemo.config_file import load_config
 from mopd_nemo.errors import UserError
 from mopd_nemo.run.checkpoints import checkpoints
+from mopd_nemo.run.deadline import Deadline
 from mopd_nemo.run.directory import RunDirectory, read_rows
 from mopd_nemo.trainer import Trainer
 from tests.conftest import QUICKSTART
@@ -145,6 +146,29 @@ def test_interrupt_saves_and_the_run_goes_on_from_there(whole_run: RunDirectory,
     assert done < 6 and checkpoints(run.checkpoints)[-1].name == f"step_{done:06d}"
     resume(run)
     assert_same_run(whole_run, run)
+
+
+def test_run_with_a_deadline_stops_before_the_step_that_would_miss_it(whole_run: RunDirectory, tmp_path: Path) -> None:
+    """On a clock by which a step takes ten seconds, and nothing else any time."""
+    config = load_config(QUICKSTART, [f"run_dir={tmp_path / 'run'}", *SMALL])
+    screen = io.StringIO()
+    trainer = Trainer.new(config, Console(file=screen))
+    trainer.deadline = Deadline(39.0, clock=lambda: 10.0 * trainer.step)
+    assert not trainer.fit()
+    assert checkpoints(trainer.run.checkpoints)[-1].name == "step_000003"
+    assert trainer.interrupt.received is signal.SIGUSR1 and "train.checkpoint_must_save_by" in screen.getvalue()
+    resume(trainer.run)
+    assert_same_run(whole_run, trainer.run)
+
+
+def test_deadline_ends_the_command_like_the_signal_of_a_batch_system(tmp_path: Path) -> None:
+    process = start(
+        "--config", str(QUICKSTART), f"run_dir={tmp_path / 'run'}", *SMALL, "train.checkpoint_must_save_by=00:00:00:00"
+    )
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGUSR1, output
+    assert f"mopd train --resume {tmp_path / 'run'}" in output and "Traceback" not in output
+    assert (tmp_path / "run" / "checkpoints" / "step_000000" / "trainer.json").is_file()
 
 
 def test_half_written_checkpoint_is_never_picked(whole_run: RunDirectory, tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""SIGUSR1 is what batch systems send some time before the limit."""
+TIME_IS_UP = signal.SIGUSR1
+"""What batch systems send some time before the limit, and what a run's own deadline counts as."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, TIME_IS_UP)
 
 
 class Interrupt:

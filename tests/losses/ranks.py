@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
 from mopd_nemo.losses import (
@@ -41,23 +37,6 @@ OBJECTIVES: list[Objective] = [
     SampledReverseKL(),
     LogLikelihood(),
 ]
-
-
-def spawn(ranks: int, work: Callable[[], None]) -> None:
-    """Run `work` in `ranks` processes of one gloo group; an error in one is raised here."""
-    with tempfile.TemporaryDirectory() as directory:
-        multiprocessing.start_processes(_enter, (ranks, directory, work), nprocs=ranks, start_method="spawn")
-
-
-def _enter(rank: int, ranks: int, directory: str, work: Callable[[], None]) -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
-    store = dist.FileStore(str(Path(directory) / "store"), ranks)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
-    try:
-        work()
-    finally:
-        dist.destroy_process_group()
 
 
 def tensors(rows: int = T, seed: int = 0) -> tuple[list[Tensor], list[Tensor], Tokens, Tensor]:

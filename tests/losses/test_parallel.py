@@ -5,7 +5,8 @@ import torch
 
 from mopd_nemo.losses import Vocab
 from mopd_nemo.losses.context_parallel import positions, response_rows
-from tests.losses.ranks import everything, spawn
+from tests.losses.ranks import everything
+from tests.ranks import spawn
 
 
 @pytest.mark.parametrize("ranks", [2, 4])

@@ -127,7 +127,7 @@ finish() {
   elif [[ $code == 0 ]]; then
     put "$complete" "$job"
     note "complete: $MOPD_RUN_DIR"
-  elif [[ -f $MOPD_LOGS/stop && $code == 138 ]]; then
+  elif [[ $code == 138 ]]; then # the signal was passed on, or the run's own deadline has come
     saved "$1"
   elif [[ -n $code ]]; then
     fail_with "$MOPD_HEAD_NODE" "driver ended with exit code $code" "$MOPD_LOGS/driver.log" "$code"
@@ -138,11 +138,12 @@ finish() {
 
 # saved CHECKPOINT: the run has stopped as asked; CHECKPOINT was its newest when this attempt began.
 saved() {
-  if [[ $(cat "$MOPD_LOGS/stop") != walltime ]]; then
+  local reason
+  if [[ -f $MOPD_LOGS/stop && $(cat "$MOPD_LOGS/stop") != walltime ]]; then
     note "saved and stopped as asked; to go on: sbatch $MOPD_DIR/job/job.sbatch"
   elif [[ $(newest_checkpoint) == "$1" ]]; then
-    fail_with "$MOPD_HEAD_NODE" "no new checkpoint in this attempt: raise cluster.time_limit or cluster.stop_minutes" \
-      "$MOPD_LOGS/driver.log"
+    reason="no new checkpoint in this attempt: raise cluster.time_limit, cluster.stop_minutes or"
+    fail_with "$MOPD_HEAD_NODE" "$reason train.checkpoint_must_save_by" "$MOPD_LOGS/driver.log"
   elif ((MOPD_MAX_RESTARTS == 0)); then
     note "saved at the time limit; to go on: sbatch $MOPD_DIR/job/job.sbatch"
   elif ((attempt >= MOPD_MAX_RESTARTS)); then

@@ -14,9 +14,12 @@ from mopd_nemo.embedded import resolve_model_path
 from mopd_nemo.engines.local.model import check_vocabularies
 from mopd_nemo.errors import UserError
 
+DTENSOR_TENSOR_MODELS = ("llama",)
+"""Model types whose training under DTensor's tensor parallelism has been compared with one process."""
 
-def check_surroundings() -> None:
-    """NeMo-RL is there, and what its Megatron policy asks for.
+
+def check_surroundings(backend: str) -> None:
+    """NeMo-RL is there, and what its policy asks for.
 
     Raises:
         UserError: naming what is missing.
@@ -26,7 +29,7 @@ def check_surroundings() -> None:
             "engine=nemo needs NeMo-RL, which is no package to install: run inside its container, or put a checkout of "
             "it on PYTHONPATH (docs/nemo.md)"
         )
-    if "TORCH_CUDA_ARCH_LIST" not in os.environ:
+    if backend == "megatron" and "TORCH_CUDA_ARCH_LIST" not in os.environ:
         raise UserError(
             "engine=nemo: NeMo-RL's Megatron policy needs the environment variable TORCH_CUDA_ARCH_LIST, which its "
             "container sets; outside it, for H100: export TORCH_CUDA_ARCH_LIST=9.0"
@@ -44,7 +47,8 @@ def check_models(config: Config) -> int:
     """
     student = _model_config(config.model.path, "model.path")
     response = config.rollout.max_response_tokens
-    _check_cut(student, "nemo.student", config.nemo.student)
+    _check_cut(student, "nemo.student", config.nemo.student, config.nemo.backend)
+    _check_tensor_training(student, config)
     _check_positions(student, "model.path", "data.max_prompt_tokens", config.data.max_prompt_tokens, response)
     if student.num_attention_heads % config.nemo.generation.tensor:
         raise UserError(
@@ -55,7 +59,7 @@ def check_models(config: Config) -> int:
     if config.teacher.path is not None:
         check_vocabularies(config.model.path, config.teacher.path)
         teacher, key = _model_config(config.teacher.path, "teacher.path"), "teacher.path"
-        _check_cut(teacher, "nemo.teacher", config.nemo.teacher)
+        _check_cut(teacher, "nemo.teacher", config.nemo.teacher, config.nemo.backend)
     _check_positions(teacher, key, *teacher_prompt(config), response)
     return student.vocab_size
 
@@ -67,14 +71,27 @@ def _model_config(path: str, key: str) -> Any:
         raise UserError(f"{key}={path}: cannot read its config: {str(error).splitlines()[0]}") from error
 
 
-def _check_cut(model: Any, key: str, parallel: ParallelConfig) -> None:
+def _check_cut(model: Any, key: str, parallel: ParallelConfig, backend: str) -> None:
+    padded = backend == "megatron"
     for what, count, size, name in (
         ("attention heads", model.num_attention_heads, parallel.tensor, "tensor"),
         ("key-value heads", model.num_key_value_heads, parallel.tensor, "tensor"),
         ("layers", model.num_hidden_layers, parallel.pipeline, "pipeline"),
+        ("tokens of the vocabulary", 0 if padded else model.vocab_size, parallel.tensor, "tensor"),
     ):
         if count % size:
             raise UserError(f"{key}.{name}={size} does not divide the model's {count} {what}: choose a divisor of it")
+
+
+def _check_tensor_training(student: Any, config: Config) -> None:
+    """Automodel leaves gradients of norms inside the cut heads unsummed: Qwen3's ranks drift apart."""
+    tensor = config.nemo.student.tensor
+    if config.nemo.backend == "dtensor" and tensor > 1 and student.model_type not in DTENSOR_TENSOR_MODELS:
+        raise UserError(
+            f"nemo.student.tensor={tensor} with nemo.backend=dtensor trains {', '.join(DTENSOR_TENSOR_MODELS)} models "
+            f"right, not model.path={config.model.path}, a {student.model_type}: set nemo.student.tensor=1 or "
+            "nemo.backend=megatron (docs/nemo.md)"
+        )
 
 
 def _check_positions(model: Any, which: str, key: str, prompt: int, response: int) -> None:

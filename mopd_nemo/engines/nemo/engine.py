@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import Config
@@ -19,6 +19,14 @@ from mopd_nemo.errors import UserError
 from mopd_nemo.lesson import Lesson
 from mopd_nemo.types import Rollout, TrainRow
 
+CHECKPOINTING: dict[str, dict[str, Any]] = {
+    "megatron": {},
+    "dtensor": {
+        "checkpointing_cfg": {"model_save_format": "safetensors", "save_consolidated": True, "is_async": False}
+    },
+}
+"""What a policy of each backend is told of the form of a checkpoint: whole when the call returns."""
+
 
 class NemoEngine:
     """Student, teacher and vLLM on a cluster.
@@ -31,7 +39,7 @@ class NemoEngine:
     """
 
     def __init__(self, config: Config, launch: Launch = launch) -> None:
-        check_surroundings()
+        check_surroundings(config.nemo.backend)
         self._config = config
         self._vocab_size = check_models(config)
         path = config.model.path
@@ -129,6 +137,7 @@ class NemoEngine:
             weights_path=str(policy / "weights"),
             optimizer_path=str(policy / "optimizer"),
             tokenizer_path=str(policy / "tokenizer"),
+            **CHECKPOINTING[self._config.nemo.backend],
         )
         self.chat.tokenizer.save_pretrained(policy / "tokenizer")
         if self._config.teacher.kind in ("ema", "frozen"):

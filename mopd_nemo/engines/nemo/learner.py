@@ -101,7 +101,14 @@ class Learner:
         watch = min(self._config.divergence.k, self._vocab_size)
         clip = self._config.rollout.importance_clip if "sampler" in batch else None
         student_support = self._config.divergence.support == "student_topk"
-        loss = LessonLoss([part.objective for part in weighted], clip, self._vocab_size, watch, student_support)
+        loss = LessonLoss(
+            [part.objective for part in weighted],
+            clip,
+            self._vocab_size,
+            watch,
+            student_support,
+            self._config.nemo.backend,
+        )
         self._student.prepare_for_training()
         self._student.run_all_workers_single_data("set_learning_rate", rate=learning_rate)
         start = time.monotonic()
@@ -114,7 +121,7 @@ class Learner:
         grad_norm = float(result["grad_norm"])
         if not math.isfinite(grad_norm):
             raise FloatingPointError(
-                f"the gradient's norm is {grad_norm}, and Megatron has applied it: continue from the last checkpoint, "
+                f"the gradient's norm is {grad_norm}, and it has been applied: continue from the last checkpoint, "
                 "with a lower optimizer.learning_rate if this comes again"
             )
         return metrics | {"grad_norm": grad_norm, "update/skipped": 0.0} | _utilisation(result, seconds)

@@ -1,4 +1,4 @@
-"""A lesson's objectives as one NeMo-RL loss function on Megatron's logits, wherever they lie.
+"""A lesson's objectives as one NeMo-RL loss function on a policy's logits, wherever they lie.
 
 NeMo-RL hands over what a rank has: its columns of the vocabulary, its rows under context parallelism, a padded
 micro-batch or one packed sequence. The loss is the sum over this rank's response tokens; summed gradients of all ranks
@@ -13,12 +13,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from nemo_rl.algorithms.loss.interfaces import LossInputType, LossType
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from mopd_nemo.engines.nemo.rows import LocalRows, packed_rows, padded_rows
 from mopd_nemo.losses import (
@@ -36,6 +37,25 @@ from mopd_nemo.losses import (
 
 SIGNALS = ("student/entropy", "student/topk_mass", "teacher/topk_mass", "topk_overlap", "sampler/gap", "sampler/ratio")
 """What is watched, where it is known, over the tokens of the first part."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Groups:
+    """Ranks that hold the rest of the vocabulary and of the sequences; None where this rank holds all."""
+
+    tensor: dist.ProcessGroup | None
+    context: dist.ProcessGroup | None
+
+
+def _megatron_groups() -> _Groups:
+    from megatron.core import parallel_state  # neither the driver nor the DTensor policy need have Megatron
+
+    context = parallel_state.get_context_parallel_group()
+    return _Groups(parallel_state.get_tensor_model_parallel_group(), context if context.size() > 1 else None)
+
+
+def _dtensor_groups(logits: Tensor) -> _Groups:
+    return _Groups(logits.device_mesh.get_group() if isinstance(logits, DTensor) else None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +80,7 @@ class LessonLoss:
         vocab_size: real tokens, without the columns that Megatron pads with.
         watch: k of the top-k signals; None watches nothing.
         student_support: the tokens that the data names are the student's likeliest, not the teacher's.
+        backend: which of NeMo-RL's policies calls it.
     """
 
     loss_type = LossType.TOKEN_LEVEL
@@ -72,22 +93,24 @@ class LessonLoss:
         vocab_size: int,
         watch: int | None,
         student_support: bool,
+        backend: Literal["megatron", "dtensor"] = "megatron",
     ) -> None:
         self.objectives = tuple(objectives)
         self.importance_clip = importance_clip
         self.vocab_size = vocab_size
         self.watch = watch
         self.student_support = student_support
+        self.backend = backend
 
     def __call__(
         self, data: Mapping[str, Any], global_valid_seqs: Tensor, global_valid_toks: Tensor, logits: Tensor, **_: Any
     ) -> tuple[Tensor, dict[str, float]]:
         """The loss of a micro-batch and its share of the step's metrics, both to be summed."""
-        from megatron.core import parallel_state  # the driver, which makes the loss, need not have Megatron
-
-        cp_size = parallel_state.get_context_parallel_world_size()
-        rows = _rows(data, logits, cp_size, parallel_state.get_context_parallel_rank())
-        vocab = Vocab(parallel_state.get_tensor_model_parallel_group(), self.vocab_size)
+        groups = _dtensor_groups(logits) if self.backend == "dtensor" else _megatron_groups()
+        logits = logits.to_local() if isinstance(logits, DTensor) else logits
+        cp_size = dist.get_world_size(groups.context) if groups.context else 1
+        rows = _rows(data, logits, cp_size, dist.get_rank(groups.context) if groups.context else 0)
+        vocab = Vocab(groups.tensor, self.vocab_size)
         totals: defaultdict[str, float] = defaultdict(float)
         loss = rows.logits[:1].float().sum() * 0.0  # a rank without rows still takes part in the backward pass
         for number, objective in enumerate(self.objectives):
@@ -102,8 +125,8 @@ class LessonLoss:
                 totals[name] += signal.sum().item()
         names = ["loss", *(f"loss/{number}" for number in range(len(self.objectives))), *SIGNALS]
         metrics = [totals[name] for name in names]
-        if cp_size > 1:  # NeMo-RL reports one of these ranks
-            metrics = _summed(metrics, parallel_state.get_context_parallel_group(), logits.device)
+        if groups.context:  # NeMo-RL reports one of these ranks
+            metrics = _summed(metrics, groups.context, logits.device)
         # NeMo-RL takes it that every context-parallel rank has the whole loss, and divides by their number.
         return loss * cp_size, dict(zip(names, metrics, strict=True)) | {"num_valid_samples": float(logits.shape[0])}
 

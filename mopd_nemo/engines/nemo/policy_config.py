@@ -58,8 +58,39 @@ def _policy(config: Config, path: str, parallel: ParallelConfig, prompt_tokens: 
             **budget,
         },
         "dynamic_batching": {"enabled": nemo.batching == "dynamic", **budget},
-        "megatron_cfg": _megatron(config, parallel),
-        "dtensor_cfg": {"enabled": False},
+        **(_dtensor(config, parallel) if nemo.backend == "dtensor" else _only_megatron(config, parallel)),
+    }
+
+
+def _only_megatron(config: Config, parallel: ParallelConfig) -> dict[str, Any]:
+    return {"megatron_cfg": _megatron(config, parallel), "dtensor_cfg": {"enabled": False}}
+
+
+def _dtensor(config: Config, parallel: ParallelConfig) -> dict[str, Any]:
+    optimizer = config.optimizer
+    return {
+        "megatron_cfg": {"enabled": False},
+        "dtensor_cfg": {
+            "enabled": True,
+            "_v2": True,
+            "cpu_offload": False,
+            "sequence_parallel": parallel.sequence,
+            "activation_checkpointing": config.nemo.activation_checkpointing,
+            "tensor_parallel_size": parallel.tensor,
+            "context_parallel_size": parallel.context,
+            "custom_parallel_plan": None,
+        },
+        "optimizer": {
+            "name": "torch.optim.AdamW",
+            "kwargs": {
+                "lr": optimizer.learning_rate,
+                "weight_decay": optimizer.weight_decay,
+                "betas": list(optimizer.betas),
+                "eps": 1e-8,
+                "foreach": False,  # neither works on DTensors
+                "fused": False,
+            },
+        },
     }
 
 

@@ -18,8 +18,16 @@ from mopd_nemo.engines.nemo.policy_config import student_policy, teacher_policy
 from mopd_nemo.engines.nemo.sampling import Sample, sample_on_worker
 from mopd_nemo.errors import UserError
 
-WORKER = "mopd_nemo.engines.nemo.worker.TeacherWorker"
-NEMO_WORKER = "nemo_rl.models.policy.workers.megatron_policy_worker.MegatronPolicyWorker"
+WORKERS = {
+    "megatron": "mopd_nemo.engines.nemo.worker.TeacherWorker",
+    "dtensor": "mopd_nemo.engines.nemo.worker_dtensor.DTensorTeacherWorker",
+}
+"""Our worker of each of NeMo-RL's backends."""
+NEMO_WORKERS = {
+    "megatron": "nemo_rl.models.policy.workers.megatron_policy_worker.MegatronPolicyWorker",
+    "dtensor": "nemo_rl.models.policy.workers.dtensor_policy_worker_v2.DTensorPolicyWorkerV2",
+}
+"""NeMo-RL's own, which they extend."""
 
 
 @dataclass
@@ -52,8 +60,9 @@ def launch(config: Config, tokenizer: Any, checkpoint: Path | None) -> Runtime:
     from nemo_rl.distributed.virtual_cluster import init_ray
     from nemo_rl.models.policy.lm_policy import Policy
 
-    register_worker()
+    register_workers()
     init_ray()
+    worker = WORKERS[config.nemo.backend]
     nemo, colocated = config.nemo, config.nemo.generation.gpus == 0
     shared_teacher = config.teacher.kind == "external" and not nemo.teacher_gpus
     training = _cluster("mopd_train", training_gpus(nemo), nemo, 1 + colocated + shared_teacher)
@@ -69,7 +78,7 @@ def launch(config: Config, tokenizer: Any, checkpoint: Path | None) -> Runtime:
             name_prefix="teacher",
             init_optimizer=False,
             init_reference_model=False,
-            worker_extension_cls_fqn=WORKER,
+            worker_extension_cls_fqn=worker,
         )
         teacher.offload_after_refit()
     generating = training if colocated else _cluster("mopd_generate", nemo.generation.gpus, nemo, 1)
@@ -82,7 +91,7 @@ def launch(config: Config, tokenizer: Any, checkpoint: Path | None) -> Runtime:
         tokenizer=tokenizer,
         name_prefix="student",
         init_reference_model=False,
-        worker_extension_cls_fqn=WORKER,
+        worker_extension_cls_fqn=worker,
         **resume_paths(checkpoint),
     )
     generation.connect(student, training, generating)
@@ -99,16 +108,18 @@ def resume_paths(checkpoint: Path | None) -> dict[str, Any]:
     }
 
 
-def register_worker() -> None:
-    """Tell NeMo-RL which interpreter our worker runs in: that of its own Megatron worker, where one is built already.
+def register_workers() -> None:
+    """Tell NeMo-RL which interpreter a worker of ours runs in: that of its own one, where it is built already.
 
     An interpreter of its own would be built on every node, Transformer Engine included.
     """
     from nemo_rl.distributed.ray_actor_environment_registry import ACTOR_ENVIRONMENT_REGISTRY
     from nemo_rl.utils.venvs import DEFAULT_VENV_DIR
 
-    built = Path(os.environ.get("NEMO_RL_VENV_DIR", DEFAULT_VENV_DIR)) / NEMO_WORKER / "bin" / "python"
-    ACTOR_ENVIRONMENT_REGISTRY[WORKER] = str(built) if built.exists() else ACTOR_ENVIRONMENT_REGISTRY[NEMO_WORKER]
+    for backend, theirs in NEMO_WORKERS.items():
+        built = Path(os.environ.get("NEMO_RL_VENV_DIR", DEFAULT_VENV_DIR)) / theirs / "bin" / "python"
+        environment = str(built) if built.exists() else ACTOR_ENVIRONMENT_REGISTRY[theirs]
+        ACTOR_ENVIRONMENT_REGISTRY[WORKERS[backend]] = environment
 
 
 def make_package_visible() -> None:

@@ -17,10 +17,7 @@ from nemo_rl.models.megatron.train import TopkLogitsPostProcessor, megatron_forw
 from torch import Tensor, nn
 
 from mopd_nemo.engines.nemo.rows import LocalRows, ResponseHead, packed_rows, padded_rows
-from mopd_nemo.engines.nemo.vocabulary import logprobs_of, topk_logprobs
-
-Scores = dict[str, Tensor]
-"""`ids` [T, k] int32 and `logprobs` [T, k], T response tokens sequence by sequence in order."""
+from mopd_nemo.engines.nemo.vocabulary import Scores, logprobs_of, topk_logprobs
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 class Shadow:
@@ -76,7 +77,11 @@ def _load(model: nn.Module, weights: dict[str, Tensor]) -> None:
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and persistent buffers, without Transformer Engine's `_extra_state` (its scales, not weights)."""
+    """Parameters and persistent buffers, without Transformer Engine's `_extra_state` (its scales, not weights).
+
+    Of a DTensor, what this rank holds.
+    """
     for name, value in model.state_dict(keep_vars=True).items():
         if isinstance(value, Tensor) and "_extra_state" not in name:
-            yield name, value.detach()
+            value = value.detach()
+            yield name, value.to_local() if isinstance(value, DTensor) else value

@@ -13,6 +13,9 @@ from torch import Tensor
 CHUNK_BYTES = 2**28
 """Float32 logits worked on at once."""
 
+Scores = dict[str, Tensor]
+"""`ids` [T, k] int32 and `logprobs` [T, k], T response tokens sequence by sequence in order."""
+
 
 def topk_logprobs(logits_RV: Tensor, k: int, vocab_size: int, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
     """The k likeliest tokens of each row and their log-probabilities under the full vocabulary.

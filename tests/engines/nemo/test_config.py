@@ -42,6 +42,26 @@ EXTERNAL = {"kind": "external", "path": "some/teacher"}
         ({"nemo": {"student": {"sequence": True}}}, "raise nemo.student.tensor or set it false"),
         ({"nemo": {"student": {"context": 2}, "batching": "dynamic"}}, "needs nemo.batching=packed, not dynamic"),
         ({"nemo": {"student": {"pipeline": 2}, "batching": "dynamic"}}, "excludes nemo.batching=dynamic"),
+        (
+            {"nemo": {"backend": "dtensor"}},
+            "nemo.batching=packed needs nemo.backend=megatron: .* nemo.batching=dynamic",
+        ),
+        (
+            {"nemo": {"backend": "dtensor", "batching": "padded", "student": {"pipeline": 2}}},
+            "nemo.student.pipeline=2 needs nemo.backend=megatron",
+        ),
+        (
+            {"nemo": {"backend": "dtensor", "batching": "padded", "student": {"tensor": 2, "sequence": True}}},
+            "nemo.student.sequence=true needs nemo.backend=megatron",
+        ),
+        (
+            {"nemo": {"policy": {"generation": {"vllm_cfg": {"async_engine": True}}}}},
+            "nemo.policy.generation.vllm_cfg.async_engine=true: .* leave it out",
+        ),
+        (
+            {"nemo": {"policy": {"dtensor_cfg": {"enabled": True}}}},
+            "nemo.policy.dtensor_cfg.enabled=True: choose with nemo.backend",
+        ),
         ({"nemo": {"generation": {"gpus": 8}}}, "leave the student none of the 8 GPUs"),
         ({"nemo": {"generation": {"gpus": 4}, "num_nodes": 2}}, "not a number of whole nodes"),
         ({"nemo": {"generation": {"tensor": 3}}}, "nemo.generation.tensor=3 does not divide the 8 GPUs"),
@@ -104,7 +124,7 @@ def test_vocabularies_are_compared_before_anything_starts(tmp_path: Path, random
 def test_missing_nemo_rl_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="engine=nemo needs NeMo-RL, which is no package to install"):
-        check_surroundings()
+        check_surroundings("megatron")
 
 
 def test_policy_follows_the_settings() -> None:

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[3]
 
 BLOCKING = """
 import importlib.machinery, sys, types
+import torch.distributed.tensor  # torch itself is there, and looks around while it is imported
 
 class Any(type):
     def __getattr__(cls, name):
@@ -37,7 +38,21 @@ import mopd_nemo.engines.nemo.MODULE
 """
 
 
-@pytest.mark.parametrize("module", ["vocabulary", "rows", "shadow", "scoring", "loss", "teacher_worker", "sampling"])
+WORKER_MODULES = [
+    "vocabulary",
+    "rows",
+    "shadow",
+    "scoring",
+    "loss",
+    "past_self",
+    "teacher_worker",
+    "dtensor_scoring",
+    "dtensor_worker",
+    "sampling",
+]
+
+
+@pytest.mark.parametrize("module", WORKER_MODULES)
 def test_worker_modules_need_torch_and_nemo_rl_alone(module: str) -> None:
     code = BLOCKING.replace("MODULE", module)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -8,9 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tests.integration.megatron import on_cpu
+from tests.integration import on_cpu
 
-on_cpu.enter()
+on_cpu.redirect_cuda()
 
 from megatron.core import parallel_state  # noqa: E402
 from megatron.core.distributed import (  # noqa: E402
@@ -22,11 +22,9 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec  #
 from megatron.core.models.gpt.gpt_model import GPTModel  # noqa: E402
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer  # noqa: E402
 from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
-from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed  # noqa: E402
 from megatron.core.transformer.transformer_config import TransformerConfig  # noqa: E402
 
-from mopd_nemo.losses import Divergence  # noqa: E402
-from mopd_nemo.losses.nemo import DivergenceLoss  # noqa: E402
+from mopd_nemo.losses import Divergence, Head, Logits, Tokens, Vocab, token_loss  # noqa: E402
 
 LAYERS, HIDDEN, HEADS, SEQUENCE = 4, 32, 4, 16
 VOCAB, PADDED_VOCAB = 121, 128
@@ -56,7 +54,7 @@ def train(tensor: int, pipeline: int, objective: Divergence) -> dict[str, Any]:
     """A few optimiser steps in one layout: losses, gradients of the first step, weights after the last."""
     parallel_state.initialize_model_parallel(tensor, pipeline)
     try:
-        model_parallel_cuda_manual_seed(1)
+        on_cpu.redirect_megatron_generator()
         config = config_of(tensor, pipeline)
         model = model_of(config)
         place = (parallel_state.get_tensor_model_parallel_rank(), tensor)
@@ -86,23 +84,29 @@ def train(tensor: int, pipeline: int, objective: Divergence) -> dict[str, Any]:
         parallel_state.destroy_model_parallel()
 
 
-def forward_backward(model: Any, objective: Divergence, place: tuple[int, int]) -> list[dict[str, float]]:
-    """All micro-batches through Megatron's own schedule, with the loss object that NeMo-RL would call."""
+def forward_backward(model: Any, objective: Divergence, place: tuple[int, int]) -> list[dict[str, Any]]:
+    """All micro-batches through Megatron's own schedule, with `token_loss` on this rank's columns of the logits."""
     head = share("output_layer.weight", random_of("teacher head", PADDED_VOCAB, HIDDEN), place)
-    loss_fn = DivergenceLoss(
-        objective, teacher_head=lambda: head, vocab_size=VOCAB, aggregation="sequence_mean", watch=5
-    )
+    vocab = Vocab(parallel_state.get_tensor_model_parallel_group(), VOCAB)
     whole = batch()
-    counts = (torch.tensor(float(SEQUENCES)), whole["token_mask"][:, 1:].sum())
 
     def step(batches: Any, model: Any) -> Any:
         data = next(batches)
-        position_ids = torch.arange(SEQUENCE).expand(MICRO_BATCH, -1)
-        output = model(data["input_ids"], position_ids, None)
+        output = model(data["input_ids"], torch.arange(SEQUENCE).expand(MICRO_BATCH, -1), None)
+        sequence_T, position_T = data["weights"].nonzero(as_tuple=True)
+        before = (sequence_T, position_T - 1)  # the row that predicts a token lies one position before it
 
-        def loss(logits: Tensor) -> tuple[Tensor, dict[str, float]]:
-            value, metrics = loss_fn(data, *counts, logits=logits)
-            return value * NUM_MICRO_BATCHES, metrics  # Megatron averages over micro-batches
+        def loss(logits: Tensor) -> tuple[Tensor, dict[str, Any]]:
+            total = token_loss(
+                objective,
+                Logits(logits.flatten(0, 1), sequence_T * SEQUENCE + position_T - 1),
+                Tokens(data["input_ids"][sequence_T, position_T]),
+                Head(data["teacher_hidden"][before], head),
+                weights_T=data["weights"][sequence_T, position_T],
+                vocab=vocab,
+                watch=5,
+            ).total
+            return total * NUM_MICRO_BATCHES, {"loss": total.item()}  # Megatron averages over micro-batches
 
         return output, loss
 
@@ -114,15 +118,14 @@ def forward_backward(model: Any, objective: Divergence, place: tuple[int, int]) 
 
 
 def batch() -> dict[str, Tensor]:
-    """Four sequences; one has no response, so a whole micro-batch row has no token."""
-    mask = torch.zeros(SEQUENCES, SEQUENCE)
+    """Four sequences, of which one has no response; each token's weight makes the loss the mean of their means."""
+    weights = torch.zeros(SEQUENCES, SEQUENCE)
     for i, (start, stop) in enumerate([(3, 16), (5, 9), (0, 0), (1, 12)]):
-        mask[i, start:stop] = 1
+        weights[i, start:stop] = 1 / (3 * max(stop - start, 1))
     generator = torch.Generator().manual_seed(5)
     return {
         "input_ids": torch.randint(0, VOCAB, (SEQUENCES, SEQUENCE), generator=generator),
-        "token_mask": mask,
-        "sample_mask": torch.ones(SEQUENCES),
+        "weights": weights,
         "teacher_hidden": torch.randn(SEQUENCES, SEQUENCE, HIDDEN, generator=generator),
     }
 

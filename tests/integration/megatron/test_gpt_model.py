@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from tests.losses.ranks import spawn
+from tests.ranks import spawn
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("megatron") is None, reason="megatron-core is not installed: pip install -e '.[parallel]'"

@@ -15,13 +15,13 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import typing_extensions
-from torch.overrides import TorchFunctionMode
+
+from tests.integration.on_cpu import redirect_cuda
 
 SOURCE = "NEMO_RL_SOURCE"
 
@@ -57,7 +57,7 @@ def prepare(*, megatron: bool = True) -> None:
         raise RuntimeError("megatron-core is not installed")
     if megatron and not torch.cuda.is_available() and not any(isinstance(f, _Absent) for f in sys.meta_path):
         sys.meta_path.append(_Absent())
-        _redirect_cuda()
+        redirect_cuda()
         for name, missing in NEWER_MEGATRON.items():
             module = importlib.import_module(name)
             for attribute in missing:
@@ -115,48 +115,3 @@ def _causal_masks(data: torch.Tensor, **_: Any) -> tuple[torch.Tensor, None, tor
     size = data.shape[1]
     mask = torch.triu(torch.ones(1, 1, size, size, dtype=torch.bool), diagonal=1)
     return mask, None, torch.arange(size).expand_as(data)
-
-
-class _CpuForCuda(TorchFunctionMode):
-    def __torch_function__(
-        self, func: Callable[..., Any], kinds: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = dict(kwargs or {})
-        if _is_cuda(kwargs.get("device")):
-            kwargs["device"] = "cpu"
-        if kwargs.get("pin_memory"):
-            kwargs["pin_memory"] = False
-        return func(*("cpu" if _is_cuda(a) else a for a in args), **kwargs)
-
-
-def _is_cuda(value: Any) -> bool:
-    return (isinstance(value, str) and value.startswith("cuda")) or (
-        isinstance(value, torch.device) and value.type == "cuda"
-    )
-
-
-def _redirect_cuda() -> None:
-    cuda: Any = torch.cuda
-    torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign]
-    # What is pinned is a copy of what was on the GPU, whose memory is then given up.
-    torch.Tensor.pin_memory = lambda self, *_, **__: self.clone()  # type: ignore[method-assign]
-    # Megatron's optimizer recognises parameters by this name of their type.
-    own_type = torch.Tensor.type
-    torch.Tensor.type = lambda self, *a, **k: (  # type: ignore[method-assign]
-        own_type(self, *a, **k) if a or k else f"torch.cuda.{own_type(self).rsplit('.', 1)[-1]}"
-    )
-    cuda.current_device = lambda: "cpu"
-    cuda.device_count = lambda: 1
-    cuda.get_device_name = lambda *_: "CPU"
-    cuda.get_rng_state = lambda *_, **__: torch.get_rng_state()
-    cuda.set_rng_state = lambda *_, **__: None
-    cuda.memory_allocated = cuda.max_memory_allocated = cuda.memory_reserved = lambda *_, **__: 0
-    for name in ("synchronize", "empty_cache", "set_device"):
-        setattr(cuda, name, lambda *_, **__: None)
-    cuda.nvtx.range_push = cuda.nvtx.range_pop = lambda *_, **__: 0
-    redirect_devices()
-
-
-def redirect_devices() -> None:
-    """Tensors asked for on a GPU come to the CPU; for this thread, and for good."""
-    _CpuForCuda().__enter__()

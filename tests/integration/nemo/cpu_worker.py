@@ -23,6 +23,7 @@ from nemo_rl.utils.timer import Timer  # noqa: E402
 
 from mopd_nemo.engines.nemo.teacher_worker import TeacherMethods  # noqa: E402
 from tests.integration.nemo.qwen3 import build, start_megatron  # noqa: E402
+from tests.integration.on_cpu import redirect_devices  # noqa: E402
 
 megatron_policy_worker.maybe_finalize_async_save = lambda *_, **__: None
 megatron_policy_worker.get_pg_collection = lambda _: SimpleNamespace(mp=None)
@@ -45,7 +46,7 @@ class CpuWorkerImpl(TeacherMethods, megatron_policy_worker.MegatronPolicyWorkerI
         )
         from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
-        cpu.redirect_devices()
+        redirect_devices()
         torch.set_num_threads(1)
         dist.init_process_group("gloo")
         self.cfg = config

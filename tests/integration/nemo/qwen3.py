@@ -12,15 +12,14 @@ from torch import Tensor
 def start_megatron(tp: int = 1, pp: int = 1, cp: int = 1) -> None:
     """Megatron's process groups; those of an earlier call are given up."""
     from megatron.core import parallel_state
-    from megatron.core.tensor_parallel import random
+
+    from tests.integration.on_cpu import redirect_megatron_generator
 
     parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp, context_parallel_size=cp
     )
-    random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
-    random._set_cuda_rng_state = lambda *_, **__: None
-    random.model_parallel_cuda_manual_seed(0)
+    redirect_megatron_generator()
 
 
 def build(

@@ -16,6 +16,7 @@ from tests.integration.nemo import cpu
 CONFIGS = sorted((Path(__file__).parents[3] / "configs" / "nemo").glob("*.yaml"))
 POLICY = "nemo_rl.models.policy.lm_policy"
 WORKER = "nemo_rl.models.policy.workers.megatron_policy_worker"
+DTENSOR_WORKER = "nemo_rl.models.policy.workers.dtensor_policy_worker_v2"
 CLUSTER = "nemo_rl.distributed.virtual_cluster"
 
 USED = {
@@ -25,13 +26,19 @@ USED = {
     ),
     f"{POLICY}:Policy.train": "data loss_fn gbs mbs",
     f"{POLICY}:Policy.run_all_workers_single_data": "method_name kwargs",
-    f"{POLICY}:Policy.save_checkpoint": "weights_path optimizer_path tokenizer_path",
+    f"{POLICY}:Policy.save_checkpoint": "weights_path optimizer_path tokenizer_path checkpointing_cfg",
     f"{POLICY}:Policy.prepare_for_lp_inference": "",
     f"{POLICY}:Policy.prepare_for_training": "",
     f"{POLICY}:Policy.offload_after_refit": "",
     f"{POLICY}:Policy.prepare_refit_info": "",
     f"{POLICY}:Policy.init_collective": "ip port world_size train_world_size",
     f"{POLICY}:Policy.shutdown": "",
+    f"{DTENSOR_WORKER}:get_train_context": "cp_size cp_mesh cp_buffers sequence_dim dtype autocast_enabled",
+    "nemo_rl.models.automodel.data:get_microbatch_iterator": "data cfg mbs dp_mesh tokenizer",
+    "nemo_rl.models.automodel.train:forward_with_post_processing_fn": (
+        "model post_processing_fn processed_mb allow_flash_attn_args sampling_params"
+    ),
+    "nemo_rl.models.automodel.train:TopkLogitsPostProcessor": "cfg device_mesh cp_mesh tp_mesh cp_size k",
     f"{WORKER}:MegatronPolicyWorkerImpl.disable_forward_pre_hook": "",
     f"{WORKER}:MegatronPolicyWorkerImpl.enable_forward_pre_hook": "",
     "nemo_rl.models.policy.utils:get_runtime_env_for_policy_worker": "policy_worker_name",
@@ -84,24 +91,27 @@ def test_name_takes_what_it_is_given(name: str) -> None:
 def test_registry_knows_the_worker_that_ours_extends() -> None:
     from nemo_rl.distributed.ray_actor_environment_registry import ACTOR_ENVIRONMENT_REGISTRY
 
-    from mopd_nemo.engines.nemo.runtime import NEMO_WORKER, register_worker
-    from mopd_nemo.engines.nemo.runtime import WORKER as OURS
+    from mopd_nemo.engines.nemo.runtime import NEMO_WORKERS, WORKERS, register_workers
 
-    register_worker()
-    assert ACTOR_ENVIRONMENT_REGISTRY[OURS] == ACTOR_ENVIRONMENT_REGISTRY[NEMO_WORKER]
+    register_workers()
+    for backend, theirs in NEMO_WORKERS.items():
+        assert ACTOR_ENVIRONMENT_REGISTRY[WORKERS[backend]] == ACTOR_ENVIRONMENT_REGISTRY[theirs]
 
 
 def test_worker_is_an_actor_that_ray_can_send() -> None:
     """Ray pickles an actor class with all that it mentions; some of what NeMo-RL mentions cannot be."""
     import ray.cloudpickle
+    from nemo_rl.models.policy.workers.dtensor_policy_worker_v2 import DTensorPolicyWorkerV2Impl
     from nemo_rl.models.policy.workers.megatron_policy_worker import MegatronPolicyWorkerImpl
 
     from mopd_nemo.engines.nemo.worker import TeacherWorker
+    from mopd_nemo.engines.nemo.worker_dtensor import DTensorTeacherWorker
 
-    real = TeacherWorker.__ray_metadata__.modified_class
-    assert issubclass(real, MegatronPolicyWorkerImpl)
-    assert real.score_responses.__module__ == "mopd_nemo.engines.nemo.teacher_worker"
-    assert ray.cloudpickle.loads(ray.cloudpickle.dumps(real)).__name__ == real.__name__
+    for worker, base in ((TeacherWorker, MegatronPolicyWorkerImpl), (DTensorTeacherWorker, DTensorPolicyWorkerV2Impl)):
+        real = worker.__ray_metadata__.modified_class
+        assert issubclass(real, base)
+        assert real.score_responses.__module__ == "mopd_nemo.engines.nemo.past_self"
+        assert ray.cloudpickle.loads(ray.cloudpickle.dumps(real)).__name__ == real.__name__
 
 
 def test_loss_travels_to_workers() -> None:
@@ -133,6 +143,22 @@ def policies(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     return [student_policy(config), teacher_policy(taught)]
 
 
+def test_dtensor_policy_blocks_have_the_types_and_keys_that_nemo_rl_expects() -> None:
+    from nemo_rl.models.policy import PolicyConfig
+    from pydantic import TypeAdapter
+
+    from mopd_nemo.engines.nemo.policy_config import student_policy, teacher_policy
+
+    nemo = {"backend": "dtensor", "batching": "dynamic"}
+    teacher = {"kind": "external", "path": "some/teacher"}
+    config = validate({"engine": "nemo", "nemo": nemo, "teacher": teacher}, "test")
+    for policy in (student_policy(config), teacher_policy(config)):
+        TypeAdapter(PolicyConfig).validate_python(policy)
+        base = _example("distillation_math.yaml")
+        for block in ("dtensor_cfg", "optimizer", "dynamic_batching"):
+            assert not _keys(base[block]) - _keys(policy[block])
+
+
 def test_policy_blocks_have_the_types_that_nemo_rl_expects(policies: list[dict[str, Any]]) -> None:
     from nemo_rl.models.policy import PolicyConfig
     from pydantic import TypeAdapter
@@ -143,7 +169,7 @@ def test_policy_blocks_have_the_types_that_nemo_rl_expects(policies: list[dict[s
 
 def test_policy_blocks_have_every_key_of_nemo_rls_example(policies: list[dict[str, Any]]) -> None:
     """NeMo-RL reads keys that its types do not name; its example has them."""
-    example = _example()
+    example = _example("distillation_math.yaml", "distillation_math_megatron.yaml")
     if "cuda_graph_impl" in example["megatron_cfg"]:
         pytest.skip("this NeMo-RL is newer than v0.7.0: its example has more, and only types are compared")
     for policy in policies:
@@ -170,17 +196,14 @@ ELSEWHERE = {
 """Keys of the example that NeMo-RL reads with a default, or not with this backend."""
 
 
-def _example() -> dict[str, Any]:
+def _example(*names: str) -> dict[str, Any]:
     import nemo_rl
 
     directory = Path(nemo_rl.__file__).parents[1] / "examples" / "configs"
     if not directory.is_dir():
         pytest.skip(f"no example configs at {directory}")
-    base, over = (
-        yaml.safe_load((directory / name).read_text())["policy"]
-        for name in ("distillation_math.yaml", "distillation_math_megatron.yaml")
-    )
-    return base | over
+    blocks = [yaml.safe_load((directory / name).read_text())["policy"] for name in names]
+    return {key: value for block in blocks for key, value in block.items()}
 
 
 def _keys(block: dict[str, Any], prefix: str = "") -> set[str]:

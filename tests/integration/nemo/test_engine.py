@@ -15,10 +15,14 @@ import pytest
 
 from mopd_nemo.config import Config
 from mopd_nemo.config_file import validate
+from mopd_nemo.errors import UserError
 from tests.conftest import EMBEDDED
 from tests.integration.nemo import cpu
 
-WORKER = "tests.integration.nemo.cpu_worker.CpuWorker"
+WORKERS = {
+    "megatron": "tests.integration.nemo.cpu_worker.CpuWorker",
+    "dtensor": "tests.integration.nemo.cpu_dtensor_worker.CpuDTensorWorker",
+}
 
 
 class Scribe:
@@ -63,7 +67,7 @@ def config(**changes: Any) -> Config:
 
 
 def launch_on_cpu(config: Config, tokenizer: Any, checkpoint: Path | None) -> Any:
-    """`runtime.launch` itself, with CPUs for GPUs, `CpuWorker` for its worker and a `Scribe` for vLLM."""
+    """`runtime.launch` itself, with CPUs for GPUs, `WORKERS` for its worker and a `Scribe` for vLLM."""
     from nemo_rl.distributed import virtual_cluster
 
     from mopd_nemo.engines.nemo import runtime
@@ -73,7 +77,7 @@ def launch_on_cpu(config: Config, tokenizer: Any, checkpoint: Path | None) -> An
         mock.patch.object(
             virtual_cluster, "RayVirtualCluster", partial(on_cpus, real=virtual_cluster.RayVirtualCluster)
         ),
-        mock.patch.object(runtime, "WORKER", WORKER),
+        mock.patch.object(runtime, "WORKERS", WORKERS),
         mock.patch.object(runtime, "start_vllm", lambda cluster, settings, tokenizer: Scribe()),
     ):
         return runtime.launch(config, tokenizer, checkpoint)
@@ -91,17 +95,19 @@ def on_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     cpu.prepare(megatron=False)
     import ray
 
-    from mopd_nemo.engines.nemo.runtime import NEMO_WORKER
+    from mopd_nemo.engines.nemo.runtime import NEMO_WORKERS
 
-    built = tmp_path_factory.mktemp("venvs") / NEMO_WORKER / "bin" / "python"
-    built.parent.mkdir(parents=True)
-    built.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    built.chmod(0o755)
+    venvs = tmp_path_factory.mktemp("venvs")
+    for worker in NEMO_WORKERS.values():
+        built = venvs / worker / "bin" / "python"
+        built.parent.mkdir(parents=True)
+        built.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        built.chmod(0o755)
     environment = {
         "PYTHONPATH": os.environ.get(cpu.SOURCE, ""),
         "OMP_NUM_THREADS": "1",
         "TORCH_CUDA_ARCH_LIST": "9.0",
-        "NEMO_RL_VENV_DIR": str(built.parents[2]),
+        "NEMO_RL_VENV_DIR": str(venvs),
     }
     os.environ.update(environment)
     ray.init(
@@ -159,6 +165,30 @@ def weights(engine: Any) -> list[dict[str, Any]]:
     return engine._runtime.student.run_all_workers_single_data("weights")
 
 
+@pytest.fixture(scope="module")
+def random_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama with the embedded model's tokenizer."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    directory = tmp_path_factory.mktemp("llama")
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED)
+    model = LlamaConfig(
+        vocab_size=428,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.3,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+    )
+    LlamaForCausalLM(model).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
 def local_twin(settings: Config) -> Any:
     """The local engine on the same model and config."""
     from mopd_nemo.engines.local.engine import LocalEngine
@@ -166,9 +196,10 @@ def local_twin(settings: Config) -> Any:
     return LocalEngine(settings.model_copy(update={"engine": "local"}))
 
 
-def test_steps_equal_those_of_the_local_engine() -> None:
+@pytest.mark.parametrize(("backend", "batching"), [("megatron", "padded"), ("dtensor", "dynamic")])
+def test_steps_equal_those_of_the_local_engine(backend: str, batching: str) -> None:
     """Two steps of EMA self-distillation on two data-parallel ranks and in one process: the same losses."""
-    settings = config(model={"path": str(EMBEDDED)})
+    settings = config(model={"path": str(EMBEDDED)}, nemo={"backend": backend, "batching": batching})
     engine, twin = make(settings), local_twin(settings)
     for number in range(2):
         taught = lesson(engine, str(number))
@@ -189,17 +220,18 @@ def test_steps_equal_those_of_the_local_engine() -> None:
     end(engine)
 
 
-def test_every_objective_under_tensor_parallelism_equals_the_local_engine() -> None:
+@pytest.mark.parametrize("backend", ["megatron", "dtensor"])
+def test_every_objective_under_tensor_parallelism_equals_the_local_engine(backend: str, random_llama: Path) -> None:
     """Preferences, policy gradients over two updates a step, the sampled divergence: tp=2 against one process."""
     from mopd_nemo.lesson import Dpo, Part, Simpo
     from mopd_nemo.losses import LogLikelihood, PolicyGradient, SampledReverseKL
 
     settings = config(
-        model={"path": str(EMBEDDED)},
+        model={"path": str(EMBEDDED if backend == "megatron" else random_llama)},
         teacher={"kind": "frozen"},
         divergence={"support": "sampled", "kind": "reverse_kl", "k": 4},
         train={"num_updates_per_step": 2},
-        nemo={"student": {"tensor": 2}},
+        nemo={"backend": backend, "student": {"tensor": 2}},
     )
     engine, twin = make(settings), local_twin(settings)
     pairs = (2, 0, 5, 3, 2, 1)
@@ -215,8 +247,15 @@ def test_every_objective_under_tensor_parallelism_equals_the_local_engine() -> N
         if not isinstance(objective, SampledReverseKL):  # whose value means nothing
             assert found["loss"] == pytest.approx(expected["loss"], rel=5e-3, abs=1e-6), objective
     assert engine.update(type(taught)([], []), [], 1e-3) == {"update/skipped": 1.0}
-    check_calls_on_workers(engine)
+    if backend == "megatron":
+        check_calls_on_workers(engine)
     end(engine)
+
+
+def test_dtensor_refuses_to_cut_models_that_it_would_train_wrong() -> None:
+    settings = config(model={"path": str(EMBEDDED)}, nemo={"backend": "dtensor", "student": {"tensor": 2}})
+    with pytest.raises(UserError, match=r"nemo.student.tensor=2 .* a qwen3: set nemo.student.tensor=1 or nemo.backend"):
+        make(settings)
 
 
 def check_calls_on_workers(engine: Any) -> None:
@@ -241,10 +280,12 @@ def check_calls_on_workers(engine: Any) -> None:
     assert answers == [[("CpuWorker", 0, [3, 4])] * 2, [("CpuWorker", 1, [5])] * 2, [("CpuWorker", 2, [6, 7])] * 2]
 
 
-def test_a_run_continues_from_its_checkpoint_exactly(tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["megatron", "dtensor"])
+def test_a_run_continues_from_its_checkpoint_exactly(backend: str, tmp_path: Path) -> None:
     import torch
 
-    settings = config(model={"path": str(EMBEDDED)}, nemo={"gpus_per_node": 1})
+    gpus = {"megatron": 1, "dtensor": 2}[backend]
+    settings = config(model={"path": str(EMBEDDED)}, nemo={"gpus_per_node": gpus, "backend": backend})
     engine = make(settings)
 
     def step(engine: Any, number: int) -> dict[str, float]:
@@ -257,7 +298,8 @@ def test_a_run_continues_from_its_checkpoint_exactly(tmp_path: Path) -> None:
     checkpoint = tmp_path / "step_000001"
     checkpoint.mkdir()
     engine.save(checkpoint)
-    assert (checkpoint / "teacher" / "shard_pp00_tp00_ep00.pt").is_file()
+    shard = {"megatron": "shard_pp00_tp00_ep00.pt", "dtensor": "shard_00001_of_00002.pt"}[backend]
+    assert (checkpoint / "teacher" / shard).is_file()
     expected = [step(engine, 1), step(engine, 2)]
     final = weights(engine)[0]
     engine.load(checkpoint)
@@ -267,12 +309,17 @@ def test_a_run_continues_from_its_checkpoint_exactly(tmp_path: Path) -> None:
     end(engine)
 
 
-def test_external_teacher_on_the_same_gpus_equals_the_local_engine(random_model: Path) -> None:
+@pytest.mark.parametrize("backend", ["megatron", "dtensor"])
+def test_external_teacher_on_the_same_gpus_equals_the_local_engine(
+    backend: str, random_model: Path, random_llama: Path
+) -> None:
+    """With DTensor on two ranks, over which the teacher's matrices are cut: it does not train."""
+    cut = {"gpus_per_node": 2, "teacher": {"tensor": 2}} if backend == "dtensor" else {"gpus_per_node": 1}
     settings = config(
         model={"path": str(EMBEDDED)},
-        teacher={"kind": "external", "path": str(random_model)},
+        teacher={"kind": "external", "path": str(random_llama if backend == "dtensor" else random_model)},
         divergence={"support": "teacher_topk"},
-        nemo={"gpus_per_node": 1, "batching": "dynamic"},
+        nemo=cut | {"backend": backend, "batching": "dynamic"},
     )
     engine, twin = make(settings), local_twin(settings)
     from mopd_nemo.losses import Divergence

@@ -122,12 +122,12 @@ def prepared(tp: int, pp: int, cp: int, packed: bool, sequence_parallel: bool) -
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[tuple[str, str], Any]]]:
+def results() -> dict[str, list[dict[tuple[str, str], Any]]]:
     """By cut, what every rank returned. One set of processes for all cuts of one size: starting them is what costs."""
     found = {}
     for world in (1, 2, 4):
         cuts = [cut for cut, (tp, pp, cp, *_) in CUTS.items() if tp * pp * cp == world]
-        ranks = run_ranks(score_all, world, tmp_path_factory.mktemp("ranks"), cuts)
+        ranks = run_ranks(score_all, world, cuts)
         found |= dict.fromkeys(cuts, ranks)
     return found
 

@@ -83,12 +83,12 @@ def load_cut_differently(directory: Path) -> str:
 
 def test_average_is_exact_survives_a_save_and_leaves_the_student_alone(tmp_path: Path) -> None:
     saved = tmp_path / "teacher"
-    for files in run_ranks(live, 2, tmp_path / "ranks", saved, 2, 1):
+    for files in run_ranks(live, 2, saved, 2, 1):
         assert files == ["shard_pp00_tp00_ep00.pt", "shard_pp00_tp01_ep00.pt"]
-    (message,) = run_ranks(load_cut_differently, 1, tmp_path / "other", saved)
+    (message,) = run_ranks(load_cut_differently, 1, saved)
     assert "resume with the parallel sizes that the run was saved with" in message
 
 
 def test_data_parallel_ranks_write_a_shard_once(tmp_path: Path) -> None:
-    for files in run_ranks(live, 2, tmp_path / "ranks", tmp_path / "teacher", 1, 1):
+    for files in run_ranks(live, 2, tmp_path / "teacher", 1, 1):
         assert files == ["shard_pp00_tp00_ep00.pt"]

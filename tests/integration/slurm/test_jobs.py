@@ -127,6 +127,16 @@ def test_signal_at_the_limit_saves_and_queues_again_and_a_stop_file_only_saves(f
     assert logs == [f"{job.job}-attempt-0", f"{job.job}-attempt-1"]
 
 
+def test_run_that_met_its_own_deadline_is_queued_again_while_it_brings_checkpoints(faked: Launcher) -> None:
+    job = faked.submit()
+    job.wait_until(lambda: started(job))
+    (job.directory / "checkpoints" / "step_000003").mkdir(parents=True)
+    finish(job, code=128 + signal.SIGUSR1)
+    assert job.wait() == "FAILED"  # the second attempt ends so too, with no checkpoint of its own
+    assert len(calls(job)) == 2 and "saved at step_000003; queueing the job again" in job.output()
+    assert "no new checkpoint in this attempt" in job.output()
+
+
 def test_interactive_job_has_ray_and_can_be_attached_to(faked: Launcher) -> None:
     job = faked.submit("--nodes", "2", "--task", "interactive")
     job.wait_until(lambda: "Ray is up at" in job.log("driver.log"))

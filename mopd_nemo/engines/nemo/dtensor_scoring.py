@@ -1,0 +1,73 @@
+"""Log-probabilities of response tokens' alternatives, from a model of NeMo-RL's DTensor policy, through its forward.
+
+The logits of all positions are computed, on the GPU and over its share of the vocabulary; what leaves the GPU is
+[response tokens, k].
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from nemo_rl.models.automodel.data import get_microbatch_iterator
+from nemo_rl.models.automodel.train import TopkLogitsPostProcessor, forward_with_post_processing_fn
+from nemo_rl.models.policy.workers.dtensor_policy_worker_v2 import get_train_context
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from mopd_nemo.engines.nemo.rows import padded_rows
+from mopd_nemo.engines.nemo.vocabulary import Scores, logprobs_of, topk_logprobs
+
+
+@torch.no_grad()
+def score_responses(worker: Any, data: Any, *, k: int, vocab_size: int, dtype: torch.dtype) -> Scores:
+    """Score the response tokens of this data-parallel rank's sequences.
+
+    Args:
+        worker: a `DTensorPolicyWorkerV2Impl`.
+        data: as for `scoring.score_responses`; not packed.
+        dtype: of the log-probabilities returned.
+
+    Returns:
+        The scores, on the CPU.
+    """
+    worker.model.eval()
+    microbatches, count = get_microbatch_iterator(
+        data.to("cuda"), worker.cfg, worker.cfg["logprob_batch_size"], worker.dp_mesh, worker.tokenizer
+    )
+    process = _ResponseScores(worker, k, vocab_size, dtype)
+    found = []
+    for number, microbatch in enumerate(microbatches):
+        with get_train_context(1, worker.cp_mesh, [], 1, worker.dtype, worker.autocast_enabled):
+            scores, _, _ = forward_with_post_processing_fn(
+                model=worker.model,
+                post_processing_fn=process,
+                processed_mb=microbatch,
+                allow_flash_attn_args=worker.allow_flash_attn_args,
+                sampling_params=None,  # temperature 1: the sampler's temperature is no part of the teacher
+            )
+        if number < count:  # what comes after only keeps the ranks in step
+            found.append(scores)
+    ids, logprobs = (torch.cat(part) for part in zip(*found, strict=True))
+    return {"ids": ids, "logprobs": logprobs}
+
+
+class _ResponseScores(TopkLogitsPostProcessor):
+    """A subclass because NeMo-RL dispatches on the type."""
+
+    def __init__(self, worker: Any, k: int, vocab_size: int, dtype: torch.dtype) -> None:
+        super().__init__(worker.cfg, worker.device_mesh, worker.cp_mesh, worker.tp_mesh, cp_size=1, k=k)
+        self._vocab_size = vocab_size
+        self._dtype = dtype
+
+    def __call__(self, logits: Tensor, data_dict: Any, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        logits_BSV = logits.to_local() if isinstance(logits, DTensor) else logits
+        group = self.tp_mesh.get_group()
+        rows = padded_rows(data_dict["prompt_lengths"].tolist(), data_dict["input_lengths"].tolist())
+        logits_TV = logits_BSV[rows.sequence_R.to(logits_BSV.device), rows.position_R.to(logits_BSV.device)]
+        if "candidates" in data_dict:
+            ids_TK = torch.cat(list(data_dict["candidates"])).to(logits_TV.device)
+            logprobs_TK = logprobs_of(logits_TV, ids_TK, self._vocab_size, group)
+        else:
+            ids_TK, logprobs_TK = topk_logprobs(logits_TV, self.k, self._vocab_size, group)
+        return ids_TK.int().cpu(), logprobs_TK.to("cpu", self._dtype)

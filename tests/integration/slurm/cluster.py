@@ -25,7 +25,7 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "ip", "nsenter", "unshare
 _CONF = """\
 ClusterName=test
 SlurmctldHost={host}({address})
-SlurmctldPort=16917
+SlurmctldPort={port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -122,9 +122,7 @@ class SlurmCluster:
                 "nsenter", f"--net=/run/netns/{node.namespace}", "unshare", "--uts", "--mount", "--propagation=slave",
                 "sh", "-c", setup, "sh", node.name, f"{self.directory}/hosts",
             )  # fmt: skip
-        _wait(
-            "idle nodes", lambda: self.command("sinfo", "-h", "-t", "idle", "-o", "%D", "-p", "batch") == str(num_nodes)
-        )
+        _wait("idle nodes", lambda: self._num_idle() == num_nodes)
 
     def stop(self) -> None:
         """End the daemons and everything on the nodes, and take the network away."""
@@ -163,6 +161,12 @@ class SlurmCluster:
         """Undo `hide`."""
         node.run("umount", str(directory))
 
+    def _num_idle(self) -> int:
+        for daemon in self._daemons:
+            if daemon.poll() is not None:
+                raise RuntimeError(f"{daemon.args} ended: see the logs in {self.directory}")
+        return int(self.command("sinfo", "-h", "-t", "idle", "-o", "%D", "-p", "batch") or 0)
+
     def _configure(self, cpus: int) -> None:
         (self.directory / "state").mkdir(parents=True)
         key = self.directory / "munge.key"
@@ -170,7 +174,7 @@ class SlurmCluster:
         key.chmod(0o400)
         host = socket.gethostname().split(".")[0]
         lines = [f"127.0.0.1 localhost\n{self._address} {host}"]
-        conf = _CONF.format(host=host, address=self._address, dir=self.directory)
+        conf = _CONF.format(host=host, address=self._address, port=_free_port(), dir=self.directory)
         for node in self.nodes:
             (self.directory / f"spool-{node.name}").mkdir()
             lines.append(f"{node.address} {node.name}")
@@ -242,7 +246,14 @@ def _ip_json(what: str) -> list[dict[str, Any]]:
 def _free_subnet() -> str:
     """The first three numbers of a network that no interface of this machine has an address in."""
     taken = {entry["local"].rpartition(".")[0] for link in _ip_json("addr") for entry in link["addr_info"]}
-    return next(subnet for number in range(256) if (subnet := f"10.78.{number}") not in taken)
+    first = os.getpid()  # so that two that start at once choose differently
+    return next(subnet for number in range(256) if (subnet := f"10.78.{(first + number) % 256}") not in taken)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
 
 
 def _processes(namespace: str) -> list[int]:

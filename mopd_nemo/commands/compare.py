@@ -18,11 +18,12 @@ def compare_runs(paths: Sequence[Path], output: Path) -> None:
     comparison = compare(paths)
     console = Console()
     for heading, body in (accuracy_table(comparison), time_table(comparison)):
-        table = Table(box=None)
-        for number, name in enumerate(heading):
-            table.add_column(name, justify="left" if number == 0 else "right")
+        table = Table(box=None, padding=(0, 1, 0, 0))
+        table.add_column(heading[0], min_width=max(len(word) for cells in body for word in cells[0].split()))
+        for name in heading[1:]:
+            table.add_column(name, justify="right")
         for cells in body:
-            table.add_row(*cells)
+            table.add_row(*(cell.replace(" ± ", "±").replace(" to ", "–") for cell in cells))  # narrow terminals
         console.print(table)
         console.print()
     for warning in comparison.warnings:

@@ -9,6 +9,8 @@ from mopd_nemo.analysis.compare.results import WARM_UP_STEPS, Comparison
 from mopd_nemo.analysis.figures import COLOURS, LINES, MARKERS, new_axes
 
 _SIZE = (7.2, 4.2)
+_LEGEND_CHARACTERS = 100
+"""That fit beside each other below the axes."""
 
 
 def figures(comparison: Comparison) -> dict[str, Figure | None]:
@@ -37,5 +39,7 @@ def _curves(comparison: Comparison, metric: str, kind: str, title: str, unit: st
         line = LINES[number // len(COLOURS) % len(LINES)]
         axes.plot(steps, means, line, color=colour, marker=marker, markersize=4, linewidth=1.5, label=setting.label)
         axes.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
-    figure.legend(frameon=False, fontsize=8, ncols=3, loc="outside lower center")
+    longest = max((len(setting.label) for setting in comparison.settings), default=1)
+    columns = min(max(_LEGEND_CHARACTERS // (longest + 6), 1), 3)
+    figure.legend(frameon=False, fontsize=8, ncols=columns, loc="outside lower center")
     return figure

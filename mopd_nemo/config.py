@@ -281,7 +281,8 @@ class TrainConfig(Section):
     """`token_mean`: mean over all response tokens of an update; `sequence_mean`: mean over responses of their means;
     `step_mean`: mean over reasoning steps, which end at blank lines, of their means."""
     tokens_per_micro_batch: PositiveInt = 16384
-    """Tokens that go through a model at once; for `engine: nemo`, on each data-parallel rank."""
+    """Tokens that go through a model at once in an update; scoring, which keeps no gradients, takes four times as many
+    (`engine: local`). For `engine: nemo`, on each data-parallel rank."""
 
     @field_validator("checkpoint_must_save_by", mode="before")
     @classmethod

@@ -30,6 +30,10 @@ from mopd_nemo.errors import UserError
 from mopd_nemo.lesson import Lesson
 from mopd_nemo.types import Rollout, TrainRow
 
+SCORING_SHARE = 4
+"""How many times the tokens of an update's micro-batch a pass without gradients takes: it keeps the activations of one
+layer, and responses share a long context only if they are in one batch."""
+
 
 class LocalEngine:
     """Student, teacher and optimiser in this process. See `engines.base.Engine` for the contract."""
@@ -112,9 +116,8 @@ class LocalEngine:
             return hidden
         teacher = self.teacher.model
         assert teacher is not None
-        batches = teacher.batches(
-            [[prompt + rows[i].response_ids] for i, prompt in taught], self._config.train.tokens_per_micro_batch
-        )
+        sequences = [[prompt + rows[i].response_ids] for i, prompt in taught]
+        batches = teacher.batches(sequences, SCORING_SHARE * self._config.train.tokens_per_micro_batch)
         teacher.work = Work()
         for done, batch in enumerate(batches, start=1):
             prompts = [taught[position][1] for position in batch]
@@ -144,7 +147,7 @@ class LocalEngine:
         responses: Sequence[tuple[int, ...]],
         on_progress: Progress | None = None,
     ) -> list[tuple[float, ...]]:
-        budget = self._config.train.tokens_per_micro_batch
+        budget = SCORING_SHARE * self._config.train.tokens_per_micro_batch
         return response_logprobs(self.student, prompts, responses, max_tokens=budget, on_progress=on_progress)
 
     def update_teacher(self) -> None:

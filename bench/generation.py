@@ -39,7 +39,7 @@ from mopd_nemo.data import load_problems
 from mopd_nemo.engines.base import Sampling
 from mopd_nemo.engines.local.batching import left_padded
 from mopd_nemo.engines.local.engine import LocalEngine
-from mopd_nemo.engines.local.llama_decoding import is_like_llama
+from mopd_nemo.engines.local.llama_layers import is_like_llama
 from mopd_nemo.engines.local.model import LanguageModel
 from mopd_nemo.engines.local.sampler import sample
 
@@ -133,19 +133,27 @@ def generate(case: Case) -> int:
 
 
 class Products:
-    """The products of one call of our sampler, as stated at the top. For models built like Llama."""
+    """The products of one call of our sampler, as stated at the top. For models built like Llama.
+
+    Args:
+        lengths: of the responses that the call writes, prompt by prompt.
+    """
 
     def __init__(self, case: Case, lengths: list[int]) -> None:
-        model = case.model.module.base_model
-        self.layers = [[m.weight for m in layer.modules() if isinstance(m, nn.Linear)] for layer in model.layers]
+        model, config = case.model.module.base_model, case.model.module.config
+        self.layers = [_matrices(layer) for layer in model.layers]
         self.head = case.model.head.weight
-        config = case.model.module.config
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.dim = model.layers[0].self_attn.head_dim
         self.prompts, self.width = len(case.prompts), max(map(len, case.prompts))
-        self.running = [sum(length > step for length in lengths) for step in range(1, max(lengths))]
-        wide = (len(lengths), self.kv_heads, self.width + max(lengths), self.dim)
-        self.cache = [(torch.randn(wide), torch.randn(wide)) for _ in self.layers]
+        groups = [lengths[i : i + case.num_samples] for i in range(0, len(lengths), case.num_samples)]
+        self.running = [
+            [sum(length > step for length in group) for group in groups] for step in range(1, max(lengths))
+        ]
+        self.shared, self.own = (
+            [[torch.randn(count, self.kv_heads, width, self.dim) for _ in "kv"] for _ in self.layers]
+            for count, width in ((self.prompts, self.width), (len(lengths), max(lengths)))
+        )
         self.inputs = {w.shape[1]: torch.randn(max(len(lengths), self.prompts * self.width), w.shape[1])
                        for weights in [*self.layers, [self.head]] for w in weights}  # fmt: skip
 
@@ -154,15 +162,20 @@ class Products:
         self._linear(self.prompts * self.width)
         queries = torch.randn(self.prompts * self.heads, self.width, self.dim)
         for _ in self.layers:
-            torch.bmm(torch.bmm(queries, queries.transpose(1, 2)), queries)
+            torch.bmm(torch.bmm(queries, queries.mT), queries)
         self._product(self.head, self.prompts)
-        for step, rows in enumerate(self.running, start=1):
+        for step, running in enumerate(self.running, start=1):
+            groups, slots, rows = sum(count > 0 for count in running), max(running), sum(running)
             self._linear(rows)
-            queries = torch.empty(rows * self.kv_heads, self.heads // self.kv_heads, self.dim)
-            for keys, values in self.cache:
-                seen = [x[:rows, :, : self.width + step].flatten(0, 1) for x in (keys, values)]
-                torch.bmm(torch.bmm(queries, seen[0].transpose(1, 2)), seen[1])
+            for shared, own in zip(self.shared, self.own, strict=True):
+                self._attend([x[:groups] for x in shared], slots)
+                self._attend([x[:rows, :, : 1 + step] for x in own], 1)
             self._product(self.head, rows)
+
+    def _attend(self, seen: list[Tensor], sequences: int) -> None:
+        keys, values = (x.flatten(0, 1) for x in seen)
+        queries = torch.empty(len(keys), sequences * self.heads // self.kv_heads, self.dim)
+        torch.bmm(torch.bmm(queries, keys.mT), values)
 
     def _linear(self, rows: int) -> None:
         for weights in self.layers:
@@ -171,6 +184,14 @@ class Products:
 
     def _product(self, weight: Tensor, rows: int) -> None:
         nn.functional.linear(self.inputs[weight.shape[1]][:rows], weight)
+
+
+def _matrices(layer: Any) -> list[Tensor]:
+    """A layer's weights; those that read the same input are one matrix."""
+    attention, mlp = layer.self_attn, layer.mlp
+    joined = [attention.q_proj, attention.k_proj, attention.v_proj], [attention.o_proj]
+    joined += [mlp.gate_proj, mlp.up_proj], [mlp.down_proj]
+    return [torch.cat([module.weight.detach() for module in modules]) for modules in joined]
 
 
 def seconds(side: Callable[[], Any]) -> tuple[float, Any]:

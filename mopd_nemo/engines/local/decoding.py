@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from mopd_nemo.engines.local.batching import left_padded, positions_of
-from mopd_nemo.engines.local.llama_decoding import LlamaDecoder, is_like_llama
+from mopd_nemo.engines.local import llama_decoding
+from mopd_nemo.engines.local.llama_layers import is_like_llama
 from mopd_nemo.engines.local.model import LanguageModel
 
 COMPACT_BELOW = 0.75
@@ -43,6 +44,8 @@ def read_prompts(
     Returns:
         logits_BV of the first token, and what decodes the others.
     """
+    if is_like_llama(model.module):
+        return llama_decoding.read_prompts(model, prompts, num_samples, max_tokens)
     mask_UP, ids_UP = left_padded(prompts, model.device)
     output = model.module(
         input_ids=ids_UP,
@@ -51,15 +54,19 @@ def read_prompts(
         use_cache=True,
         logits_to_keep=1,
     )
-    decoder = LlamaDecoder if is_like_llama(model.module) else ModuleDecoder
-    started = decoder(model, output.past_key_values, mask_UP, num_samples, max_tokens)
-    return output.logits[:, -1].repeat_interleave(num_samples, dim=0), started
+    decoder = ModuleDecoder(model, output.past_key_values, mask_UP, num_samples)
+    return output.logits[:, -1].repeat_interleave(num_samples, dim=0), decoder
 
 
 class ModuleDecoder:
-    """Calls the model's own forward. See `read_prompts` for the arguments."""
+    """Calls the model's own forward.
 
-    def __init__(self, model: LanguageModel, cache_UP: Any, mask_UP: Tensor, num_samples: int, max_tokens: int) -> None:
+    Args:
+        cache_UP: of the model's forward over the prompts.
+        mask_UP: of the prompts; padding stands on the left.
+    """
+
+    def __init__(self, model: LanguageModel, cache_UP: Any, mask_UP: Tensor, num_samples: int) -> None:
         self._module = model.module
         self._cache_RP = cache_UP
         self._cache_RP.batch_repeat_interleave(num_samples)

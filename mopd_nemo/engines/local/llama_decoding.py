@@ -1,163 +1,100 @@
-"""Decoding for models built like Llama: their own layers, without what small models spend on everything around them.
+"""Decoding for models built like Llama, with their layers alone.
 
 At every position the forward of transformers copies the whole cache, once to append to it and once more to give each
-query head its keys. Here keys and values are written in place, and the heads of a group share theirs.
+query head its keys. Here keys and values are written in place, and those of a prompt are kept once for all sequences.
 
-Shape suffixes: L layers, U distinct prompts, B sequences being decoded, P prompt positions, S positions, C positions
-that the cache has room for, K key-value heads, G query heads that share one, N heads of both, D head size, H hidden
-size.
+Shape suffixes: L layers, U distinct prompts, B sequences being decoded, T tokens, P prompt positions, C positions that
+the cache has room for, S those written, K key-value heads, G query heads that share one, N query heads, D head size,
+V vocabulary.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import linear, pad, rms_norm
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.utils.rnn import pad_sequence
 
+from mopd_nemo.engines.local.llama_layers import LlamaLayers
 from mopd_nemo.engines.local.model import LanguageModel
+from mopd_nemo.engines.local.shared_prompts import SharedPrompts, move
 
-LIKE_LLAMA = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
-ROPES = {"default", "linear", "llama3", "yarn"}
-"""Rotations that depend on the position alone, not on how long the sequence has become."""
 GROWTH = 128
 """Positions for which the cache makes room at once, at least."""
 
 
-def is_like_llama(module: Any) -> bool:
-    """Whether `LlamaDecoder` does what the model's own forward does. Tests compare them for every class listed."""
-    if type(module).__name__ not in LIKE_LLAMA:
-        return False
-    matrices = [type(m) for m in module.modules() if isinstance(m, nn.Linear | nn.Embedding)]
-    return (
-        getattr(module.config, "sliding_window", None) is None
-        and module.config.rope_parameters["rope_type"] in ROPES
-        and len(matrices) == 2 + 7 * len(module.base_model.layers)  # as they were made: no adapters
-        and set(matrices) == {nn.Linear, nn.Embedding}  # not quantised
+def read_prompts(
+    model: LanguageModel, prompts: Sequence[Sequence[int]], num_samples: int, max_tokens: int
+) -> tuple[Tensor, LlamaDecoder]:
+    """See `decoding.read_prompts`."""
+    lengths_U = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
+    # Padding comes last, so causality alone keeps it out.
+    ids_UP = pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True).to(model.device)
+    count, width = ids_UP.shape
+    layers = LlamaLayers(model, width + max_tokens)
+    num_layers, two, heads, size = layers.cache_shape
+    cache_L2UKPD = torch.empty(
+        num_layers, two, count, heads, width, size, dtype=model.dtype, device=model.device
     )
+
+    def attend(layer: int, queries_TKGD: Tensor, keys_TKD: Tensor, values_TKD: Tensor) -> Tensor:
+        cache_2UKPD = cache_L2UKPD[layer]
+        for cache_UKPD, new_TKD in zip(cache_2UKPD, (keys_TKD, values_TKD), strict=True):
+            cache_UKPD.copy_(new_TKD.unflatten(0, (count, width)).transpose(1, 2))
+        queries_UNPD = queries_TKGD.flatten(1, 2).unflatten(0, (count, width)).transpose(1, 2)
+        attended_UNPD = scaled_dot_product_attention(
+            queries_UNPD, cache_2UKPD[0], cache_2UKPD[1], is_causal=True, scale=1.0, enable_gqa=True
+        )
+        return attended_UNPD.transpose(1, 2).flatten(0, 1)
+
+    positions_T = torch.arange(width, device=model.device).repeat(count)
+    hidden_TH = layers.hidden_TH(ids_UP.flatten(), positions_T, attend)
+    last_U = torch.arange(count, device=model.device) * width + lengths_U - 1
+    logits_UV = layers.logits_TV(hidden_TH[last_U])
+    decoder = LlamaDecoder(layers, SharedPrompts(cache_L2UKPD, lengths_U, num_samples), lengths_U.repeat_interleave(num_samples), max_tokens, model.dtype)
+    return logits_UV.repeat_interleave(num_samples, dim=0), decoder
 
 
 class LlamaDecoder:
-    """See `decoding.Decoder` for its methods, `decoding.read_prompts` for `num_samples` and `max_tokens`.
+    """See `decoding.Decoder` for its methods."""
 
-    Args:
-        cache: of the model's own forward over the prompts.
-        mask_UP: of the prompts; padding stands on the left.
-    """
-
-    def __init__(self, model: LanguageModel, cache: Any, mask_UP: Tensor, num_samples: int, max_tokens: int) -> None:
-        body, self._dtype = model.module.base_model, model.dtype
-        self._embedding, self._norm_H, self._eps = body.embed_tokens, body.norm.weight, body.norm.variance_epsilon
-        self._layers = [_Layer(layer, model.dtype) for layer in body.layers]
-        self._head = _Matrix([model.head], model.dtype)
-        self._length = mask_UP.shape[1]
-        self._limit = self._length + max_tokens
-        positions_1S = torch.arange(self._limit, device=model.device).unsqueeze(0)
-        cos_SD, sin_SD = (x_1SD[0] for x_1SD in body.rotary_emb(self._norm_H, positions_1S))
-        half = cos_SD.shape[1] // 2
-        self._rope_2S1D = torch.stack([cos_SD, torch.cat([-sin_SD[:, :half], sin_SD[:, half:]], dim=1)]).unsqueeze(2)
-        self._positions_B = mask_UP.sum(-1).repeat_interleave(num_samples)
-        self._penalty_BS: Tensor | None = None  # -inf at padding
-        if not mask_UP.all():
-            penalty_UP = torch.zeros(mask_UP.shape, device=model.device).masked_fill_(mask_UP == 0, float("-inf"))
-            self._penalty_BS = pad(penalty_UP, (0, max_tokens)).repeat_interleave(num_samples, dim=0)
-        prompts_2UKPD = [torch.stack([layer.keys, layer.values]) for layer in cache.layers]
-        self._cache_L2BKCD = self._room(prompts_2UKPD[0][0], len(mask_UP) * num_samples)
-        for cache_2BKCD, prompt_2UKPD in zip(self._cache_L2BKCD, prompts_2UKPD, strict=True):
-            each = cache_2BKCD.unflatten(1, (len(mask_UP), num_samples))[..., : self._length, :]
-            each.copy_(prompt_2UKPD.unsqueeze(2).expand_as(each))
+    def __init__(self, layers: LlamaLayers, prompts: SharedPrompts, positions_B: Tensor, max_tokens: int, dtype: torch.dtype) -> None:
+        self._layers, self._prompts, self._positions_B = layers, prompts, positions_B
+        self._limit = 1 + max_tokens
+        num_layers, two, heads, size = layers.cache_shape
+        self._length = 1  # The first position stands for the prompt
+        self._cache_L2BKCD = torch.empty(num_layers, two, len(positions_B), heads, min(self._limit, GROWTH), size, dtype=dtype, device=positions_B.device)
+        self._cache_L2BKCD[..., 0, :] = 0
 
     def step(self, tokens_B: Tensor) -> Tensor:
-        rows = len(tokens_B)
         if self._length == self._cache_L2BKCD.shape[4]:
-            full_L2BKSD = self._cache_L2BKCD[:, :, :rows]
-            self._cache_L2BKCD = self._room(full_L2BKSD[0, 0], rows)
-            self._cache_L2BKCD[..., : self._length, :] = full_L2BKSD
+            self._grow(len(tokens_B))
         self._length += 1
-        seen_L2BKSD = self._cache_L2BKCD[:, :, :rows, :, : self._length]
-        penalty_B11S = None if self._penalty_BS is None else self._penalty_BS[:, None, None, : self._length]
-        rope_2B1D = self._rope_2S1D[:, self._positions_B]
+        hidden_BH = self._layers.hidden_TH(tokens_B, self._positions_B, self._attend)
         self._positions_B = self._positions_B + 1
-        hidden_BH = self._embedding(tokens_B)
-        for layer, seen_2BKSD in zip(self._layers, seen_L2BKSD.unbind(0), strict=True):
-            layer.add_to(hidden_BH, rope_2B1D, seen_2BKSD, penalty_B11S)
-        return self._head(rms_norm(hidden_BH, self._norm_H.shape, self._norm_H, self._eps).to(self._dtype))
+        return self._layers.logits_TV(hidden_BH)
 
     def keep(self, order_B: Tensor) -> None:
-        moved = (order_B != torch.arange(len(order_B), device=order_B.device)).nonzero().squeeze(-1)
-        if len(moved):
-            written_L2BKSD = self._cache_L2BKCD[..., : self._length, :]
-            written_L2BKSD[:, :, moved] = written_L2BKSD[:, :, order_B[moved]]
+        move(self._cache_L2BKCD[..., : self._length, :], order_B)
         self._positions_B = self._positions_B[order_B]
-        if self._penalty_BS is not None:
-            self._penalty_BS = self._penalty_BS[order_B]
+        self._prompts.keep(order_B)
 
-    def _room(self, like_BKSD: Tensor, rows: int) -> Tensor:
-        _, heads, length, size = like_BKSD.shape
-        room = min(length + max(length, GROWTH), self._limit)
-        return torch.empty(len(self._layers), 2, rows, heads, room, size, dtype=self._dtype, device=like_BKSD.device)
+    def _attend(self, layer: int, queries_BKGD: Tensor, keys_BKD: Tensor, values_BKD: Tensor) -> Tensor:
+        """The prompt counts as one more position, whose score is the mass of its scores."""
+        keys_BKSD, values_BKSD = self._cache_L2BKCD[layer, :, : len(keys_BKD), :, : self._length].unbind(0)
+        keys_BKSD[:, :, -1], values_BKSD[:, :, -1] = keys_BKD, values_BKD
+        prompt_BKGD, mass_BKG = self._prompts.attend(layer, queries_BKGD)
+        scores_BKGS = (queries_BKGD @ keys_BKSD.mT).float()
+        scores_BKGS[..., 0] = mass_BKG
+        weights_BKGS = scores_BKGS.softmax(-1).to(queries_BKGD.dtype)
+        return (weights_BKGS @ values_BKSD).addcmul_(weights_BKGS[..., :1], prompt_BKGD)
 
-
-class _Matrix:
-    """Linear layers that read the same input, as one product in the precision of the computation."""
-
-    def __init__(self, modules: list[nn.Linear], dtype: torch.dtype) -> None:
-        self._weight = _joined([module.weight for module in modules], dtype)
-        self._bias = _joined([module.bias for module in modules], dtype) if modules[0].bias is not None else None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return linear(x, self._weight, self._bias)
-
-
-def _joined(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
-    return torch.cat([part.to(dtype) for part in parts]) if len(parts) > 1 else parts[0].to(dtype)
-
-
-class _Layer:
-    def __init__(self, layer: Any, dtype: torch.dtype) -> None:
-        attention, mlp = layer.self_attn, layer.mlp
-        self._qkv = _Matrix([attention.q_proj, attention.k_proj, attention.v_proj], dtype)
-        self._out = _Matrix([attention.o_proj], dtype)
-        self._gate_up, self._down = _Matrix([mlp.gate_proj, mlp.up_proj], dtype), _Matrix([mlp.down_proj], dtype)
-        self._activation = mlp.act_fn
-        self._norms = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
-        self._eps = layer.input_layernorm.variance_epsilon
-        self._dtype, self._size, self._scale = dtype, attention.head_dim, attention.scaling
-        heads = [module.out_features // self._size for module in (attention.q_proj, attention.k_proj)]
-        self._heads = heads[0], sum(heads)
-        self._head_norm_ND: Tensor | None = None  # of query and key heads
-        if hasattr(attention, "q_norm"):
-            norms = [
-                norm.weight.expand(n, -1) for norm, n in zip((attention.q_norm, attention.k_norm), heads, strict=True)
-            ]
-            self._head_norm_ND = torch.cat(norms)
-
-    def add_to(self, hidden_BH: Tensor, rope_2B1D: Tensor, seen_2BKSD: Tensor, penalty_B11S: Tensor | None) -> None:
-        """Add what the layer computes to the residual stream; fill the last position of what is seen."""
-        keys_BKSD, values_BKSD = seen_2BKSD.unbind(0)
-        rows, num_keys = keys_BKSD.shape[:2]
-        num_queries, num_rotated = self._heads
-        all_BND = self._qkv(self._normed(hidden_BH, 0)).view(rows, -1, self._size)
-        rotated_BND = self._rotated(all_BND[:, :num_rotated], rope_2B1D)
-        keys_BKSD[:, :, -1] = rotated_BND[:, num_queries:]
-        values_BKSD[:, :, -1] = all_BND[:, num_rotated:]
-        queries_BKGD = (rotated_BND[:, :num_queries] * self._scale).to(self._dtype).view(rows, num_keys, -1, self._size)
-        scores_BKGS = queries_BKGD @ keys_BKSD.mT
-        if penalty_B11S is not None:
-            scores_BKGS += penalty_B11S
-        weights_BKGS = scores_BKGS.softmax(-1, dtype=torch.float32).to(self._dtype)
-        hidden_BH += self._out((weights_BKGS @ values_BKSD).view(rows, -1))
-        gate, up = self._gate_up(self._normed(hidden_BH, 1)).chunk(2, dim=-1)
-        hidden_BH += self._down(self._activation(gate).mul_(up))
-
-    def _normed(self, hidden_BH: Tensor, which: int) -> Tensor:
-        weight_H = self._norms[which]
-        return rms_norm(hidden_BH, weight_H.shape, weight_H, self._eps).to(self._dtype)
-
-    def _rotated(self, x_BND: Tensor, rope_2B1D: Tensor) -> Tensor:
-        """Query and key heads, normed where the model does; half of each head turns against the other half."""
-        x_BND = x_BND.to(rope_2B1D.dtype)
-        if self._head_norm_ND is not None:
-            x_BND = rms_norm(x_BND, (self._size,), eps=self._eps).mul_(self._head_norm_ND)
-        return (x_BND * rope_2B1D[0]).addcmul_(x_BND.roll(self._size // 2, -1), rope_2B1D[1])
+    def _grow(self, rows: int) -> None:
+        full_L2BKSD = self._cache_L2BKCD[:, :, :rows]
+        room = min(self._length + max(self._length, GROWTH), self._limit)
+        shape = list(full_L2BKSD.shape)
+        shape[4] = room
+        self._cache_L2BKCD = full_L2BKSD.new_empty(shape)
+        self._cache_L2BKCD[..., : self._length, :] = full_L2BKSD

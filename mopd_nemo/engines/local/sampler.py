@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mopd_nemo.engines.base import Progress, Sampling
+from mopd_nemo.engines.local.batching import without
 from mopd_nemo.engines.local.decoding import read_prompts
 from mopd_nemo.engines.local.model import LanguageModel
 
@@ -85,22 +86,13 @@ def _decode(
             for number in numbers_B[ended_B].tolist():
                 results[number] = ids_NT[number, : step + 1].tolist(), logprobs_NT[number, : step + 1].tolist()
                 on_sequence(number, *results[number])
-            order_B = _without(ended_B)
+            order_B = without(ended_B)
             if not len(order_B):
                 break
             decoder.keep(order_B)
             tokens_B, numbers_B = tokens_B[order_B], numbers_B[order_B]
         logits_BV = decoder.step(tokens_B)
     return results
-
-
-def _without(ended_B: Tensor) -> Tensor:
-    """The rows to go on with. The last ones take the places of those that ended, the others stay where they are."""
-    running = (~ended_B).nonzero().squeeze(-1)
-    count = len(running)
-    order_B = torch.arange(count, device=ended_B.device)
-    order_B[ended_B[:count]] = running[running >= count]
-    return order_B
 
 
 def draw(logits_BV: Tensor, uniforms_B: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:

@@ -72,6 +72,7 @@ class LlamaDecoder:
         if self._length == self._cache_L2BKCD.shape[4]:
             self._grow(len(tokens_B))
         self._length += 1
+        self._seen_L2BKSD = self._cache_L2BKCD[:, :, : len(tokens_B), :, : self._length].unbind(0)
         hidden_BH = self._layers.hidden_TH(tokens_B, self._positions_B, self._attend)
         self._positions_B = self._positions_B + 1
         return self._layers.logits_TV(hidden_BH)
@@ -83,7 +84,7 @@ class LlamaDecoder:
 
     def _attend(self, layer: int, queries_BKGD: Tensor, keys_BKD: Tensor, values_BKD: Tensor) -> Tensor:
         """The prompt counts as one more position, whose score is the mass of its scores."""
-        keys_BKSD, values_BKSD = self._cache_L2BKCD[layer, :, : len(keys_BKD), :, : self._length].unbind(0)
+        keys_BKSD, values_BKSD = self._seen_L2BKSD[layer].unbind(0)
         keys_BKSD[:, :, -1], values_BKSD[:, :, -1] = keys_BKD, values_BKD
         prompt_BKGD, mass_BKG = self._prompts.attend(layer, queries_BKGD)
         scores_BKGS = (queries_BKGD @ keys_BKSD.mT).float()

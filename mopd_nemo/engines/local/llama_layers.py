@@ -9,12 +9,12 @@ H hidden size, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, rms_norm
+from torch.nn.functional import linear
 
 from mopd_nemo.engines.local.model import LanguageModel
 
@@ -48,34 +48,51 @@ class LlamaLayers:
 
     def __init__(self, model: LanguageModel, num_positions: int) -> None:
         body, self._dtype = model.module.base_model, model.dtype
-        self._embedding, self._norm_H, self._eps = body.embed_tokens, body.norm.weight, body.norm.variance_epsilon
-        self._layers = [_Layer(layer, model.dtype) for layer in body.layers]
-        self._head = _Matrix([model.head], model.dtype)
+        self._embedding, self._norm_H = body.embed_tokens, body.norm.weight
+        self._norm = _Norm(body.norm.variance_epsilon, model.device)
+        self._layers = [_Layer(layer, self._norm, model.dtype) for layer in body.layers]
+        self._head = _Product([model.head], model.dtype)
         positions_1S = torch.arange(num_positions, device=model.device).unsqueeze(0)
         cos_SD, sin_SD = (x_1SD[0] for x_1SD in body.rotary_emb(self._norm_H, positions_1S))
         half = cos_SD.shape[1] // 2
-        self._rope_2S1D = torch.stack([cos_SD, torch.cat([-sin_SD[:, :half], sin_SD[:, half:]], dim=1)]).unsqueeze(2)
+        self._rope_S2D = torch.stack([cos_SD, torch.cat([-sin_SD[:, :half], sin_SD[:, half:]], dim=1)], dim=1).float()
         self.cache_shape = len(self._layers), 2, self._layers[0].num_keys, cos_SD.shape[1]
         """Layers, two for keys and values, key-value heads, head size."""
 
     def hidden_TH(self, ids_T: Tensor, positions_T: Tensor, attend: Attend) -> Tensor:
         """What comes out of the last layer."""
-        rope_2T1D = self._rope_2S1D[:, positions_T]
+        rope = self._rope_S2D.index_select(0, positions_T).unsqueeze(2).unbind(1)
         hidden_TH = self._embedding(ids_T)
         for number, layer in enumerate(self._layers):
-            layer.add_attention(hidden_TH, attend(number, *layer.heads(hidden_TH, rope_2T1D)))
+            layer.add_attention(hidden_TH, attend(number, *layer.heads(hidden_TH, rope)))
             layer.add_mlp(hidden_TH)
         return hidden_TH
 
     def logits_TV(self, hidden_TH: Tensor) -> Tensor:
-        return self._head(rms_norm(hidden_TH, self._norm_H.shape, self._norm_H, self._eps).to(self._dtype))
+        return self._head((self._norm(hidden_TH) * self._norm_H).to(self._dtype))
 
 
-class _Matrix:
-    """Linear layers that read the same input, as one product in the precision of the computation."""
+class _Norm:
+    """RMS norm without a weight, in float32. Torch's own takes ten small operations on a CPU."""
 
-    def __init__(self, modules: list[nn.Linear], dtype: torch.dtype) -> None:
-        self._weight = _joined([module.weight for module in modules], dtype)
+    def __init__(self, eps: float, device: torch.device) -> None:
+        self._eps = torch.tensor(eps, device=device)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        return x * torch.addcmul(self._eps, norm, norm, value=1 / x.shape[-1]).rsqrt_()
+
+
+class _Product:
+    """Linear layers that read the same input, as one product in the precision of the computation.
+
+    Args:
+        norm_H: weight of the norm that their input comes from, which becomes part of theirs.
+    """
+
+    def __init__(self, modules: list[nn.Linear], dtype: torch.dtype, norm_H: Tensor | None = None) -> None:
+        weights = [module.weight if norm_H is None else module.weight * norm_H for module in modules]
+        self._weight = _joined(weights, dtype)
         self._bias = _joined([module.bias for module in modules], dtype) if modules[0].bias is not None else None
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -87,49 +104,40 @@ def _joined(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
 
 
 class _Layer:
-    def __init__(self, layer: Any, dtype: torch.dtype) -> None:
+    def __init__(self, layer: Any, norm: _Norm, dtype: torch.dtype) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        self._qkv = _Matrix([attention.q_proj, attention.k_proj, attention.v_proj], dtype)
-        self._out = _Matrix([attention.o_proj], dtype)
-        self._gate_up, self._down = _Matrix([mlp.gate_proj, mlp.up_proj], dtype), _Matrix([mlp.down_proj], dtype)
-        self._activation = mlp.act_fn
-        self._norms = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
-        self._eps = layer.input_layernorm.variance_epsilon
-        self._dtype, self._size, self._scale = dtype, attention.head_dim, attention.scaling
-        heads = [module.out_features // self._size for module in (attention.q_proj, attention.k_proj)]
+        projections = [attention.q_proj, attention.k_proj, attention.v_proj]
+        self._qkv = _Product(projections, dtype, layer.input_layernorm.weight)
+        self._out = _Product([attention.o_proj], dtype)
+        self._gate_up = _Product([mlp.gate_proj, mlp.up_proj], dtype, layer.post_attention_layernorm.weight)
+        self._down, self._activation = _Product([mlp.down_proj], dtype), mlp.act_fn
+        self._norm, self._dtype, self._size = norm, dtype, attention.head_dim
+        heads = [module.out_features // self._size for module in projections[:2]]
         self._num_queries, self.num_keys = heads
-        self._head_norm_ND: Tensor | None = None  # of query and key heads
-        if hasattr(attention, "q_norm"):
-            norms = [
-                norm.weight.expand(n, -1) for norm, n in zip((attention.q_norm, attention.k_norm), heads, strict=True)
-            ]
-            self._head_norm_ND = torch.cat(norms)
+        self._factor_ND = layer.input_layernorm.weight.new_ones(sum(heads), self._size, dtype=torch.float32)  # of query and key heads
+        self._norms_heads = hasattr(attention, "q_norm")
+        if self._norms_heads:
+            norms = zip((attention.q_norm, attention.k_norm), heads, strict=True)
+            self._factor_ND = torch.cat([norm.weight.expand(n, -1) for norm, n in norms])
+        self._factor_ND[: heads[0]] *= attention.scaling
 
-    def heads(self, hidden_TH: Tensor, rope_2T1D: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def heads(self, hidden_TH: Tensor, rope_T1D: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Scaled queries_TKGD, keys_TKD, values_TKD."""
-        all_TND = self._qkv(self._normed(hidden_TH, 0)).view(len(hidden_TH), -1, self._size)
-        rotated_TND = self._rotated(all_TND[:, : self._num_queries + self.num_keys], rope_2T1D)
-        queries_TND = (rotated_TND[:, : self._num_queries] * self._scale).to(self._dtype)
-        return (
-            queries_TND.unflatten(1, (self.num_keys, -1)),
-            rotated_TND[:, self._num_queries :],
-            all_TND[:, self._num_queries + self.num_keys :],
-        )
+        tokens, rotated = len(hidden_TH), self._num_queries + self.num_keys
+        all_TND = self._qkv(self._norm(hidden_TH).to(self._dtype)).view(tokens, -1, self._size)
+        rotated_TND = self._rotated(all_TND[:, :rotated], rope_T1D).to(self._dtype)
+        queries_TKGD = rotated_TND[:, : self._num_queries].view(tokens, self.num_keys, -1, self._size)
+        return queries_TKGD, rotated_TND[:, self._num_queries :], all_TND[:, rotated:]
 
     def add_attention(self, hidden_TH: Tensor, attended_TKGD: Tensor) -> None:
         hidden_TH += self._out(attended_TKGD.flatten(1))
 
     def add_mlp(self, hidden_TH: Tensor) -> None:
-        gate, up = self._gate_up(self._normed(hidden_TH, 1)).chunk(2, dim=-1)
+        gate, up = self._gate_up(self._norm(hidden_TH).to(self._dtype)).chunk(2, dim=-1)
         hidden_TH += self._down(self._activation(gate).mul_(up))
 
-    def _normed(self, hidden_TH: Tensor, which: int) -> Tensor:
-        weight_H = self._norms[which]
-        return rms_norm(hidden_TH, weight_H.shape, weight_H, self._eps).to(self._dtype)
-
-    def _rotated(self, x_TND: Tensor, rope_2T1D: Tensor) -> Tensor:
+    def _rotated(self, x_TND: Tensor, rope_T1D: Sequence[Tensor]) -> Tensor:
         """Query and key heads, normed where the model does; half of each head turns against the other half."""
-        x_TND = x_TND.to(rope_2T1D.dtype)
-        if self._head_norm_ND is not None:
-            x_TND = rms_norm(x_TND, (self._size,), eps=self._eps).mul_(self._head_norm_ND)
-        return (x_TND * rope_2T1D[0]).addcmul_(x_TND.roll(self._size // 2, -1), rope_2T1D[1])
+        cos_T1D, sin_T1D = rope_T1D
+        x_TND = (self._norm(x_TND) if self._norms_heads else x_TND) * self._factor_ND
+        return (x_TND * cos_T1D).addcmul_(x_TND.roll(self._size // 2, -1), sin_T1D)

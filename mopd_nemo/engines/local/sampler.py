@@ -83,8 +83,10 @@ def _decode(
         ids_NT[numbers_B, step], logprobs_NT[numbers_B, step] = tokens_B, logprobs_B
         ended_B = torch.isin(tokens_B, ends) if step + 1 < sampling.max_tokens else torch.ones_like(tokens_B).bool()
         if ended_B.any():
-            for number in numbers_B[ended_B].tolist():
-                results[number] = ids_NT[number, : step + 1].tolist(), logprobs_NT[number, : step + 1].tolist()
+            ended = numbers_B[ended_B]
+            written = (x_NT[ended, : step + 1].tolist() for x_NT in (ids_NT, logprobs_NT))
+            for number, *result in zip(ended.tolist(), *written, strict=True):
+                results[number] = result[0], result[1]
                 on_sequence(number, *results[number])
             order_B = without(ended_B)
             if not len(order_B):

@@ -25,14 +25,11 @@ class SharedPrompts:
     """
 
     def __init__(self, cache_L2UKPD: Tensor, lengths_U: Tensor, num_samples: int) -> None:
+        device, (_, _, prompts, _, width, _) = cache_L2UKPD.device, cache_L2UKPD.shape
+        padding_UP = torch.arange(width, device=device) >= lengths_U.unsqueeze(1)
         self._cache_L2UKPD = cache_L2UKPD
-        self._penalty_U1P: Tensor | None = None  # -inf at padding
-        positions_P = torch.arange(cache_L2UKPD.shape[4], device=lengths_U.device)
-        padding_UP = positions_P >= lengths_U.unsqueeze(1)
-        if padding_UP.any():
-            zeros_UP = torch.zeros(padding_UP.shape, dtype=cache_L2UKPD.dtype, device=lengths_U.device)
-            self._penalty_U1P = zeros_UP.masked_fill_(padding_UP, float("-inf")).unsqueeze(1)
-        self._prompts_B = torch.arange(len(lengths_U), device=lengths_U.device).repeat_interleave(num_samples)
+        self._penalty_UP = cache_L2UKPD.new_zeros(prompts, width).masked_fill_(padding_UP, float("-inf"))
+        self._prompts_B = torch.arange(prompts, device=device).repeat_interleave(num_samples)
         self._lay_out()
 
     def attend(self, layer: int, queries_BKGD: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,52 +38,47 @@ class SharedPrompts:
         Returns:
             attended_BKGD, mass_BKG.
         """
-        rows, heads, group, size = queries_BKGD.shape
-        keys, values = self._cache_L2UKPD[layer, :, : self._num_prompts].flatten(1, 2)
+        keys, values = self._cache_L2[layer]
+        group, size = queries_BKGD.shape[2:]
         queries = queries_BKGD.reshape(-1, group * size).index_select(0, self._sources_UKM).view(len(keys), -1, size)
-        if self._penalty_U1P is None:
-            scores = queries @ keys.mT
-        else:
-            scores = torch.baddbmm(self._penalty, queries, keys.mT)
-        weights = scores.softmax(-1, dtype=torch.float32)
-        mass = scores.amax(-1) - weights.amax(-1).log_()  # the largest weight is never so small that it vanishes
-        attended = weights.to(queries.dtype) @ values
+        scores = torch.baddbmm(self._penalty, queries, keys.mT)
+        logs = scores.log_softmax(-1, dtype=torch.float32)
+        mass = scores[..., 0] - logs[..., 0]  # the first position is never padding
+        attended = logs.exp_().to(queries.dtype) @ values
         return (
             attended.view(-1, group * size).index_select(0, self._places_BK).view(queries_BKGD.shape),
-            mass.view(-1, group).index_select(0, self._places_BK).view(rows, heads, group),
+            mass.view(-1, group).index_select(0, self._places_BK).view(queries_BKGD.shape[:3]),
         )
 
     def keep(self, order_B: Tensor) -> None:
         """See `decoding.Decoder.keep`. Prompts without running sequences leave too."""
         self._prompts_B = self._prompts_B[order_B]
-        left_U = torch.bincount(self._prompts_B, minlength=self._num_prompts) == 0
+        left_U = torch.bincount(self._prompts_B, minlength=len(self._penalty_UP)) == 0
         if left_U.any():
             order_U = without(left_U)
             move(self._cache_L2UKPD, order_U)
-            if self._penalty_U1P is not None:
-                self._penalty_U1P = self._penalty_U1P[order_U]
-            numbers_U = torch.empty_like(left_U, dtype=torch.long)
-            numbers_U[order_U] = torch.arange(len(order_U), device=order_U.device)
-            self._prompts_B = numbers_U[self._prompts_B]
+            self._penalty_UP = self._penalty_UP[order_U]
+            places_U = torch.empty_like(left_U, dtype=torch.long)
+            places_U[order_U] = torch.arange(len(order_U), device=order_U.device)
+            self._prompts_B = places_U[self._prompts_B]
         self._lay_out()
 
     def _lay_out(self) -> None:
         """Which sequence's queries each slot takes, and where each sequence finds what comes of them."""
-        device, heads = self._prompts_B.device, self._cache_L2UKPD.shape[3]
+        heads, rows_B = self._cache_L2UKPD.shape[3], torch.arange(len(self._prompts_B), device=self._prompts_B.device)
+        heads_K = torch.arange(heads, device=rows_B.device)
         counts_U = torch.bincount(self._prompts_B)
-        self._num_prompts, slots = len(counts_U), int(counts_U.max())
-        rows_B, heads_K = torch.arange(len(self._prompts_B), device=device), torch.arange(heads, device=device)
+        slots = int(counts_U.max())
         by_prompt_B = self._prompts_B.argsort(stable=True)
         slots_B = torch.empty_like(rows_B)
         slots_B[by_prompt_B] = rows_B - (counts_U.cumsum(0) - counts_U)[self._prompts_B[by_prompt_B]]
-        rows_UM = rows_B.new_zeros(self._num_prompts, slots)
+        rows_UM = rows_B.new_zeros(len(counts_U), slots)
         rows_UM[self._prompts_B, slots_B] = rows_B
         self._sources_UKM = (rows_UM.unsqueeze(1) * heads + heads_K.unsqueeze(1)).flatten()
-        self._places_BK = (
-            (self._prompts_B.unsqueeze(1) * heads + heads_K) * slots + slots_B.unsqueeze(1)
-        ).flatten()
-        if self._penalty_U1P is not None:
-            self._penalty = self._penalty_U1P.repeat_interleave(heads, dim=0)
+        self._places_BK = ((self._prompts_B.unsqueeze(1) * heads + heads_K) * slots + slots_B.unsqueeze(1)).flatten()
+        self._penalty = self._penalty_UP.repeat_interleave(heads, dim=0).unsqueeze(1)
+        seen_L2 = self._cache_L2UKPD[:, :, : len(counts_U)].flatten(2, 3)
+        self._cache_L2 = [cache_2.unbind(0) for cache_2 in seen_L2.unbind(0)]
 
 
 def move(cache_L2BKCD: Tensor, order_B: Tensor) -> None:

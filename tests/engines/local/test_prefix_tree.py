@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
+from mopd_nemo.engines.local import prefix_tree
 from mopd_nemo.engines.local.model import LanguageModel, load_model
 from mopd_nemo.engines.local.prefix_tree import MIN_SHARED, common_length, plant
 
@@ -46,8 +47,11 @@ def together(model: LanguageModel, sequences: list[Ids]) -> list[Tensor]:
     return [hidden_SH[torch.tensor(places)] for places in tree.places]
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_hidden_states_and_gradients_are_those_of_each_sequence_alone(random_model: Path, seed: int) -> None:
+@pytest.mark.parametrize(("seed", "block"), [(0, 128), (1, 128), (2, 16), (3, 1)])
+def test_hidden_states_and_gradients_are_those_of_each_sequence_alone(
+    random_model: Path, monkeypatch: pytest.MonkeyPatch, seed: int, block: int
+) -> None:
+    monkeypatch.setattr(prefix_tree, "BLOCK", block)
     sequences = group_of_rows(seed)
     weights = [torch.rand(len(s), 1, dtype=torch.float64) for s in sequences]
     found, gradients = [], []

@@ -146,8 +146,17 @@ def context(setting: Setting) -> tuple[float, float]:
     else:
         return lengths.prompt, 1
     tokens = whole * min(lengths.response, config.peers.max_peer_tokens) + brief * config.peers.max_summary_tokens
-    distinct = group if config.peers.order == "random" else min(whole + brief + 1, group)
-    return min(lengths.prompt + tokens, config.peers.max_context_tokens), distinct
+    return min(lengths.prompt + tokens, config.peers.max_context_tokens), _distinct(config, whole, brief)
+
+
+def _distinct(config: Config, whole: int, brief: int) -> int:
+    """Contexts of a group in which there are enough successes and failures."""
+    group = config.rollout.num_rollouts_per_prompt
+    if config.peers.order == "random":
+        return group
+    if config.peers.order == "canonical" and not brief and 2 * whole <= group:
+        return 2  # those who are shown step aside together
+    return min(whole + brief + 1, group)
 
 
 def readings(setting: Setting, assumed: Assumptions, savings: frozenset[str]) -> dict[str, list[Reading]]:

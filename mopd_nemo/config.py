@@ -125,8 +125,8 @@ class PeersConfig(Section):
     `max_summary_tokens` tokens. Ask for summaries with `data.prompt_suffix`."""
     order: Literal["canonical", "random", "shortest", "diverse"] = "canonical"
     """Which peers come first. `canonical`: sampling order, chosen once per group, so that most targets share one
-    context; `shortest`: fewest tokens first, `diverse`: unlike each other first, both once per group; `random`: a
-    seeded draw for each target."""
+    context, and those who are in it read the next in line; `shortest`: fewest tokens first, `diverse`: unlike each
+    other first, both once per group; `random`: a seeded draw for each target."""
     min_successes: NonNegativeInt = 1
     """A target with fewer success peers than this is treated by `when_no_success`. Ignored when `successes` is 0."""
     when_no_success: Literal["skip", "failure_only", "feedback", "plain"] = "skip"

@@ -111,14 +111,12 @@ def _render_context(
         user: Message = {"role": "user", "content": rendered.text}
         return chat.prompt_ids((*messages[:-1], user))
 
-    question = messages[-1]["content"]
-    empty = [Section(section.kind, "") for section in sections]
-    room = config.max_context_tokens - len(prompt_ids(render(question, empty, config, chat, room=0)))
+    question, room = messages[-1]["content"], config.max_context_tokens
     while room >= MIN_TOKENS_PER_SECTION * len(sections):
         rendered = render(question, sections, config, chat, room)
         ids = prompt_ids(rendered)
         excess = len(ids) - config.max_context_tokens
         if excess <= 0:
             return PeerContext(selection, ids, rendered.num_cut)
-        room -= excess  # text cut between two tokens can encode to a token more
+        room -= excess  # what the templates cost, and a token more where text was cut between two
     return PeerContext(selection, None, overflow=True)

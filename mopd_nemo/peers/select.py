@@ -1,7 +1,9 @@
 """Choose the peers of each target (paper eq. 4): the target itself excluded, equal texts counted once.
 
 Peers are ranked once per group and a target takes the first ones in rank that are not itself. So a group has at most
-(peers + 1) distinct contexts, and most targets share one. Only `order: random` ranks anew for each target.
+(peers + 1) distinct contexts, and most targets share one. In canonical order, where no peer is better than another, the
+first ones all step aside for the next in line: two contexts do for a large group. Only `order: random` ranks anew for
+each target.
 """
 
 from __future__ import annotations
@@ -55,13 +57,16 @@ def select_group(
     rng = random.Random(seed)
     successes = _rank(candidates, candidates.successes, config)
     failures = _rank(candidates, candidates.failures, config)
+    first = {candidates.texts[i] for i in (*_first(successes, config.successes), *_first(failures, config.failures))}
     selections = []
     for target, feedback in enumerate(has_feedback):
+        text, ranks = candidates.texts[target], (successes, failures)
         if config.order == "random":
             rng.shuffle(successes)
             rng.shuffle(failures)
-        text = candidates.texts[target]
-        others = [[i for i in ranked if candidates.texts[i] != text] for ranked in (successes, failures)]
+        elif config.order == "canonical" and text in first:
+            ranks = _next_in_line(successes, config.successes), _next_in_line(failures, config.failures)
+        others = [[i for i in ranked if candidates.texts[i] != text] for ranked in ranks]
         selections.append(_select(others[0], others[1], feedback, config))
     return selections
 
@@ -85,6 +90,12 @@ def _select(successes: Sequence[int], failures: Sequence[int], feedback: bool, c
 
 def _first(ranked: Sequence[int], count: int | str) -> tuple[int, ...]:
     return tuple(ranked if count == "all" else ranked[: int(count)])
+
+
+def _next_in_line(ranked: Sequence[int], count: int | str) -> list[int]:
+    """The first ones go last."""
+    first = _first(ranked, count)
+    return [*ranked[len(first) :], *first]
 
 
 def _rank(candidates: Candidates, indices: Sequence[int], config: PeersConfig) -> list[int]:

@@ -8,6 +8,8 @@ import pytest
 from bench.scale import PHASES, SAVINGS, Setting, assume, context, read, readings, seconds
 from bench.step import ratio
 from bench.step_curves import exponent, line
+from mopd_nemo.peers.groups import Candidates
+from mopd_nemo.peers.select import select_group
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 LEAVES = sorted(file for folder in ("paper", "beyond", "nemo") for file in (CONFIGS / folder).glob("*.yaml"))
@@ -31,11 +33,11 @@ def test_every_config_has_a_cost_and_no_saving_costs(file: Path) -> None:
 
 def test_savings_by_hand() -> None:
     mopd, assumed = setting("mopd-qwen3-8b-chemistry-1n8g-tp2"), assume({"signal.mopd": 0.5})
-    assert context(mopd) == (300 + 3 * 800, 4)
+    assert context(mopd) == (300 + 3 * 800, 2)
     whole = readings(mopd, assumed, ALL)
     assert (whole["student"][0].count, whole["student"][0].tokens, whole["student"][0].head_rows) == (128, 1100, 800)
     shared, rest = whole["teacher"]
-    assert (shared.count, shared.tokens, shared.head_rows) == (32 * 4, 2700, 0)
+    assert (shared.count, shared.tokens, shared.head_rows) == (32 * 2, 2700, 0)
     assert (rest.count, rest.tokens, rest.head_rows, rest.cached) == (128, 800, 800, 2700)
     naive = readings(mopd, assumed, frozenset())
     assert [(r.count, r.tokens, r.head_rows) for r in naive["teacher"]] == [(256, 3500, 3500)]
@@ -47,6 +49,17 @@ def test_contexts_of_the_other_methods() -> None:
     assert context(setting("opd-qwen3-14b-to-4b-livecodebench-2n8g-tp2")) == (800, 1)
     assert context(setting("mopd-qwen3-8b-chemistry-1n8g-tp2-8s-4h")) == (300 + 800 + 7 * 64, 8)
     assert context(setting("mopd-qwen3-4b-maths-1n8g-tp2"))[0] == 10240  # the whole context's budget
+
+
+@pytest.mark.parametrize("order", ["canonical", "shortest"])
+@pytest.mark.parametrize(("successes", "failures"), [(2, 1), (1, 0), (2, 2)])
+def test_number_of_contexts_is_that_of_the_selection(order: str, successes: int, failures: int) -> None:
+    found = setting("mopd-qwen3-8b-chemistry-1n8g-tp2")
+    peers = found.config.peers.model_copy(update={"order": order, "successes": successes, "failures": failures})
+    changed = replace(found, config=found.config.model_copy(update={"peers": peers}))
+    pool = Candidates(tuple(map(str, range(8))), (1,) * 8, (0, 1, 2, 3), (4, 5, 6, 7))
+    selected = {(s.successes, s.failures) for s in select_group(pool, [False] * 8, peers, "seed")}
+    assert context(changed)[1] == len(selected)
 
 
 def test_methods_pay_only_for_what_they_do() -> None:

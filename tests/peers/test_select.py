@@ -24,9 +24,9 @@ MIXED = pool({0: "a", 2: "b", 3: "c"}, {1: "x", 4: "y"})
 
 def test_default_is_two_successes_and_one_failure_without_the_target() -> None:
     assert [(s.successes, s.failures) for s in select(MIXED)] == [
-        ((2, 3), (1,)),  # 0 is a peer itself: the next success takes its place
-        ((0, 2), (4,)),  # so is 1
-        ((0, 3), (1,)),
+        ((3, 2), (4,)),  # 0 is a peer itself: the next in line come first
+        ((3, 0), (4,)),  # so is 1
+        ((3, 0), (4,)),  # and 2
         ((0, 2), (1,)),
         ((0, 2), (1,)),
     ]
@@ -54,6 +54,30 @@ def test_every_context_of_the_ablation_is_a_setting(
 def test_a_group_has_few_distinct_contexts(order: str) -> None:
     big = pool({i: f"s{i}" * (i + 1) for i in range(10)}, {i: f"f{i}" * (20 - i) for i in range(10, 20)})
     assert len(set(select(big, order=order))) <= 4  # three peers, plus one for everybody else
+
+
+@pytest.mark.parametrize(
+    ("settings", "contexts"),
+    [
+        ({}, {((0, 1), (10,)), ((2, 3), (11,))}),
+        ({"successes": 1, "failures": 0}, {((0,), ()), ((1,), ())}),
+        ({"successes": 4, "failures": 2}, {((0, 1, 2, 3), (10, 11)), ((4, 5, 6, 7), (12, 13))}),
+    ],
+)
+def test_in_canonical_order_two_contexts_do_for_a_large_group(settings: dict[str, object], contexts: object) -> None:
+    big = pool({i: f"s{i}" for i in range(10)}, {i: f"f{i}" for i in range(10, 20)})
+    assert {(s.successes, s.failures) for s in select(big, **settings)} == contexts
+
+
+@pytest.mark.parametrize("successes", range(6))
+@pytest.mark.parametrize("failures", range(4))
+@pytest.mark.parametrize("wanted", [(1, 0), (0, 1), (2, 1), (3, 2)])
+def test_stepping_aside_leaves_nobody_with_fewer_peers(successes: int, failures: int, wanted: tuple[int, int]) -> None:
+    group = pool({i: f"s{i}" for i in range(successes)}, {successes + i: f"f{i}" for i in range(failures)})
+    for target, selection in enumerate(select(group, successes=wanted[0], failures=wanted[1], min_successes=0)):
+        others = successes - (target < successes), failures - (target >= successes)
+        assert target not in (*selection.successes, *selection.failures)
+        assert (len(selection.successes), len(selection.failures)) == tuple(map(min, wanted, others))
 
 
 def test_equal_texts_count_once_and_a_target_never_reads_its_own_text() -> None:
@@ -122,4 +146,4 @@ def test_failures_alone_are_enough_when_no_successes_are_asked_for() -> None:
 
 
 def test_all_succeeded_shows_successes_only() -> None:
-    assert select(pool({0: "a", 1: "b", 2: "c"}, {}))[0] == Selection(successes=(1, 2))
+    assert select(pool({0: "a", 1: "b", 2: "c"}, {}))[0] == Selection(successes=(2, 1))

@@ -6,7 +6,7 @@ The prompts are those of training: the same ranking of peers, rendering, budgets
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from mopd_nemo.chat import Chat
@@ -17,20 +17,18 @@ from mopd_nemo.peers.groups import Candidates, candidates
 from mopd_nemo.peers.select import Selection, select_group
 from mopd_nemo.types import RolloutGroup
 
-_FIRST, _SECOND, _TWO, _ALL, _NONE = slice(1), slice(1, 2), slice(2), slice(None), slice(0)
-
-_SLICES: dict[str, tuple[slice, slice, int]] = {
-    # name: (which success peers in rank, which failure peers, how many peers make it complete)
-    "none": (_NONE, _NONE, 0),
-    "1S": (_FIRST, _NONE, 1),
-    "2nd S": (_SECOND, _NONE, 1),
-    "1F": (_NONE, _FIRST, 1),
-    "1S+1F": (_FIRST, _FIRST, 2),
-    "2S+1F": (_TWO, _FIRST, 3),
-    "all": (_ALL, _ALL, 1),
+_COUNTS: dict[str, tuple[int | str, int | str, int]] = {
+    # name: (success peers, failure peers, how many peers make it complete)
+    "none": (0, 0, 0),
+    "1S": (1, 0, 1),
+    "2nd S": (2, 0, 1),
+    "1F": (0, 1, 1),
+    "1S+1F": (1, 1, 2),
+    "2S+1F": (2, 1, 3),
+    "all": ("all", "all", 1),
 }
 CONTROLS: tuple[Control, ...] = ("random_peer", "unrelated_prompt", "success_only")
-CONDITIONS: tuple[str, ...] = (*_SLICES, *CONTROLS)
+CONDITIONS: tuple[str, ...] = (*_COUNTS, *CONTROLS)
 CONTROLLED = "2S+1F"
 """The condition whose peers the controls replace."""
 
@@ -68,24 +66,30 @@ def condition_contexts(
         threshold: τ of eq. 3.
         seed: names these groups uniquely within the analysis.
     """
-    config = config.model_copy(update={"successes": "all", "failures": "all", "summaries": 0, "min_successes": 0})
+    config = config.model_copy(update={"summaries": 0, "min_successes": 0})
     pools = [candidates(group, chat, config, threshold) for group in groups]
-    ranked = [
-        select_group(pool, [False] * len(group.rollouts), config, f"{seed}/{group.problem.id}")
-        for group, pool in zip(groups, pools, strict=True)
+    contexts = {}
+    for name in CONDITIONS:
+        selections = [
+            _select(name, pool, config, f"{seed}/{group.problem.id}") for group, pool in zip(groups, pools, strict=True)
+        ]
+        if name in CONTROLS:
+            selections = apply_control(selections, pools, cast(Control, name), seed)
+        contexts[name] = _contexts(name, groups, selections, pools, chat, config)
+    return contexts
+
+
+def _select(name: str, pool: Candidates, config: PeersConfig, seed: str) -> list[Selection]:
+    successes, failures, _ = _COUNTS.get(name, _COUNTS[CONTROLLED])
+    counted = config.model_copy(update={"successes": successes, "failures": failures})
+    chosen = select_group(pool, [False] * len(pool.texts), counted, seed)
+    if name != "2nd S":
+        return chosen
+    firsts = _select("1S", pool, config, seed)
+    return [
+        replace(selection, successes=tuple(i for i in selection.successes if i not in first.successes)[:1])
+        for selection, first in zip(chosen, firsts, strict=True)
     ]
-    return {
-        name: _contexts(name, groups, _selections(name, ranked, pools, seed), pools, chat, config)
-        for name in CONDITIONS
-    }
-
-
-def _selections(
-    name: str, ranked: Sequence[Sequence[Selection]], pools: Sequence[Candidates], seed: str
-) -> list[list[Selection]]:
-    successes, failures, _ = _SLICES.get(name, _SLICES[CONTROLLED])
-    chosen = [[Selection(s.successes[successes], s.failures[failures]) for s in group] for group in ranked]
-    return apply_control(chosen, pools, cast(Control, name), seed) if name in CONTROLS else chosen
 
 
 def _contexts(
@@ -96,7 +100,7 @@ def _contexts(
     chat: Chat,
     config: PeersConfig,
 ) -> list[list[ConditionContext]]:
-    wanted = _SLICES.get(name, _SLICES[CONTROLLED])[2]
+    wanted = _COUNTS.get(name, _COUNTS[CONTROLLED])[2]
     shown = [[s if s.has_signal else Selection(plain=True) for s in group] for group in selections]
     contexts = render_contexts(groups, shown, pools, chat, config)
     return [

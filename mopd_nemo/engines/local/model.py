@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from mopd_nemo.embedded import resolve_model_path
 from mopd_nemo.engines.local.batching import micro_batches, tree_batches
+from mopd_nemo.engines.local.last_layer import computed_at, last_feed_forward
 from mopd_nemo.engines.local.prefix_tree import ATTENTION, MIN_SHARED, PrefixTree, plant
 from mopd_nemo.errors import UserError
 
@@ -54,8 +55,8 @@ class LanguageModel:
         self.dtype = dtype
         self.device: torch.device = next(module.parameters()).device
         self.head: nn.Linear = module.get_output_embeddings()
-        self.reads_trees = _reads_trees(self)
         self.work = Work()
+        self.reads_trees = _reads_trees(self)
 
     def computing(self) -> AbstractContextManager[Any]:
         """The context in which this model computes: autocast when weights are wider than `dtype`."""
@@ -78,14 +79,21 @@ class LanguageModel:
         Response token t of a sequence with P prompt tokens is predicted at position P - 1 + t. What sequences have in
         common from their beginning is computed once, where the model can read trees.
         """
-        # The last token predicts nothing that is asked for.
-        sequences = [[*prompt, *response[:-1]] for prompt, response in zip(prompts, responses, strict=True)]
-        starts = [len(prompt) - 1 for prompt in prompts]
-        if self.reads_trees:
-            tree = plant(sequences, self.device)
-            self.work.positions += len(tree.ids_S)
-            rows = [place for places, start in zip(tree.places, starts, strict=True) for place in places[start:]]
-            return self.tree_hidden_SH(tree).index_select(0, torch.tensor(rows, device=self.device))
+        return (self.hidden_by_tree_TH if self.reads_trees else self.hidden_by_row_TH)(prompts, responses)
+
+    def hidden_by_tree_TH(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Tensor:
+        """`response_hidden_TH` by one packed sequence."""
+        sequences, starts = _read(prompts, responses)
+        tree = plant(sequences, self.device)
+        self.work.positions += len(tree.ids_S)
+        rows = [place for places, start in zip(tree.places, starts, strict=True) for place in places[start:]]
+        rows_T = torch.tensor(rows, device=self.device)
+        with computed_at(last_feed_forward(self.module), rows_T.unique()):
+            return self._tree_hidden_SH(tree).index_select(0, rows_T)
+
+    def hidden_by_row_TH(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Tensor:
+        """`response_hidden_TH` by a padded batch."""
+        sequences, starts = _read(prompts, responses)
         ids_BS = pad_sequence([torch.tensor(sequence) for sequence in sequences], batch_first=True)
         self.work.positions += ids_BS.numel()
         self.work.padding += ids_BS.numel() - sum(map(len, sequences))
@@ -94,8 +102,7 @@ class LanguageModel:
             [hidden_BSH[i, start : len(s)] for i, (s, start) in enumerate(zip(sequences, starts, strict=True))]
         )
 
-    def tree_hidden_SH(self, tree: PrefixTree) -> Tensor:
-        """Last hidden states of a tree's tokens."""
+    def _tree_hidden_SH(self, tree: PrefixTree) -> Tensor:
         unused = torch.empty(1, 1, 1, 1, device=self.device)  # four dimensions: transformers builds no mask of its own
         return self.module.base_model(
             input_ids=tree.ids_S.unsqueeze(0),
@@ -108,6 +115,15 @@ class LanguageModel:
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """Parameters by name, tied ones once."""
         return dict(self.module.named_parameters())
+
+
+def _read(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[int]]:
+    """What is read of each sequence, and where the states that predict its response begin.
+
+    The last token predicts nothing that is asked for.
+    """
+    sequences = [[*prompt, *response[:-1]] for prompt, response in zip(prompts, responses, strict=True)]
+    return sequences, [len(prompt) - 1 for prompt in prompts]
 
 
 def load_model(path: str, *, key: str, dtype: torch.dtype, weights: torch.dtype, device: torch.device) -> LanguageModel:
@@ -189,19 +205,15 @@ def _reads_trees(model: LanguageModel) -> bool:
         return False
     model.module.set_attn_implementation(ATTENTION)
     common = [i % config.vocab_size for i in range(2 * MIN_SHARED)]
-    sequences = [common + [tail] * 2 for tail in range(3)]
+    rows = [common] * 3, [[tail] * 3 for tail in range(3)]
     tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
     try:
         with model.computing():
-            tree = plant(sequences, model.device)
-            found_SH = model.tree_hidden_SH(tree).float()
-            plain_BSH = model.hidden_BSH(torch.tensor(sequences, device=model.device)).float()
-    except (TypeError, ValueError, RuntimeError):
+            found_TH, plain_TH = model.hidden_by_tree_TH(*rows).float(), model.hidden_by_row_TH(*rows).float()
+    except (AttributeError, TypeError, ValueError, RuntimeError):
         same = False
     else:
-        same = torch.allclose(
-            found_SH[torch.tensor(tree.places)], plain_BSH, rtol=0, atol=tolerance * plain_BSH.abs().max().item()
-        )
+        same = torch.allclose(found_TH, plain_TH, rtol=0, atol=tolerance * plain_TH.abs().max().item())
     if not same:
         model.module.set_attn_implementation("sdpa")
     return same

@@ -4,8 +4,9 @@ Rollouts of one problem share its prompt, and most of their teacher contexts: ca
 group equal but for a few. The sequences are laid into a tree. Everything in a transformer but attention sees single
 tokens, so the tree's tokens lie end to end, without padding; attention lets each token see its ancestors.
 
-Shape suffixes: S tokens of the tree, R tokens of the longest of some segments with the same parent, K tokens that one
-of them may look at, Q and C places of all that ask and of all that is looked at in a pass, E heads × head size.
+Shape suffixes: S tokens of the tree, Q and C places of all that ask and of all that is looked at in a pass, E heads ×
+head size, F segments of a family, N heads, R tokens of the longest of them, K these and their ancestors, D head size,
+B tokens of a block, W tokens that it may look at at most.
 """
 
 from __future__ import annotations
@@ -27,16 +28,17 @@ ATTENTION = "prefix_tree"
 MIN_SHARED = 16
 """Shorter common runs are computed for each sequence: a segment costs attention calls of its own."""
 
+BLOCK = 128
+"""Tokens of a segment that ask in one call: it looks at no key after them."""
+
 Ids = Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Segments with the same ancestors, attended to in one call."""
+    """Segments with the same ancestors, attended to together."""
 
     count: int
-    mask_RK: Tensor | None
-    """True where a token may look: at all ancestors, and at its segment up to itself. None: no ancestors, causal."""
     longest: int
     width: int
     """Tokens of the ancestors and of the longest segment."""
@@ -58,6 +60,8 @@ class PrefixTree:
     """The same with the ancestors before each segment."""
     outputs_S: Tensor
     """Where among the queries each token of the packed sequence is found."""
+    mask_BW: Tensor
+    """0 where a token of a block may look, -inf after it. Of a block with fewer tokens before it: the last columns."""
 
 
 def plant(sequences: Sequence[Ids], device: torch.device) -> PrefixTree:
@@ -76,9 +80,7 @@ def plant(sequences: Sequence[Ids], device: torch.device) -> PrefixTree:
             queries.extend(filled)
             keys.extend(ancestors)
             keys.extend(filled)
-        width = len(ancestors) + longest
-        mask_RK = torch.ones(longest, width, dtype=torch.bool, device=device).tril(len(ancestors))
-        families.append(Family(len(segments), mask_RK if ancestors else None, longest, width))
+        families.append(Family(len(segments), longest, len(ancestors) + longest))
 
     def grow(members: list[int], depth: int) -> None:
         """Lay down what follows the first `depth` tokens, which the members, sorted, have in common."""
@@ -105,7 +107,16 @@ def plant(sequences: Sequence[Ids], device: torch.device) -> PrefixTree:
     def tensor(numbers: list[int]) -> Tensor:
         return torch.tensor(numbers, dtype=torch.long, device=device)
 
-    return PrefixTree(tensor(ids), tensor(positions), places, families, tensor(queries), tensor(keys), tensor(outputs))
+    return PrefixTree(
+        ids_S=tensor(ids),
+        positions_S=tensor(positions),
+        places=places,
+        families=families,
+        queries_Q=tensor(queries),
+        keys_C=tensor(keys),
+        outputs_S=tensor(outputs),
+        mask_BW=_mask_BW(families, device),
+    )
 
 
 def common_length(first: Ids, second: Ids) -> int:
@@ -132,28 +143,51 @@ def tree_attention(
         x[0].transpose(0, 1).flatten(1).index_select(0, chosen)
         for x, chosen in ((query, tree.queries_Q), (key, tree.keys_C), (value, tree.keys_C))
     )
-    queries = asked_QE.split([family.count * family.longest for family in tree.families])
-    looked_at = [family.count * family.width for family in tree.families]
     outputs = []
     for family, *parts in zip(
-        tree.families, queries, keys_CE.split(looked_at), values_CE.split(looked_at), strict=True
+        tree.families,
+        asked_QE.split([family.count * family.longest for family in tree.families]),
+        *(x_CE.split([family.count * family.width for family in tree.families]) for x_CE in (keys_CE, values_CE)),
+        strict=True,
     ):
-        found = scaled_dot_product_attention(
-            *(
-                part.view(family.count, -1, x.shape[1], x.shape[3]).transpose(1, 2)
-                for part, x in zip(parts, (query, key, value), strict=True)
-            ),
-            attn_mask=family.mask_RK,
-            is_causal=family.mask_RK is None,
-            scale=kwargs.get("scaling"),
-            enable_gqa=query.shape[1] != key.shape[1],
+        asked, keys, values = (
+            part.view(family.count, -1, x.shape[1], x.shape[3]).transpose(1, 2)
+            for part, x in zip(parts, (query, key, value), strict=True)
         )
-        outputs.append(found.transpose(1, 2).flatten(0, 1))
+        found_FNRD = _attend(family, asked, keys, values, tree.mask_BW.to(query.dtype), kwargs.get("scaling"))
+        outputs.append(found_FNRD.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs).index_select(0, tree.outputs_S).unsqueeze(0), None
+
+
+def _attend(
+    family: Family, query_FNRD: Tensor, key_FNKD: Tensor, value_FNKD: Tensor, mask_BW: Tensor, scale: float | None
+) -> Tensor:
+    """Block by block, each of which sees the ancestors and its segment up to itself."""
+    ancestors, before = family.width - family.longest, mask_BW.shape[1] - mask_BW.shape[0]
+    outputs = []
+    for start in range(0, family.longest, BLOCK):
+        stop = min(start + BLOCK, family.longest)
+        found_FNRD = scaled_dot_product_attention(
+            query_FNRD[:, :, start:stop],
+            key_FNKD[:, :, : ancestors + stop],
+            value_FNKD[:, :, : ancestors + stop],
+            attn_mask=mask_BW[: stop - start, before - ancestors - start : before + stop - start],
+            scale=scale,
+            enable_gqa=query_FNRD.shape[1] != key_FNKD.shape[1],
+        )
+        outputs.append(found_FNRD)
+    return torch.cat(outputs, dim=2)
 
 
 AttentionInterface.register(ATTENTION, tree_attention)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+def _mask_BW(families: Sequence[Family], device: torch.device) -> Tensor:
+    rows = min(BLOCK, max(family.longest for family in families))
+    before = max(family.width for family in families)
+    hidden_BW = torch.ones(rows, before + rows, dtype=torch.bool, device=device).triu(before + 1)
+    return torch.zeros(hidden_BW.shape, device=device).masked_fill(hidden_BW, float("-inf"))
 
 
 def _sorted(sequences: Sequence[Ids]) -> list[int]:

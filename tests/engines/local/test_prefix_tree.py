@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
+from mopd_nemo.engines.local import prefix_tree
 from mopd_nemo.engines.local.model import LanguageModel, load_model
 from mopd_nemo.engines.local.prefix_tree import MIN_SHARED, common_length, plant
 
@@ -34,28 +35,36 @@ def group_of_rows(seed: int) -> list[Ids]:
     return [*rows, rows[0], rows[1][:50], rows[2][:-3], some(1)]
 
 
-def alone(model: LanguageModel, sequences: list[Ids]) -> list[Tensor]:
-    return [
-        model.module.base_model(input_ids=torch.tensor([s]), use_cache=False).last_hidden_state[0] for s in sequences
-    ]
+def cut(sequences: list[Ids]) -> tuple[list[Ids], list[Ids]]:
+    """Prompts and responses, cut at different places; a last token follows, which is not read."""
+    lengths = [1 + 7 * number % len(sequence) for number, sequence in enumerate(sequences)]
+    return (
+        [s[:length] for s, length in zip(sequences, lengths, strict=True)],
+        [[*s[length:], 0] for s, length in zip(sequences, lengths, strict=True)],
+    )
 
 
-def together(model: LanguageModel, sequences: list[Ids]) -> list[Tensor]:
-    tree = plant(sequences, CPU)
-    hidden_SH = model.tree_hidden_SH(tree)
-    return [hidden_SH[torch.tensor(places)] for places in tree.places]
+def alone(model: LanguageModel, prompts: list[Ids], responses: list[Ids]) -> Tensor:
+    rows = []
+    for prompt, response in zip(prompts, responses, strict=True):
+        ids = torch.tensor([[*prompt, *response[:-1]]])
+        rows.append(model.module.base_model(input_ids=ids, use_cache=False).last_hidden_state[0, len(prompt) - 1 :])
+    return torch.cat(rows)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_hidden_states_and_gradients_are_those_of_each_sequence_alone(random_model: Path, seed: int) -> None:
-    sequences = group_of_rows(seed)
-    weights = [torch.rand(len(s), 1, dtype=torch.float64) for s in sequences]
+@pytest.mark.parametrize(("seed", "block"), [(0, 128), (1, 128), (2, 16), (3, 1)])
+def test_hidden_states_and_gradients_are_those_of_each_sequence_alone(
+    random_model: Path, monkeypatch: pytest.MonkeyPatch, seed: int, block: int
+) -> None:
+    monkeypatch.setattr(prefix_tree, "BLOCK", block)
+    prompts, responses = cut(group_of_rows(seed))
+    weights_T1 = torch.rand(sum(map(len, responses)), 1, dtype=torch.float64)
     found, gradients = [], []
-    for run in (alone, together):
+    for run in (alone, LanguageModel.hidden_by_tree_TH):
         model = double(random_model)
-        hidden = run(model, sequences)
-        sum((h.pow(3) * w).sum() for h, w in zip(hidden, weights, strict=True)).backward()
-        found.append(hidden)
+        hidden_TH = run(model, prompts, responses)
+        (hidden_TH.pow(3) * weights_T1).sum().backward()
+        found.append(hidden_TH)
         gradients.append({name: p.grad for name, p in model.named_parameters().items() if p.grad is not None})
     torch.testing.assert_close(found[1], found[0], atol=1e-12, rtol=1e-10)
     assert gradients[0].keys() == gradients[1].keys() != set()
@@ -71,6 +80,17 @@ def test_every_token_is_in_its_place(sequences: list[Ids]) -> None:
         assert tree.ids_S[places].tolist() == sequence
         assert tree.positions_S[places].tolist() == list(range(len(sequence)))
     assert tree.queries_Q[tree.outputs_S].tolist() == list(range(len(tree.ids_S)))
+
+
+@torch.no_grad()
+def test_the_last_layer_computes_wanted_positions_alone(random_model: Path) -> None:
+    model, seen = double(random_model), []
+    for layer in model.module.base_model.layers:
+        layer.mlp.down_proj.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
+    context = list(range(5, 45))
+    model.hidden_by_tree_TH([context] * 3, [[7] * 20, [8] * 20, [7] * 20])
+    assert set(seen[:-1]) == {40 + 2 * 19}
+    assert seen[-1] == 1 + 2 * 19  # the context's last token, which predicts the first ones, and the responses
 
 
 def test_what_is_common_is_computed_once() -> None:

@@ -7,9 +7,12 @@ Three sides take turns in this process on the same model, prompts, number of sam
 
 - `ours`: `engines.local.sampler`;
 - `generate`: `model.generate` of transformers, as a user would call it;
-- `products`: the matrix products of our side alone. Same weights, prompts once, then for each position the sequences
-  that still run: every linear layer, queries by keys and probabilities by values at the lengths the cache has then, and
-  the LM head. No norms, no rotations, no softmax, no cache to write, no sampling.
+- `products`: the matrix products that our side executes, alone, at the same shapes. Same weights, those that read the
+  same input as one matrix. The prompts once, padded to the longest. Then for each position the sequences that still
+  run: every linear layer; queries by keys and probabilities by values, for each prompt once (the queries of its
+  sequences in as many slots as the prompt with the most of them needs), and for the responses at their length then,
+  with the one place that stands for the prompt; and the LM head. No norms, no rotations, no softmax, no cache to
+  write, no sampling.
 
 Sequences end at an end token, so the two samplers write responses of different total length: `generate`'s seconds are
 for as many response tokens as ours. A ratio is the median over the rounds of one round's ratio, in which the sides run
@@ -147,9 +150,7 @@ class Products:
         self.dim = model.layers[0].self_attn.head_dim
         self.prompts, self.width = len(case.prompts), max(map(len, case.prompts))
         groups = [lengths[i : i + case.num_samples] for i in range(0, len(lengths), case.num_samples)]
-        self.running = [
-            [sum(length > step for length in group) for group in groups] for step in range(1, max(lengths))
-        ]
+        self.running = [[sum(length > step for length in group) for group in groups] for step in range(1, max(lengths))]
         self.shared, self.own = (
             [[torch.randn(count, self.kv_heads, width, self.dim) for _ in "kv"] for _ in self.layers]
             for count, width in ((self.prompts, self.width), (len(lengths), max(lengths)))

@@ -70,12 +70,3 @@ def left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple
 def positions_of(mask_BS: Tensor) -> Tensor:
     """Position ids that count real tokens only."""
     return (mask_BS.cumsum(-1) - 1).clamp(min=0)
-
-
-def without(ended_B: Tensor) -> Tensor:
-    """The rows to go on with. The last ones take the places of those that ended, the others stay where they are."""
-    running = (~ended_B).nonzero().squeeze(-1)
-    count = len(running)
-    order_B = torch.arange(count, device=ended_B.device)
-    order_B[ended_B[:count]] = running[running >= count]
-    return order_B

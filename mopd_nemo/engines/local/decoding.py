@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from mopd_nemo.engines.local.batching import left_padded, positions_of
 from mopd_nemo.engines.local import llama_decoding
+from mopd_nemo.engines.local.batching import left_padded, positions_of
 from mopd_nemo.engines.local.llama_layers import is_like_llama
 from mopd_nemo.engines.local.model import LanguageModel
 

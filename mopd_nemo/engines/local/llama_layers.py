@@ -1,10 +1,10 @@
 """The layers of models built like Llama, without what small models spend on everything around them.
 
-Norms and products that read the same input are joined, and the heads of a group share their keys and values. Whoever
+Products that read the same input are one, and what only scales an input or an output is part of the weights. Whoever
 calls says what the tokens attend to.
 
-Shape suffixes: T tokens, S positions, K key-value heads, G query heads that share one, N heads of both, D head size,
-H hidden size, V vocabulary.
+Shape suffixes: L layers, T tokens, B sequences, S positions, C positions that a cache has room for, K key-value heads,
+G query heads that share one, N heads of both, D head size, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -56,8 +56,12 @@ class LlamaLayers:
         cos_SD, sin_SD = (x_1SD[0] for x_1SD in body.rotary_emb(self._norm_H, positions_1S))
         half = cos_SD.shape[1] // 2
         self._rope_S2D = torch.stack([cos_SD, torch.cat([-sin_SD[:, :half], sin_SD[:, half:]], dim=1)], dim=1).float()
-        self.cache_shape = len(self._layers), 2, self._layers[0].num_keys, cos_SD.shape[1]
-        """Layers, two for keys and values, key-value heads, head size."""
+
+    def new_cache(self, sequences: int, positions: int) -> Tensor:
+        """Room for the keys and values of every layer: cache_L2BKCD."""
+        size = self._rope_S2D.shape[-1]
+        shape = (len(self._layers), 2, sequences, self._layers[0].num_keys, positions, size)
+        return torch.empty(shape, dtype=self._dtype, device=self._rope_S2D.device)
 
     def hidden_TH(self, ids_T: Tensor, positions_T: Tensor, attend: Attend) -> Tensor:
         """What comes out of the last layer."""
@@ -91,16 +95,16 @@ class _Product:
     """
 
     def __init__(self, modules: list[nn.Linear], dtype: torch.dtype, norm_H: Tensor | None = None) -> None:
-        weights = [module.weight if norm_H is None else module.weight * norm_H for module in modules]
-        self._weight = _joined(weights, dtype)
-        self._bias = _joined([module.bias for module in modules], dtype) if modules[0].bias is not None else None
+        weights = (module.weight if norm_H is None else module.weight * norm_H for module in modules)
+        self._weight = _joined([weight.to(dtype) for weight in weights])
+        self._bias = _joined([m.bias.to(dtype) for m in modules]) if modules[0].bias is not None else None
 
     def __call__(self, x: Tensor) -> Tensor:
         return linear(x, self._weight, self._bias)
 
 
-def _joined(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
-    return torch.cat([part.to(dtype) for part in parts]) if len(parts) > 1 else parts[0].to(dtype)
+def _joined(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 class _Layer:
@@ -114,11 +118,11 @@ class _Layer:
         self._norm, self._dtype, self._size = norm, dtype, attention.head_dim
         heads = [module.out_features // self._size for module in projections[:2]]
         self._num_queries, self.num_keys = heads
-        self._factor_ND = layer.input_layernorm.weight.new_ones(sum(heads), self._size, dtype=torch.float32)  # of query and key heads
         self._norms_heads = hasattr(attention, "q_norm")
+        self._factor_ND = torch.ones(sum(heads), self._size, device=attention.q_proj.weight.device)  # of both
         if self._norms_heads:
             norms = zip((attention.q_norm, attention.k_norm), heads, strict=True)
-            self._factor_ND = torch.cat([norm.weight.expand(n, -1) for norm, n in norms])
+            self._factor_ND = torch.cat([norm.weight.expand(n, -1) for norm, n in norms]).float()
         self._factor_ND[: heads[0]] *= attention.scaling
 
     def heads(self, hidden_TH: Tensor, rope_T1D: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:

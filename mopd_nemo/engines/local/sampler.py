@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mopd_nemo.engines.base import Progress, Sampling
-from mopd_nemo.engines.local.batching import without
 from mopd_nemo.engines.local.decoding import read_prompts
+from mopd_nemo.engines.local.leaving import without
 from mopd_nemo.engines.local.model import LanguageModel
 
 BLOCK = 64

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mopd_nemo.engines.local.batching import without
+from mopd_nemo.engines.local.leaving import move, without
 
 
 class SharedPrompts:
@@ -79,10 +79,3 @@ class SharedPrompts:
         self._penalty = self._penalty_UP.repeat_interleave(heads, dim=0).unsqueeze(1)
         seen_L2 = self._cache_L2UKPD[:, :, : len(counts_U)].flatten(2, 3)
         self._cache_L2 = [cache_2.unbind(0) for cache_2 in seen_L2.unbind(0)]
-
-
-def move(cache_L2BKCD: Tensor, order_B: Tensor) -> None:
-    """Sequence `order_B[i]` to position i, for those that do not stay where they are."""
-    moved = (order_B != torch.arange(len(order_B), device=order_B.device)).nonzero().squeeze(-1)
-    if len(moved):
-        cache_L2BKCD[:, :, moved] = cache_L2BKCD[:, :, order_B[moved]]

@@ -83,6 +83,12 @@ def test_narrow_computation_of_wide_weights() -> None:
     compare(make("Qwen3ForCausalLM", torch.bfloat16, initializer_range=0.1), own=True, tolerance=6e-2)
 
 
+def test_narrow_weights() -> None:
+    model = make("Qwen3ForCausalLM", torch.bfloat16, initializer_range=0.1)
+    model.module.bfloat16()
+    compare(model, own=True, tolerance=6e-2)
+
+
 def test_the_cache_grows() -> None:
     compare(make("Qwen3ForCausalLM"), own=True, tolerance=1e-4, steps=150)
 

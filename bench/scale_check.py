@@ -29,6 +29,7 @@ from mopd_nemo.run import phases
 
 CONFIG = Path(__file__).parent.parent / "configs/quickstart.yaml"
 REPEATS = 5
+Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +85,15 @@ def calibrate(module: nn.Module, model: Architecture, rows: int, batch: int, que
     )
 
 
-def teacher_readings(job: Job) -> list[Reading]:
-    """As the engine reads them: its metrics say whether it shares contexts."""
-    pairs = [(row.teacher_prompt_ids, len(row.response_ids)) for row in job.rows if row.teacher_prompt_ids is not None]
-    if job.metrics["score/tokens"] < 0.95 * job.metrics["score/tokens_alone"]:
-        distinct = {prompt for prompt, _ in pairs}
-        return [*(Reading(1, len(p)) for p in distinct), *(Reading(1, new, cached=len(p)) for p, new in pairs)]
-    return [Reading(1, len(prompt) + new) for prompt, new in pairs]
+def readings(rows: Sequence[tuple[Ids, Ids]], computed: float) -> list[Reading]:
+    """As the engine reads prompts and responses: each prompt once, and of the responses, which also begin alike, the
+    share that makes up the tokens that its metrics say it has computed."""
+    prompts = {prompt for prompt, _ in rows}
+    share = (computed - sum(map(len, prompts))) / sum(len(response) for _, response in rows)
+    return [
+        *(Reading(1, len(prompt)) for prompt in prompts),
+        *(Reading(share, len(response), cached=len(prompt)) for prompt, response in rows),
+    ]
 
 
 def predict(job: Job, model: Architecture) -> dict[str, float]:
@@ -100,8 +103,10 @@ def predict(job: Job, model: Architecture) -> dict[str, float]:
     prompt = median(len(row.prompt_ids) for row in job.rows)
     response = round(sum(len(row.response_ids) for row in job.rows) / len(job.rows))
     sequences = len(job.samples) * group
-    student = [Reading(1, len(row.prompt_ids) + len(row.response_ids), len(row.response_ids)) for row in job.rows]
-    width, teacher = round(prompt + response), teacher_readings(job)
+    student = readings([(row.prompt_ids, row.response_ids) for row in job.rows], job.metrics["update/tokens"])
+    taught = [(row.teacher_prompt_ids, row.response_ids) for row in job.rows if row.teacher_prompt_ids is not None]
+    teacher = readings(taught, job.metrics["score/tokens"])
+    width = round(prompt + response)
     whole = round(max(r.tokens + r.cached for r in teacher))
     passes = calibrate(module, model, budget, max(budget // width, 1), width, width)
     scoring = calibrate(module, model, budget, max(budget // whole, 1), whole, whole)
@@ -110,11 +115,11 @@ def predict(job: Job, model: Architecture) -> dict[str, float]:
         Reading(1, len(rollout.response_ids) - 1, len(rollout.response_ids) - 1, prompt)
         for samples in job.samples for rollout in samples
     ]  # fmt: skip
-    heads = sum(r.head_rows for r in student)
+    heads = Reading(1, 0, sum(len(row.response_ids) for row in job.rows))
     return {
         "generate": decoding.seconds(model, answers) + passes.seconds(model, [Reading(len(job.samples), prompt, 1)]),
         "score": scoring.seconds(model, teacher),
-        "update": passes.seconds(model, student, 3) + passes.seconds(model, [Reading(1, 0, heads)]),
+        "update": passes.seconds(model, [*student, heads], 3) + passes.seconds(model, [heads]),
     }
 
 

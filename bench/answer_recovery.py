@@ -16,7 +16,8 @@ from mopd_nemo.config_file import load_config
 from mopd_nemo.engines.base import Sampling
 from mopd_nemo.engines.local.engine import LocalEngine
 from mopd_nemo.types import Outcome
-from mopd_nemo.verifiers import verify_rollouts
+from mopd_nemo.verifiers.batch import Verifying
+from mopd_nemo.verifiers.pool import VerifierPool
 
 PROBLEMS, BLOCK, SAMPLES = 128, 16, 8
 
@@ -33,11 +34,13 @@ def main(rollouts: Path, model: str) -> None:
                 if items[-1].complete and items[-1].context.prompt_ids is not None:
                     prompts[name].append((g, items[-1].context.prompt_ids))
     sampling = Sampling(config.rollout.max_response_tokens)
+    pool = VerifierPool(config.verifier, {group.problem.task for group in groups})
     for name, chosen in prompts.items():
         samples = engine.generate([prompt for _, prompt in chosen], SAMPLES, sampling, "recovery")
-        verdicts = [v for (g, _), s in zip(chosen, samples, strict=True) for v in verify_rollouts(groups[g].problem, s)]
-        right = sum(verdict.outcome is Outcome.CORRECT for verdict in verdicts) / len(verdicts)
-        print(f"{LABELS[name]:32} {right:6.1%} of {len(verdicts)}")
+        found = Verifying(pool).collect([groups[g].problem for g, _ in chosen], samples)
+        outcomes = [verdict.outcome for verdicts in found for verdict in verdicts]
+        print(f"{LABELS[name]:32} {outcomes.count(Outcome.CORRECT) / max(len(outcomes), 1):6.1%} of {len(outcomes)}")
+    pool.close()
 
 
 if __name__ == "__main__":

@@ -113,6 +113,12 @@ def test_what_rows_have_in_common_is_counted_once(make: Make) -> None:
     assert metrics["update/padding"] == pytest.approx(3 / 15)
 
 
+def test_rows_longer_than_a_micro_batch_share_their_context_when_scored(make: Make) -> None:
+    rows = [TrainRow(0, r, (5, 6), (7 + r,) * 10, (-1.0,) * 10, tuple(range(20, 60))) for r in range(4)]
+    metrics = learn(make("teacher.kind=live", "train.tokens_per_micro_batch=16"), rows, 0.0)
+    assert metrics["score/tokens"] == 40 + 4 * 9
+
+
 def test_sampler_and_trainer_agree_on_the_sampled_tokens(make: Make) -> None:
     engine = make()
     rows = make_rows(engine, TEACHER_PROMPTS)

@@ -118,5 +118,5 @@ def _render_context(
         excess = len(ids) - config.max_context_tokens
         if excess <= 0:
             return PeerContext(selection, ids, rendered.num_cut)
-        room -= excess  # what the templates cost, and a token more where text was cut between two
+        room = rendered.num_tokens - excess  # what the templates cost, and a token more where text was cut between two
     return PeerContext(selection, None, overflow=True)

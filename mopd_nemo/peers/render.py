@@ -20,10 +20,13 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A user turn, and how many of its sections lost their middle to the token budget."""
+    """A user turn."""
 
     text: str
+    num_tokens: int
+    """Of the section texts."""
     num_cut: int
+    """Sections that lost their middle to the token budget."""
 
 
 def render(question: str, sections: Sequence[Section], config: PeersConfig, chat: Chat, room: int) -> Rendered:
@@ -35,7 +38,7 @@ def render(question: str, sections: Sequence[Section], config: PeersConfig, chat
             closing are not counted here: the caller knows what the templates cost.
     """
     if not sections:
-        return Rendered(question, 0)
+        return Rendered(question, 0, 0)
     ids = [chat.encode(section.text) for section in sections]
     budgets = fair_budgets([min(len(section_ids), config.max_peer_tokens) for section_ids in ids], room)
     parts = [question]
@@ -47,6 +50,7 @@ def render(question: str, sections: Sequence[Section], config: PeersConfig, chat
     parts.append(config.templates.closing)
     return Rendered(
         "".join(parts),
+        sum(budgets),
         sum(len(section_ids) > budget for section_ids, budget in zip(ids, budgets, strict=True)),
     )
 

@@ -76,6 +76,20 @@ def test_question_closing_and_assistant_header_survive_any_budget(chat: Chat, li
     assert text.endswith(PeersConfig().templates.closing + "<|im_end|>\n<|im_start|>assistant\n")
 
 
+@pytest.mark.parametrize("excess", [1, 20, 300])
+def test_a_context_that_does_not_fit_is_cut_in_few_attempts(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch, excess: int
+) -> None:
+    group = make_group(chat, [F1, LONG_S, (LONG_S[0] + "!", 1.0), F2], messages=SYSTEM)
+    whole = contexts_of(group, chat, {})[0].prompt_ids
+    assert whole is not None
+    attempts, prompt_ids = [], chat.prompt_ids
+    monkeypatch.setattr(chat, "prompt_ids", lambda messages: attempts.append(messages) or prompt_ids(messages))
+    cut = contexts_of(group, chat, {"max_context_tokens": len(whole) - excess})[0].prompt_ids
+    assert cut is not None and len(whole) - excess - 8 <= len(cut) <= len(whole) - excess
+    assert len(attempts) <= 3 * 4  # four rollouts
+
+
 def test_peers_without_room_are_counted_and_cost_no_teacher(chat: Chat) -> None:
     group = make_group(chat, [F1, LONG_S, S1], messages=SYSTEM)
     context = contexts_of(group, chat, {"max_context_tokens": 60})[0]

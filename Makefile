@@ -15,7 +15,7 @@ CONSTRAINTS ?= constraints-cpu.txt
 PIP_ARGS ?=
 ARGS ?=
 BIN := .venv/bin
-SHELL_SCRIPTS = .ci/run slurm/*.sh recipes/*/*.sh mopd_nemo/cluster/scripts/*.sh tests/integration/slurm/*.sh
+SHELL_SCRIPTS = .ci/run slurm/*.sh recipes/*/*.sh mopd_nemo/slurm/scripts/*.sh tests/integration/slurm/*.sh
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) $(PIP_ARGS)
 
 .PHONY: quickstart test lint docs test-nemo test-slurm test-vllm
@@ -46,7 +46,7 @@ lint: .venv/ready-dev
 	$(BIN)/hadolint containers/*.Dockerfile
 
 docs: .venv/ready
-	$(BIN)/python -m mopd_nemo.config_docs docs/configuration.md
+	$(BIN)/python -m docs.configuration
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

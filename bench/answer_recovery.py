@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mopd_nemo.analysis.rollouts import read_groups, to_rollout_group
 from mopd_nemo.analysis.teacher_signal.conditions import LABELS, condition_contexts
-from mopd_nemo.config_file import load_config
+from mopd_nemo.config.load import load_config
 from mopd_nemo.engines.base import Sampling
 from mopd_nemo.engines.local.engine import LocalEngine
 from mopd_nemo.types import Outcome

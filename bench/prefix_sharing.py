@@ -17,7 +17,7 @@ import torch
 
 from mopd_nemo.analysis.rollouts import read_groups, to_rollout_group
 from mopd_nemo.analysis.teacher_signal.conditions import condition_contexts
-from mopd_nemo.config_file import load_config
+from mopd_nemo.config.load import load_config
 from mopd_nemo.engines.local.batching import micro_batches
 from mopd_nemo.engines.local.engine import LocalEngine
 

@@ -45,10 +45,10 @@ from bench.cost import (
     tokens_of,
     update_flops,
 )
-from mopd_nemo.cluster.architecture import Architecture, architecture_of
 from mopd_nemo.config import Config
-from mopd_nemo.config_file import load_config
-from mopd_nemo.config_nemo import training_gpus
+from mopd_nemo.config.load import load_config
+from mopd_nemo.config.nemo import training_gpus
+from mopd_nemo.slurm.architecture import Architecture, architecture_of
 
 ROOT = Path(__file__).parent.parent
 SAVINGS = ("shared", "rows", "signal", "old")

@@ -43,7 +43,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from bench.step_curves import curves
 from mopd_nemo.config import Config
-from mopd_nemo.config_file import load_config
+from mopd_nemo.config.load import load_config
 from mopd_nemo.data import load_problems
 from mopd_nemo.data.order import problems_of_step
 from mopd_nemo.embedded import resolve_model_path

@@ -16,7 +16,7 @@ from statistics import median
 import numpy as np
 
 from mopd_nemo.analysis.figures import COLOURS, MARKERS, SOFT, style_axes
-from mopd_nemo.config_file import load_config
+from mopd_nemo.config.load import load_config
 from mopd_nemo.data import load_problems
 from mopd_nemo.data.order import problems_of_step
 from mopd_nemo.engines.base import Sampling

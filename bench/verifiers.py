@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from mopd_nemo.config_verifiers import VerifierConfig
+from mopd_nemo.config.verifiers import VerifierConfig
 from mopd_nemo.verifiers.outputs import same_text
 from mopd_nemo.verifiers.pool import VerifierPool
 from mopd_nemo.verifiers.sandbox.layers import INSIDE

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mopd_nemo.errors import UserError
+from mopd_nemo.config import UserError
 from mopd_nemo.types import Message
 
 

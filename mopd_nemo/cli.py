@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from mopd_nemo import __version__
-from mopd_nemo.errors import UserError
+from mopd_nemo.config import UserError
 
 app = typer.Typer(
     name="mopd",
@@ -127,7 +127,7 @@ def verify(
     mopd verify --task code --input responses.jsonl --output verdicts.jsonl verifier.code.mode=paper
     """
     from mopd_nemo.commands.verify import verify_file
-    from mopd_nemo.config_file import load_settings
+    from mopd_nemo.config.load import load_settings
 
     settings = load_settings(config, overrides or []).verifier
     if workers is not None:

@@ -9,12 +9,11 @@ from typing import Literal
 from rich.console import Console
 
 from mopd_nemo.chat import Chat
-from mopd_nemo.config import Config
+from mopd_nemo.config import Config, UserError
 from mopd_nemo.data import load_problems
 from mopd_nemo.data.order import problems_of_step
 from mopd_nemo.engines import make_engine
 from mopd_nemo.engines.base import Sampling
-from mopd_nemo.errors import UserError
 from mopd_nemo.evaluation.evaluate import evaluate
 from mopd_nemo.methods import make_method
 from mopd_nemo.peers.groups import is_success

@@ -2,9 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from mopd_nemo.config import Config
-from mopd_nemo.config_file import dump_config, load_config
-from mopd_nemo.errors import UserError
+from mopd_nemo.config import Config, UserError
+from mopd_nemo.config.load import dump_config, load_config
 from tests.conftest import QUICKSTART
 
 

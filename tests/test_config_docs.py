@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from mopd_nemo.config_docs import render
+from docs.configuration import render
 
 
 def test_configuration_page_is_up_to_date() -> None:

@@ -15,8 +15,8 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from mopd_nemo.config_file import load_config
-from mopd_nemo.errors import UserError
+from mopd_nemo.config import UserError
+from mopd_nemo.config.load import load_config
 from mopd_nemo.run.checkpoints import checkpoints
 from mopd_nemo.run.deadline import Deadline
 from mopd_nemo.run.directory import RunDirectory, read_rows

@@ -16,7 +16,7 @@ from mopd_nemo.analysis.history import History, group_at, read_history, step_fil
 from mopd_nemo.analysis.page import svgs, write_page
 from mopd_nemo.analysis.rollouts import RecordedGroup, Row, is_correct, read_groups, solved_fraction, teacher_prompts
 from mopd_nemo.analysis.textdiff import diff
-from mopd_nemo.errors import UserError
+from mopd_nemo.config import UserError
 from mopd_nemo.run.directory import RunDirectory, read_rows
 
 SOLVED = 0.5

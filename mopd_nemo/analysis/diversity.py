@@ -26,7 +26,7 @@ from mopd_nemo.analysis.intervals import bootstrap
 from mopd_nemo.analysis.markdown import table
 from mopd_nemo.analysis.plots import bars
 from mopd_nemo.analysis.rollouts import RecordedGroup, solved_fraction
-from mopd_nemo.errors import UserError
+from mopd_nemo.config import UserError
 
 RESULT_FILE = "diversity.json"
 METRICS = {

@@ -8,7 +8,7 @@ from typing import Any
 
 from mopd_nemo.analysis.plots import Runs, mean_name
 from mopd_nemo.config import Config
-from mopd_nemo.config_file import flatten
+from mopd_nemo.config.load import flatten
 from mopd_nemo.run.directory import RunDirectory
 
 _NOT_COMPARED = ("name", "run_dir")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mopd_nemo.chat import Chat
-from mopd_nemo.errors import UserError
+from mopd_nemo.config import UserError
 from mopd_nemo.run.directory import read_rows
 from mopd_nemo.run.records import describe_peers
 from mopd_nemo.types import Outcome, Problem, Rollout, RolloutGroup, Verdict

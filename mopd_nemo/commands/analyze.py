@@ -11,9 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from mopd_nemo.config import Config, TeacherConfig
-from mopd_nemo.config_file import load_config, validate
-from mopd_nemo.errors import UserError
+from mopd_nemo.config import Config, TeacherConfig, UserError
+from mopd_nemo.config.load import load_config, validate
 from mopd_nemo.run.directory import RunDirectory
 
 if TYPE_CHECKING:

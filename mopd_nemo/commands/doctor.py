@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from mopd_nemo.config_verifiers import CodeConfig
-from mopd_nemo.errors import UserError
+from mopd_nemo.config import UserError
+from mopd_nemo.config.verifiers import CodeConfig
 from mopd_nemo.verifiers.sandbox.choose import choose
 
 

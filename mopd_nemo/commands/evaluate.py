@@ -10,9 +10,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from mopd_nemo.config import TeacherConfig
-from mopd_nemo.config_file import load_config
-from mopd_nemo.errors import UserError
+from mopd_nemo.config import TeacherConfig, UserError
+from mopd_nemo.config.load import load_config
 
 
 def run_evaluation(

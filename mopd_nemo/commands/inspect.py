@@ -12,7 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from mopd_nemo.errors import UserError
+from mopd_nemo.config import UserError
 from mopd_nemo.run.directory import RunDirectory, read_rows
 from mopd_nemo.run.records import describe_peers
 

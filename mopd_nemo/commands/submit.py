@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from mopd_nemo.cluster.checks import memory_line, problems_of
-from mopd_nemo.cluster.job import Job, Task, describe, parse_seeds, render
-from mopd_nemo.cluster.site import SiteConfig, load_site
-from mopd_nemo.cluster.submit import remove_job, sbatch, write_job
-from mopd_nemo.config_file import load_config
-from mopd_nemo.errors import UserError
+from mopd_nemo.config import UserError
+from mopd_nemo.config.load import load_config
+from mopd_nemo.slurm.checks import memory_line, problems_of
+from mopd_nemo.slurm.job import Job, Task, describe, parse_seeds, render
+from mopd_nemo.slurm.site import SiteConfig, load_site
+from mopd_nemo.slurm.submit import remove_job, sbatch, write_job
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mopd_nemo.config import Config
-from mopd_nemo.config_file import load_config
-from mopd_nemo.errors import UserError
+from mopd_nemo.config import Config, UserError
+from mopd_nemo.config.load import load_config
 from mopd_nemo.run.directory import RunDirectory
 
 

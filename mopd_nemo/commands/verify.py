@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
-from mopd_nemo.config_verifiers import VerifierConfig
+from mopd_nemo.config import UserError
+from mopd_nemo.config.verifiers import VerifierConfig
 from mopd_nemo.data.jsonl import explain
-from mopd_nemo.errors import UserError
 from mopd_nemo.types import Outcome, Verdict
 from mopd_nemo.verifiers import TASKS
 from mopd_nemo.verifiers.pool import VerifierPool

@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from mopd_nemo.config import UserError
 from mopd_nemo.data.rows import BadRows
-from mopd_nemo.errors import UserError
 from mopd_nemo.types import Message, Problem
 from mopd_nemo.verifiers import TASKS
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mopd_nemo.config import UserError
 from mopd_nemo.data.rows import BadRows, Row, RowError, read_rows
 from mopd_nemo.data.sources.base import Source, Splits
-from mopd_nemo.errors import UserError
 from mopd_nemo.types import Problem
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from mopd_nemo.errors import UserError
+from mopd_nemo.config import UserError
 
 logger = logging.getLogger(__name__)
 

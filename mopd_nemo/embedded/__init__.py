@@ -1,10 +1,10 @@
-"""The model that ships with the package, and how it was prepared (`corpus`, `prepare`)."""
+"""The model that ships with the package; `recipes/embedded_model` made it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from mopd_nemo.errors import UserError
+from mopd_nemo.config import UserError
 
 _PREFIX = "embedded:"
 

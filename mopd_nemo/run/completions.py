@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mopd_nemo.errors import UserError
+from mopd_nemo.config import UserError
 from mopd_nemo.run.directory import read_rows, write_rows
 from mopd_nemo.types import Problem, Rollout
 

@@ -17,9 +17,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from mopd_nemo.config import Config
-from mopd_nemo.config_file import dump_config, load_config
-from mopd_nemo.errors import UserError
+from mopd_nemo.config import Config, UserError
+from mopd_nemo.config.load import dump_config, load_config
 
 
 class RunDirectory:

@@ -7,8 +7,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from mopd_nemo.config import Config
-from mopd_nemo.errors import UserError
+from mopd_nemo.config import Config, UserError
 from mopd_nemo.run.directory import RunDirectory
 
 

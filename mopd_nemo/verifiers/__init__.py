@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mopd_nemo.config_verifiers import VerifierConfig
+from mopd_nemo.config.verifiers import VerifierConfig
 from mopd_nemo.verifiers.answers import gold_text
 from mopd_nemo.verifiers.base import Verifier
 from mopd_nemo.verifiers.choice import gold_letter

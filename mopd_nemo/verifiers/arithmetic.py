@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mopd_nemo.config_verifiers import VerifierConfig
+from mopd_nemo.config.verifiers import VerifierConfig
 from mopd_nemo.types import Outcome, Verdict
 from mopd_nemo.verifiers.answers import canonical, last_boxed
 from mopd_nemo.verifiers.base import missing_answer, with_gold

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from mopd_nemo.config_verifiers import FeedbackConfig, VerifierConfig
+from mopd_nemo.config.verifiers import FeedbackConfig, VerifierConfig
 from mopd_nemo.types import Outcome, Verdict
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from math_verify import parse, verify
 
-from mopd_nemo.config_verifiers import VerifierConfig
+from mopd_nemo.config.verifiers import VerifierConfig
 from mopd_nemo.types import Outcome, Verdict
 from mopd_nemo.verifiers.answers import canonical, final_answer, gold_text
 from mopd_nemo.verifiers.base import AnswerError, missing_answer, with_gold

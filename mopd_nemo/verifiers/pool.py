@@ -24,8 +24,8 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any, Self
 
-from mopd_nemo.config_verifiers import VerifierConfig
-from mopd_nemo.errors import UserError
+from mopd_nemo.config import UserError
+from mopd_nemo.config.verifiers import VerifierConfig
 from mopd_nemo.types import Outcome, Problem, Rollout, Verdict
 from mopd_nemo.verifiers import TASKS, deadline, make_verifier
 from mopd_nemo.verifiers.sandbox.choose import Choice, choose

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from multiprocessing.connection import Connection
 from typing import Any
 
-from mopd_nemo.config_verifiers import VerifierConfig
+from mopd_nemo.config.verifiers import VerifierConfig
 from mopd_nemo.verifiers import make_verifier
 from mopd_nemo.verifiers.base import Verifier
 

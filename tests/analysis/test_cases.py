@@ -8,8 +8,7 @@ import pytest
 
 from mopd_nemo.analysis.cases import write_cases
 from mopd_nemo.chat import Chat
-from mopd_nemo.config import Config, PeersConfig
-from mopd_nemo.errors import UserError
+from mopd_nemo.config import Config, PeersConfig, UserError
 from mopd_nemo.peers.contexts import build_contexts
 from mopd_nemo.run.directory import RunDirectory, write_rows
 from mopd_nemo.run.records import rollout_records

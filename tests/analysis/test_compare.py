@@ -8,8 +8,8 @@ import pytest
 from mopd_nemo.analysis.compare.page import write_comparison
 from mopd_nemo.analysis.compare.results import compare
 from mopd_nemo.analysis.compare.table import rows
-from mopd_nemo.config_file import load_config
-from mopd_nemo.errors import UserError
+from mopd_nemo.config import UserError
+from mopd_nemo.config.load import load_config
 from mopd_nemo.run.directory import RunDirectory, write_rows
 from mopd_nemo.run.phases import PHASES
 from tests.conftest import QUICKSTART

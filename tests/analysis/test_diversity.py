@@ -21,7 +21,7 @@ from mopd_nemo.analysis.diversity import (
     write_result,
 )
 from mopd_nemo.analysis.rollouts import RecordedGroup
-from mopd_nemo.errors import UserError
+from mopd_nemo.config import UserError
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import pytest
 from typer.testing import CliRunner
 
 from mopd_nemo.cli import app
-from mopd_nemo.config_file import load_config
-from mopd_nemo.errors import UserError
+from mopd_nemo.config import UserError
+from mopd_nemo.config.load import load_config
 from tests.conftest import QUICKSTART
 
 FAKE = """#!/usr/bin/env bash
@@ -43,7 +43,7 @@ def test_job_directory_holds_script_settings_and_code(calls: Path, tmp_path: Pat
     assert calls.read_text().split() == ["--parsable", str(job / "job.sbatch")]
     assert f"job 11: {job}/job.sbatch" in output
     assert load_config(job / "config.yaml").train.num_steps == 7
-    assert (job / "code" / "mopd_nemo" / "cluster" / "scripts" / "batch.sh").exists()
+    assert (job / "code" / "mopd_nemo" / "slurm" / "scripts" / "batch.sh").exists()
     assert not list(job.rglob("__pycache__"))
     with pytest.raises(UserError, match=r"holds a job already; `sbatch .*job.sbatch` goes on with it"):
         submit("--output", "out")

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from mopd_nemo.commands import sweep
-from mopd_nemo.errors import UserError
+from mopd_nemo.config import UserError
 from mopd_nemo.run.directory import RunDirectory, read_rows
 from tests.conftest import QUICKSTART
 

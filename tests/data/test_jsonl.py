@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from mopd_nemo.config import UserError
 from mopd_nemo.data.jsonl import read_problems
-from mopd_nemo.errors import UserError
 
 GOOD = '{"id": 1, "prompt": "1+1?", "answer": 2, "task": "math"}'
 

@@ -1,7 +1,7 @@
 import json
 from pathlib import Path
 
-from mopd_nemo.config_file import load_config
+from mopd_nemo.config.load import load_config
 from mopd_nemo.data import load_problems
 from tests.conftest import QUICKSTART
 

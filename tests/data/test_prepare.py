@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from mopd_nemo.config_verifiers import VerifierConfig
+from mopd_nemo.config import UserError
+from mopd_nemo.config.verifiers import VerifierConfig
 from mopd_nemo.data.jsonl import read_problems, write_problems
 from mopd_nemo.data.prepare import Prepared, prepare
 from mopd_nemo.data.rows import BadRows
 from mopd_nemo.data.sources import SOURCES, find_source
-from mopd_nemo.errors import UserError
 from mopd_nemo.types import Problem
 from mopd_nemo.verifiers import TASKS, make_verifier
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from mopd_nemo.config import UserError
 from mopd_nemo.data.rows import BadRows, RowError, read_rows, text_field
-from mopd_nemo.errors import UserError
 
 ROWS = [{"a": 1}, {"a": 2}]
 

@@ -4,8 +4,8 @@ from statistics import fmean
 
 import pytest
 
-from mopd_nemo.config_file import load_config
-from mopd_nemo.config_verifiers import VerifierConfig
+from mopd_nemo.config.load import load_config
+from mopd_nemo.config.verifiers import VerifierConfig
 from mopd_nemo.data import load_problems
 from mopd_nemo.engines.base import Sampling
 from mopd_nemo.engines.local.engine import LocalEngine

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from mopd_nemo.config_file import load_config
+from mopd_nemo.config.load import load_config
 from mopd_nemo.engines.base import Sampling
 from mopd_nemo.types import Rollout
 from tests.conftest import QUICKSTART

@@ -9,8 +9,8 @@ from statistics import fmean
 import pytest
 from rich.console import Console
 
-from mopd_nemo.config_file import load_config
-from mopd_nemo.errors import UserError
+from mopd_nemo.config import UserError
+from mopd_nemo.config.load import load_config
 from mopd_nemo.run.directory import RunDirectory, read_rows
 from mopd_nemo.trainer import Trainer
 from tests.conftest import EMBEDDED, QUICKSTART

@@ -9,7 +9,7 @@ import pytest
 from mopd_nemo import lesson
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import Config
-from mopd_nemo.config_file import load_config
+from mopd_nemo.config.load import load_config
 from mopd_nemo.lesson import Lesson
 from mopd_nemo.losses import Divergence, LogLikelihood, PolicyGradient
 from mopd_nemo.methods import make_method

@@ -2,8 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from mopd_nemo.config import Config
-from mopd_nemo.errors import UserError
+from mopd_nemo.config import Config, UserError
 from mopd_nemo.run.directory import RunDirectory, append_row, read_rows, write_rows
 
 

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mopd_nemo.config import Config
-from mopd_nemo.errors import UserError
+from mopd_nemo.config import Config, UserError
 from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.run.trackers import check_trackers, make_trackers
 

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 
-from mopd_nemo.config_verifiers import CodeConfig
+from mopd_nemo.config.verifiers import CodeConfig
 from mopd_nemo.verifiers.sandbox.choose import try_layer
 from mopd_nemo.verifiers.sandbox.layers import LAYERS, Launch, LayerName
 

@@ -1,4 +1,4 @@
-from mopd_nemo.config_verifiers import FeedbackConfig, VerifierConfig
+from mopd_nemo.config.verifiers import FeedbackConfig, VerifierConfig
 from mopd_nemo.types import Outcome
 from mopd_nemo.verifiers.arithmetic import ArithmeticVerifier
 

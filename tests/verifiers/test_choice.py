@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from mopd_nemo.config_verifiers import ChoiceConfig, VerifierConfig
+from mopd_nemo.config.verifiers import ChoiceConfig, VerifierConfig
 from mopd_nemo.types import Outcome
 from mopd_nemo.verifiers.base import AnswerError
 from mopd_nemo.verifiers.choice import ChoiceVerifier, gold_letter

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import pytest
 
-from mopd_nemo.config_verifiers import CodeConfig, FeedbackConfig, VerifierConfig
+from mopd_nemo.config.verifiers import CodeConfig, FeedbackConfig, VerifierConfig
 from mopd_nemo.types import Outcome, Verdict
 from mopd_nemo.verifiers.base import AnswerError
 from mopd_nemo.verifiers.code import CodeVerifier, Tests, last_block, longest_block

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mopd_nemo.config_file import load_config
+from mopd_nemo.config.load import load_config
 from mopd_nemo.data.arithmetic import make_problems
 from mopd_nemo.data.jsonl import write_problems
 from mopd_nemo.engines.base import Sampling

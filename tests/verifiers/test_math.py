@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from mopd_nemo.config_verifiers import FeedbackConfig, VerifierConfig
+from mopd_nemo.config.verifiers import FeedbackConfig, VerifierConfig
 from mopd_nemo.types import Outcome
 from mopd_nemo.verifiers.math import MathVerifier, equivalent
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mopd_nemo.config_verifiers import CodeConfig, FeedbackConfig, MathConfig, VerifierConfig
-from mopd_nemo.errors import UserError
+from mopd_nemo.config import UserError
+from mopd_nemo.config.verifiers import CodeConfig, FeedbackConfig, MathConfig, VerifierConfig
 from mopd_nemo.types import Message, Outcome, Problem, Rollout
 from mopd_nemo.verifiers import TASKS, make_verifier
 from mopd_nemo.verifiers.batch import Verifying
@@ -135,7 +135,7 @@ def test_closing_leaves_no_process_and_loses_no_time(best_layer: LayerName) -> N
 def test_killing_the_parent_leaves_no_process(best_layer: LayerName) -> None:
     source = f"""
 import sys, time
-from mopd_nemo.config_verifiers import CodeConfig, MathConfig, VerifierConfig
+from mopd_nemo.config.verifiers import CodeConfig, MathConfig, VerifierConfig
 from mopd_nemo.verifiers.pool import VerifierPool
 config = VerifierConfig(
     workers=2, math=MathConfig(seconds_per_answer=60), code=CodeConfig(sandbox={best_layer!r}, seconds_per_test=60)

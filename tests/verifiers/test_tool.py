@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from mopd_nemo.config_verifiers import FeedbackConfig, VerifierConfig
+from mopd_nemo.config.verifiers import FeedbackConfig, VerifierConfig
 from mopd_nemo.types import Outcome
 from mopd_nemo.verifiers.base import AnswerError
 from mopd_nemo.verifiers.tool import ToolVerifier, gold_calls

@@ -8,8 +8,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from mopd_nemo.config_file import flatten
-from mopd_nemo.errors import UserError
+from mopd_nemo.config import UserError
+from mopd_nemo.config.load import flatten
 from mopd_nemo.evaluation.metrics import bootstrap_interval, pass_at_k
 from mopd_nemo.run.directory import RunDirectory, read_rows
 from mopd_nemo.run.phases import PHASES

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from mopd_nemo.config import UserError
 from mopd_nemo.data.sources import competition, deepmath, gsm8k, livecodebench, sciknoweval, toolalpaca
 from mopd_nemo.data.sources.base import Source
-from mopd_nemo.errors import UserError
 
 SOURCES: dict[str, Source] = {
     source.name: source

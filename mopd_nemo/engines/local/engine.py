@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mopd_nemo.chat import Chat
-from mopd_nemo.config import Config
+from mopd_nemo.config import Config, UserError
 from mopd_nemo.engines.base import OnRollout, Progress, Sampling
 from mopd_nemo.engines.local.learner import Learner
 from mopd_nemo.engines.local.model import (
@@ -26,7 +26,6 @@ from mopd_nemo.engines.local.sampler import sample
 from mopd_nemo.engines.local.scoring import response_logprobs
 from mopd_nemo.engines.local.teacher import Teacher, load_weights
 from mopd_nemo.engines.local.vllm_backend import VllmBackend, check_backend
-from mopd_nemo.errors import UserError
 from mopd_nemo.lesson import Lesson
 from mopd_nemo.types import Rollout, TrainRow
 

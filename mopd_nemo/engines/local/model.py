@@ -16,11 +16,11 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from mopd_nemo.config import UserError
 from mopd_nemo.embedded import resolve_model_path
 from mopd_nemo.engines.local.batching import micro_batches, tree_batches
 from mopd_nemo.engines.local.last_layer import computed_at, last_feed_forward
 from mopd_nemo.engines.local.prefix_tree import ATTENTION, MIN_SHARED, PrefixTree, plant
-from mopd_nemo.errors import UserError
 
 transformers_logging.disable_progress_bar()  # its bars would tear the live display
 

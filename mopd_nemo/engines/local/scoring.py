@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mopd_nemo.config import UserError
 from mopd_nemo.engines.base import Progress
 from mopd_nemo.engines.local.model import LanguageModel
-from mopd_nemo.errors import UserError
 
 LOGIT_BUDGET = 2**26
 """Logits of one chunk of response tokens, counted as tokens × vocabulary: 256 MiB in float32."""

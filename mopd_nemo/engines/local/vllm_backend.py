@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from mopd_nemo.config import Config
+from mopd_nemo.config import Config, UserError
 from mopd_nemo.embedded import resolve_model_path
 from mopd_nemo.engines.base import Sampling
 from mopd_nemo.engines.local.model import LanguageModel, resolve_device
 from mopd_nemo.engines.nemo.sampling import Sample, sample_on_worker
-from mopd_nemo.errors import UserError
 
 
 def check_backend(config: Config) -> None:

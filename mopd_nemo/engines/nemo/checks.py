@@ -8,11 +8,10 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from mopd_nemo.config import Config
-from mopd_nemo.config_nemo import ParallelConfig, teacher_prompt
+from mopd_nemo.config import Config, UserError
+from mopd_nemo.config.nemo import ParallelConfig, teacher_prompt
 from mopd_nemo.embedded import resolve_model_path
 from mopd_nemo.engines.local.model import check_vocabularies
-from mopd_nemo.errors import UserError
 
 DTENSOR_TENSOR_MODELS = ("llama",)
 """Model types whose training under DTensor's tensor parallelism has been compared with one process."""

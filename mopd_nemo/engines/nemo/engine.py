@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mopd_nemo.chat import Chat
-from mopd_nemo.config import Config
+from mopd_nemo.config import Config, UserError
 from mopd_nemo.engines.base import OnRollout, Progress, Sampling
 from mopd_nemo.engines.local.model import load_tokenizer
 from mopd_nemo.engines.nemo.batches import Targets
@@ -15,7 +15,6 @@ from mopd_nemo.engines.nemo.checks import check_models, check_surroundings
 from mopd_nemo.engines.nemo.learner import Learner
 from mopd_nemo.engines.nemo.runtime import Launch, Runtime, launch
 from mopd_nemo.engines.nemo.scorer import Scorer
-from mopd_nemo.errors import UserError
 from mopd_nemo.lesson import Lesson
 from mopd_nemo.types import Rollout, TrainRow
 

@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from mopd_nemo.config_verifiers import VerifierConfig
-from mopd_nemo.errors import UserError
+from mopd_nemo.config import UserError
+from mopd_nemo.config.verifiers import VerifierConfig
 from mopd_nemo.types import Outcome, Verdict
 from mopd_nemo.verifiers import TASKS
 from mopd_nemo.verifiers.pool import VerifierPool

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import mopd_nemo
-from mopd_nemo.config import Config
-from mopd_nemo.config_nemo import NemoConfig, training_gpus
+from mopd_nemo.config import Config, UserError
+from mopd_nemo.config.nemo import NemoConfig, training_gpus
 from mopd_nemo.engines.nemo.policy_config import student_policy, teacher_policy
 from mopd_nemo.engines.nemo.sampling import Sample, sample_on_worker
-from mopd_nemo.errors import UserError
 
 WORKERS = {
     "megatron": "mopd_nemo.engines.nemo.worker.TeacherWorker",

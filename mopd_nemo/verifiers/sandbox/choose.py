@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mopd_nemo.config_verifiers import CodeConfig
-from mopd_nemo.errors import UserError
+from mopd_nemo.config import UserError
+from mopd_nemo.config.verifiers import CodeConfig
 from mopd_nemo.verifiers.sandbox.client import Sandbox, SandboxError
 from mopd_nemo.verifiers.sandbox.layers import LAYERS, Launch, LayerName, launches
 

@@ -17,7 +17,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
-from mopd_nemo.config_verifiers import CodeConfig
+from mopd_nemo.config.verifiers import CodeConfig
 from mopd_nemo.verifiers.sandbox.layers import Launch
 
 _START_SECONDS = 30.0

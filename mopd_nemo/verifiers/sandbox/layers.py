@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mopd_nemo.config_verifiers import CodeConfig
+from mopd_nemo.config.verifiers import CodeConfig
 
 LayerName = Literal["bubblewrap", "namespaces", "rlimits"]
 LAYERS: tuple[LayerName, ...] = ("bubblewrap", "namespaces", "rlimits")

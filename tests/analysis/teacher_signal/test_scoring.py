@@ -12,10 +12,9 @@ from mopd_nemo.analysis.teacher_signal.conditions import CONDITIONS, condition_c
 from mopd_nemo.analysis.teacher_signal.output import collect, to_markdown, write_result
 from mopd_nemo.analysis.teacher_signal.scoring import ScoreStore, manifest_of, score_rollouts
 from mopd_nemo.chat import Chat
-from mopd_nemo.config import Config
+from mopd_nemo.config import Config, UserError
 from mopd_nemo.engines.base import Sampling
 from mopd_nemo.engines.local.engine import LocalEngine
-from mopd_nemo.errors import UserError
 from mopd_nemo.run.directory import read_rows, write_rows
 from mopd_nemo.run.records import rollout_records
 from tests.conftest import make_group

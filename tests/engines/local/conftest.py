@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from mopd_nemo.config import Config
-from mopd_nemo.config_file import load_config
+from mopd_nemo.config.load import load_config
 from mopd_nemo.engines.local.engine import LocalEngine
 from tests.conftest import QUICKSTART
 

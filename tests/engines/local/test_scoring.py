@@ -5,10 +5,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from mopd_nemo.config import UserError
 from mopd_nemo.engines.base import Sampling
 from mopd_nemo.engines.local.engine import LocalEngine
 from mopd_nemo.engines.local.scoring import response_logprobs
-from mopd_nemo.errors import UserError
 
 Make = Callable[..., LocalEngine]
 LONG, SHORT = tuple(range(20, 70)), (5, 6, 7)

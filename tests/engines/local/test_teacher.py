@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from mopd_nemo.config import UserError
 from mopd_nemo.engines.local.engine import LocalEngine
-from mopd_nemo.errors import UserError
 from tests.conftest import make_random_model
 
 Make = Callable[..., LocalEngine]

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import pytest
 
-from mopd_nemo.config_file import load_config
+from mopd_nemo.config import UserError
+from mopd_nemo.config.load import load_config
 from mopd_nemo.engines.local.engine import LocalEngine
-from mopd_nemo.errors import UserError
 from tests.conftest import QUICKSTART
 
 

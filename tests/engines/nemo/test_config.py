@@ -5,11 +5,10 @@ from typing import Any
 
 import pytest
 
-from mopd_nemo.config import Config
-from mopd_nemo.config_file import load_config, validate
+from mopd_nemo.config import Config, UserError
+from mopd_nemo.config.load import load_config, validate
 from mopd_nemo.engines.nemo.checks import check_models, check_surroundings
 from mopd_nemo.engines.nemo.policy_config import student_policy, teacher_policy
-from mopd_nemo.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parents[3] / "configs" / "nemo").glob("*.yaml"))
 

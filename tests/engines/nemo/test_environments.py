@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from mopd_nemo.config import UserError
 from mopd_nemo.engines.nemo import environments
 from mopd_nemo.engines.nemo.environments import ResponseJudge, has_nemo_rl, observation, register_environments
-from mopd_nemo.errors import UserError
 from mopd_nemo.types import Outcome
 
 LOGS = [

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mopd_nemo.config_file import load_config, validate
+from mopd_nemo.config.load import load_config, validate
 from tests.integration.nemo import cpu
 
 CONFIGS = sorted((Path(__file__).parents[3] / "configs" / "nemo").glob("*.yaml"))

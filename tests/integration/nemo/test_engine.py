@@ -13,9 +13,8 @@ from unittest import mock
 
 import pytest
 
-from mopd_nemo.config import Config
-from mopd_nemo.config_file import validate
-from mopd_nemo.errors import UserError
+from mopd_nemo.config import Config, UserError
+from mopd_nemo.config.load import validate
 from tests.conftest import EMBEDDED
 from tests.integration.nemo import cpu
 

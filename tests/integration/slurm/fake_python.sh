@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A fake driver. It notes how it was called, saves a "checkpoint", and goes on until it is told to stop or a file `finish`
 # appears in its run directory.
-[[ $2 == *roll_call ]] && exit 0
+[[ $2 == *ray_nodes ]] && exit 0
 trap 'mkdir -p "$MOPD_RUN_DIR/checkpoints/step_$RANDOM$RANDOM"; exit 138' USR1
 mkdir -p "$MOPD_RUN_DIR"
 echo "$*" >> "$MOPD_RUN_DIR/calls"

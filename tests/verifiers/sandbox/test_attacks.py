@@ -293,7 +293,7 @@ def test_scratch_space_is_limited(isolating: Arena) -> None:
 
 def test_expected_outputs_are_not_in_the_sandbox() -> None:
     """Of everything sent into the sandbox, nothing holds an expected output."""
-    from mopd_nemo.config_verifiers import VerifierConfig
+    from mopd_nemo.config.verifiers import VerifierConfig
     from mopd_nemo.verifiers.code import CodeVerifier
 
     layer = next(layer for layer in LAYERS if launch_of(layer))
@@ -315,7 +315,7 @@ def test_killing_the_verifier_kills_the_sandbox(any_layer: Arena) -> None:
     """Whatever runs the sandbox may be killed at any moment, and takes it along."""
     source = f"""
 import sys
-from mopd_nemo.config_verifiers import CodeConfig
+from mopd_nemo.config.verifiers import CodeConfig
 from mopd_nemo.verifiers.sandbox.client import Sandbox
 from mopd_nemo.verifiers.sandbox.layers import Launch
 launch = {any_layer.sandbox._launch!r}

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from mopd_nemo.cluster.checks import memory_problems, problems_of, unwritable
-from mopd_nemo.cluster.job import Job
-from mopd_nemo.cluster.site import SiteConfig
-from mopd_nemo.config_file import load_config
+from mopd_nemo.config.load import load_config
+from mopd_nemo.slurm.checks import memory_problems, problems_of, unwritable
+from mopd_nemo.slurm.job import Job
+from mopd_nemo.slurm.site import SiteConfig
 from tests.conftest import QUICKSTART
 
 PAPER = Path(__file__).parents[2] / "configs" / "paper"

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
-from mopd_nemo.config_section import Section
+from mopd_nemo.config.base import Section
 
 
 class MathConfig(Section):

@@ -1,6 +1,6 @@
 """Every config of a recipe: whole, small enough, fits its GPUs, and renders the script it rendered before.
 
-`MOPD_UPDATE_SNAPSHOTS=1 pytest tests/cluster` writes the snapshots anew.
+`MOPD_UPDATE_SNAPSHOTS=1 pytest tests/slurm` writes the snapshots anew.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from mopd_nemo.cluster.architecture import architecture_of
-from mopd_nemo.cluster.checks import memory_problems
-from mopd_nemo.cluster.job import Job, render
-from mopd_nemo.cluster.memory import estimate
-from mopd_nemo.cluster.site import SiteConfig
-from mopd_nemo.config_file import load_config
+from mopd_nemo.config.load import load_config
+from mopd_nemo.slurm.architecture import architecture_of
+from mopd_nemo.slurm.checks import memory_problems
+from mopd_nemo.slurm.job import Job, render
+from mopd_nemo.slurm.memory import estimate
+from mopd_nemo.slurm.site import SiteConfig
 
 ROOT = Path(__file__).parents[2]
 LEAVES = sorted(file for folder in ("paper", "beyond") for file in (ROOT / "configs" / folder).glob("*.yaml"))

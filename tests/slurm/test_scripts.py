@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(
-    {*ROOT.glob("mopd_nemo/cluster/scripts/*.sh"), *ROOT.glob("slurm/*.sh"), *ROOT.glob("recipes/**/*.sh")}
+    {*ROOT.glob("mopd_nemo/slurm/scripts/*.sh"), *ROOT.glob("slurm/*.sh"), *ROOT.glob("recipes/**/*.sh")}
     | {*ROOT.glob("tests/integration/slurm/*.sh"), ROOT / ".ci" / "run"}
 )
 

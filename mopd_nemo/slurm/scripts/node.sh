@@ -56,7 +56,7 @@ run_head() {
     wait_for "Ray head" listens "$address" "$MOPD_PORT"
     put "$MOPD_LOGS/head" "$address:$MOPD_PORT"
     export RAY_ADDRESS=$address:$MOPD_PORT
-    python -m mopd_nemo.engines.nemo.roll_call --nodes "$MOPD_NODES" --gpus "$MOPD_GPUS" --seconds "$MOPD_START_SECONDS" \
+    python -m mopd_nemo.slurm.ray_nodes --nodes "$MOPD_NODES" --gpus "$MOPD_GPUS" --seconds "$MOPD_START_SECONDS" \
       --see "$MOPD_LOGS/token" || fail "not every node has joined Ray"
   fi
   start_driver

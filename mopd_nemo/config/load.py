@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from yaml import YAMLError
 
 from mopd_nemo.config import Config
-from mopd_nemo.errors import UserError
+from mopd_nemo.config.base import UserError
 
 _Section = TypeVar("_Section", bound=BaseModel)
 

@@ -20,9 +20,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mopd_nemo.cluster.architecture import Architecture
 from mopd_nemo.config import Config
-from mopd_nemo.config_nemo import NemoConfig, ParallelConfig, training_gpus
+from mopd_nemo.config.nemo import NemoConfig, ParallelConfig, training_gpus
+from mopd_nemo.slurm.architecture import Architecture
 
 RESERVE_GB = 6.0
 """CUDA context, NCCL and Transformer Engine workspaces, chunks of the loss, fragmentation."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import PeersConfig
-from mopd_nemo.config_verifiers import VerifierConfig
+from mopd_nemo.config.verifiers import VerifierConfig
 from mopd_nemo.data.arithmetic import apply, evaluate, parse, random_expressions, to_problem
 from mopd_nemo.peers.render import Section, render
 from mopd_nemo.types import Message

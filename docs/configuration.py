@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import sys
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -16,7 +15,7 @@ from mopd_nemo.config import Config
 
 _HEAD = """# Configuration
 
-Every setting, its default and its meaning. Generated from `mopd_nemo/config.py` by `make docs`.
+Every setting, its default and its meaning. Generated from `mopd_nemo/config` by `make docs`.
 
 A config is a YAML file. `defaults: other.yaml` (or a list of files, relative to this one) is read first and overridden.
 `${key}` repeats another value of the file. On the command line, `section.key=value` overrides the file. An unknown key
@@ -68,4 +67,4 @@ def _default(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(render(), encoding="utf-8")
+    Path(__file__).with_suffix(".md").write_text(render(), encoding="utf-8")

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import mopd_nemo
-from mopd_nemo.cluster.job import Job, render
-from mopd_nemo.config_file import dump_config
-from mopd_nemo.errors import UserError
+from mopd_nemo.config import UserError
+from mopd_nemo.config.load import dump_config
+from mopd_nemo.slurm.job import Job, render
 
 
 def write_job(job: Job) -> None:

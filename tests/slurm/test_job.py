@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from mopd_nemo.cluster.job import Job, mounts, parse_seeds, render
-from mopd_nemo.cluster.site import SiteConfig
-from mopd_nemo.config_file import load_config
-from mopd_nemo.errors import UserError
+from mopd_nemo.config import UserError
+from mopd_nemo.config.load import load_config
+from mopd_nemo.slurm.job import Job, mounts, parse_seeds, render
+from mopd_nemo.slurm.site import SiteConfig
 from tests.conftest import QUICKSTART
 
 

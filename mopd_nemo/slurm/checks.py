@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from mopd_nemo.cluster.architecture import KNOWN, architecture_of, find_model
-from mopd_nemo.cluster.job import Job
-from mopd_nemo.cluster.memory import Estimate, check_divisible, estimate, generation_weights
-from mopd_nemo.cluster.site import SiteConfig
 from mopd_nemo.config import Config
+from mopd_nemo.slurm.architecture import KNOWN, architecture_of, find_model
+from mopd_nemo.slurm.job import Job
+from mopd_nemo.slurm.memory import Estimate, check_divisible, estimate, generation_weights
+from mopd_nemo.slurm.site import SiteConfig
 
 
 def problems_of(job: Job) -> list[str]:

@@ -1,4 +1,4 @@
-"""Wait until every node has joined Ray, then run one task on each: `python -m mopd_nemo.engines.nemo.roll_call`.
+"""Wait until every node has joined Ray, then run one task on each: `python -m mopd_nemo.slurm.ray_nodes`.
 
 The launcher's last step before the driver. A node that cannot run a task, cannot import this package or does not see
 the shared log directory is found here, by name, before any model is loaded.

@@ -11,10 +11,9 @@ from typing import Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from mopd_nemo.cluster.site import SiteConfig
-from mopd_nemo.config import Config
-from mopd_nemo.config_cluster import seconds_of
-from mopd_nemo.errors import UserError
+from mopd_nemo.config import Config, UserError
+from mopd_nemo.config.slurm import seconds_of
+from mopd_nemo.slurm.site import SiteConfig
 
 Task = Literal["train", "eval", "interactive"]
 
@@ -181,7 +180,7 @@ def _environment_of_processes(job: Job) -> dict[str, str]:
 @cache
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("mopd_nemo.cluster"),
+        loader=PackageLoader("mopd_nemo.slurm"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

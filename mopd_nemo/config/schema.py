@@ -1,6 +1,6 @@
 """Every setting and its default: one pydantic tree, unknown keys refused.
 
-`mopd_nemo.config_file` reads YAML into it. Defaults are the paper's (section 5.1) where it states them.
+`mopd_nemo.config.load` reads YAML into it. Defaults are the paper's (section 5.1) where it states them.
 `docs/configuration.md` is generated from the docstrings below.
 """
 
@@ -13,11 +13,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator, model_validator
 from pydantic import PositiveFloat as Positive
 
-from mopd_nemo.config_cluster import ClusterConfig, check_cluster
+from mopd_nemo.config.base import Section
+from mopd_nemo.config.nemo import NemoConfig, check_nemo
+from mopd_nemo.config.slurm import ClusterConfig, check_cluster
+from mopd_nemo.config.verifiers import VerifierConfig
 from mopd_nemo.config_methods import METHODS, check_method
-from mopd_nemo.config_nemo import NemoConfig, check_nemo
-from mopd_nemo.config_section import Section
-from mopd_nemo.config_verifiers import VerifierConfig
 
 _TIME = re.compile(r"\d+:\d{2}:\d{2}:\d{2}")
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]

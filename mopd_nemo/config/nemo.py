@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from mopd_nemo.config_section import Section
+from mopd_nemo.config.base import Section
 
 if TYPE_CHECKING:
     from mopd_nemo.config import Config

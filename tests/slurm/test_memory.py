@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from mopd_nemo.cluster.architecture import KNOWN, Architecture, architecture_of
-from mopd_nemo.cluster.memory import RESERVE_GB, check_divisible, estimate
 from mopd_nemo.config import Config, ModelConfig, TrainConfig
-from mopd_nemo.config_nemo import GenerationConfig, NemoConfig, ParallelConfig
+from mopd_nemo.config.nemo import GenerationConfig, NemoConfig, ParallelConfig
+from mopd_nemo.slurm.architecture import KNOWN, Architecture, architecture_of
+from mopd_nemo.slurm.memory import RESERVE_GB, check_divisible, estimate
 
 EIGHT_B = KNOWN["Qwen/Qwen3-8B"]
 

@@ -9,9 +9,9 @@ from typing import Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from mopd_nemo.config_file import load_section
-from mopd_nemo.config_section import Section
-from mopd_nemo.errors import UserError
+from mopd_nemo.config import UserError
+from mopd_nemo.config.base import Section
+from mopd_nemo.config.load import load_section
 
 DEFAULT_FILE = Path("slurm/site.yaml")
 EXAMPLE_FILE = Path("slurm/site.example.yaml")

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mopd_nemo.cluster.site import EXAMPLE_FILE, SiteConfig, load_site
-from mopd_nemo.errors import UserError
+from mopd_nemo.config import UserError
+from mopd_nemo.slurm.site import EXAMPLE_FILE, SiteConfig, load_site
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,10 +1,10 @@
 from itertools import islice
 
 from mopd_nemo.chat import Chat
-from mopd_nemo.config_verifiers import VerifierConfig
+from mopd_nemo.config.verifiers import VerifierConfig
 from mopd_nemo.data.arithmetic import make_problems, split_of
-from mopd_nemo.embedded.corpus import BUGS, Example, attempt, examples, to_ids
 from mopd_nemo.verifiers.arithmetic import ArithmeticVerifier
+from recipes.embedded_model.corpus import BUGS, Example, attempt, examples, to_ids
 
 VERIFIER = ArithmeticVerifier(VerifierConfig())
 

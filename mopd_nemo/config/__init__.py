@@ -1,0 +1,26 @@
+"""Every setting of a run. `schema` is the tree, `load` reads YAML into it, `checks` has the rules between sections."""
+
+from mopd_nemo.config.base import Section, UserError
+from mopd_nemo.config.schema import (
+    Config,
+    DivergenceConfig,
+    ModelConfig,
+    PeersConfig,
+    PolicyGradientConfig,
+    TeacherConfig,
+    Templates,
+    TrainConfig,
+)
+
+__all__ = [
+    "Config",
+    "DivergenceConfig",
+    "ModelConfig",
+    "PeersConfig",
+    "PolicyGradientConfig",
+    "Section",
+    "TeacherConfig",
+    "Templates",
+    "TrainConfig",
+    "UserError",
+]

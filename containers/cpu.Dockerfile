@@ -1,6 +1,6 @@
 # The quickstart and the tests on CPUs. From the root of a checkout:
-#   docker build --file containers/cpu.Dockerfile --tag mopd-nemo-cpu:0.1.0 .
-#   docker run --rm mopd-nemo-cpu:0.1.0
+#   docker build --file containers/cpu.Dockerfile --tag mopd-nemo-cpu:0.2.0 .
+#   docker run --rm mopd-nemo-cpu:0.2.0
 # PIP_ARGS is handed to pip, for example to choose an index with CPU builds of torch.
 FROM python:3.12.11-slim-bookworm
 

@@ -1,6 +1,6 @@
 # NeMo-RL with this package, for clusters. From the root of a checkout:
-#   docker build --file containers/nemo.Dockerfile --tag mopd-nemo:0.1.0 .
-#   enroot import --output mopd-nemo.sqsh dockerd://mopd-nemo:0.1.0
+#   docker build --file containers/nemo.Dockerfile --tag mopd-nemo:0.2.0 .
+#   enroot import --output mopd-nemo.sqsh dockerd://mopd-nemo:0.2.0
 FROM nvcr.io/nvidia/nemo-rl:v0.7.0
 
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]

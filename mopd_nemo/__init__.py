@@ -8,4 +8,4 @@ The pipeline of one step, and the room each part lives in:
 `mopd_nemo.trainer` is the loop. Importing this package loads nothing heavy.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

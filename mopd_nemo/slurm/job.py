@@ -138,7 +138,7 @@ def _exports(job: Job) -> dict[str, str]:
         "MOPD_TASK": job.task,
         "MOPD_SEED": "" if job.seeds else str(job.config.seed),
         "MOPD_CODE": str(job.code),
-        "MOPD_SCRIPTS": str(job.code / "mopd_nemo" / "cluster" / "scripts"),
+        "MOPD_SCRIPTS": str(job.code / "mopd_nemo" / "slurm" / "scripts"),
         "MOPD_WORKDIR": str(job.workdir),
         "MOPD_NODES": str(job.nodes),
         "MOPD_GPUS": str(job.gpus_per_node),

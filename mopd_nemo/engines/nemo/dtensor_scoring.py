@@ -15,6 +15,7 @@ from nemo_rl.models.policy.workers.dtensor_policy_worker_v2 import get_train_con
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from mopd_nemo.engines.nemo.batches import joined
 from mopd_nemo.engines.nemo.rows import padded_rows
 from mopd_nemo.engines.nemo.vocabulary import Scores, logprobs_of, topk_logprobs
 
@@ -66,7 +67,7 @@ class _ResponseScores(TopkLogitsPostProcessor):
         rows = padded_rows(data_dict["prompt_lengths"].tolist(), data_dict["input_lengths"].tolist())
         logits_TV = logits_BSV[rows.sequence_R.to(logits_BSV.device), rows.position_R.to(logits_BSV.device)]
         if "candidates" in data_dict:
-            ids_TK = torch.cat(list(data_dict["candidates"])).to(logits_TV.device)
+            ids_TK = joined(data_dict["candidates"]).to(logits_TV.device)
             logprobs_TK = logprobs_of(logits_TV, ids_TK, self._vocab_size, group)
         else:
             ids_TK, logprobs_TK = topk_logprobs(logits_TV, self.k, self._vocab_size, group)

@@ -21,6 +21,7 @@ from nemo_rl.algorithms.loss.interfaces import LossInputType, LossType
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from mopd_nemo.engines.nemo.batches import joined
 from mopd_nemo.engines.nemo.rows import LocalRows, packed_rows, padded_rows
 from mopd_nemo.losses import (
     Divergence,
@@ -182,13 +183,13 @@ def _rows(data: Mapping[str, Any], logits_BSV: Tensor, cp_size: int, cp_rank: in
     tokens = Tokens(
         _mine(ids_T, local, device),
         _mine(advantages_T, local, device),
-        *(_mine(torch.cat(data[key]), local, device) if key in data else None for key in ("old", "sampler")),
+        *(_mine(joined(data[key]), local, device) if key in data else None for key in ("old", "sampler")),
     )
     teacher = None
     if "teacher_ids" in data:
-        ids_RK = _mine(torch.cat(data["teacher_ids"]), local, device).long()
-        teacher = TopK(ids_RK, _mine(torch.cat(data["teacher_logprobs"]), local, device).float())
-    weights_PR = torch.cat(data["weights"], dim=-1)[:, local.number_R].to(device)
+        ids_RK = _mine(joined(data["teacher_ids"]), local, device).long()
+        teacher = TopK(ids_RK, _mine(joined(data["teacher_logprobs"]), local, device).float())
+    weights_PR = joined(data["weights"], axis=-1)[:, local.number_R].to(device)
     return _Rows(logits_BSV.flatten(0, 1), index_R, tokens, teacher, weights_PR)
 
 

@@ -5,13 +5,15 @@ Each method is called on every worker of a policy, in the same order everywhere:
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 
+from mopd_nemo.engines.nemo.batches import Scored
 from mopd_nemo.engines.nemo.shadow import Shadow
 from mopd_nemo.engines.nemo.vocabulary import Scores
 
@@ -48,18 +50,22 @@ class PastSelfMethods:
             self._shadow.save(Path(directory) / name)
         dist.barrier()
 
-    def score_responses(self, *, data: Any, k: int, vocab_size: int, past_self: bool, dtype: str) -> Scores | None:
+    def score_responses(self, *, data: Any, k: int, vocab_size: int, past_self: bool, dtype: str) -> Scored | None:
         """Scores of response tokens by this model or by its past self, as the backend's scoring module gives them."""
-        if not past_self:
-            return self._score(data, k, vocab_size, DTYPES[dtype])
-        assert self._shadow is not None
-        with self._whole_parameters(), self._shadow.in_place_of(self.model):
-            return self._score(data, k, vocab_size, DTYPES[dtype])
+        with self._past_self() if past_self else nullcontext():
+            scores = self._score(data, k, vocab_size, DTYPES[dtype])
+        return None if scores is None else {name: part.numpy() for name, part in scores.items()}
 
     def set_learning_rate(self, *, rate: float) -> None:
         """Rate of the next update; the backend's own schedule speaks up again after it."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_mult", 1.0)
+
+    @contextmanager
+    def _past_self(self) -> Iterator[None]:
+        assert self._shadow is not None
+        with self._whole_parameters(), self._shadow.in_place_of(self.model):
+            yield
 
     def _score(self, data: Any, k: int, vocab_size: int, dtype: torch.dtype) -> Scores | None:
         raise NotImplementedError

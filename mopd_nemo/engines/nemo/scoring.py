@@ -16,6 +16,7 @@ from nemo_rl.models.megatron.data import ProcessedMicrobatch, get_microbatch_ite
 from nemo_rl.models.megatron.train import TopkLogitsPostProcessor, megatron_forward_backward
 from torch import Tensor, nn
 
+from mopd_nemo.engines.nemo.batches import joined
 from mopd_nemo.engines.nemo.rows import LocalRows, ResponseHead, packed_rows, padded_rows
 from mopd_nemo.engines.nemo.vocabulary import Scores, logprobs_of, topk_logprobs
 
@@ -29,7 +30,7 @@ def score_responses(
     Args:
         model: a Megatron model, wrapped or not.
         data: a `BatchedDataDict` with `input_ids` [B, S], `input_lengths` [B], `prompt_lengths` [B] and, to score given
-            tokens instead of the likeliest k, `candidates`: per sequence a [response tokens, k] tensor of ids.
+            tokens instead of the likeliest k, `candidates`: per sequence a [response tokens, k] array of ids.
         cfg: NeMo-RL's PolicyConfig.
         dtype: of the log-probabilities returned.
         forward: passed on to `megatron_forward_backward`.
@@ -76,7 +77,7 @@ class _ResponseScores(TopkLogitsPostProcessor):
             logits_RV = logits_1RV.squeeze(0)
             group = parallel_state.get_tensor_model_parallel_group()
             if "candidates" in data_dict:
-                ids_RK = torch.cat(list(data_dict["candidates"]))[rows.number_R].to(logits_RV.device)
+                ids_RK = joined(data_dict["candidates"])[rows.number_R].to(logits_RV.device)
                 logprobs_RK = logprobs_of(logits_RV, ids_RK, self._vocab_size, group)
             else:
                 ids_RK, logprobs_RK = topk_logprobs(logits_RV, self.k, self._vocab_size, group)

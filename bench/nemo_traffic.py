@@ -1,0 +1,101 @@
+"""What a step's targets cost on their way to the workers: bytes in Ray's object store, and seconds to put and read.
+
+    PYTHONPATH=nemo-rl python bench/nemo_traffic.py [--rows 256] [--tokens 256] [--k 100] [--ranks 4]
+
+`nemo-rl` is a checkout of NeMo-RL, whose own sharding is used, and Ray is real. The same targets go three ways: as
+tensors that are views of all that a rank has scored (kept here to measure against), as tensors of their own, and as
+`train_batch` sends them. What the views would take is found by pickling one shard where it exceeds the store.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.cloudpickle
+import torch
+
+sys.path.insert(1, str(Path(__file__).parents[1]))
+from nemo_rl.distributed.batched_data_dict import BatchedDataDict
+
+from mopd_nemo.engines.nemo.batches import joined, split_scores, train_batch
+from mopd_nemo.types import TrainRow
+
+KEYS = ("teacher_ids", "teacher_logprobs")
+STORE = 4 * 2**30
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, value in {"rows": 256, "tokens": 256, "k": 100, "ranks": 4}.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    arguments = parser.parse_args()
+    batch = train(arguments.rows, arguments.tokens, arguments.k, arguments.ranks)
+    whole = {key: joined(batch[key]) for key in KEYS}
+    views = {key: list(whole[key].split(arguments.tokens)) for key in KEYS}
+    ways = {
+        "tensors, views": views,
+        "tensors, copies": {key: [part.clone() for part in views[key]] for key in KEYS},
+        "NumPy, as sent": {},
+    }
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=STORE)
+    needed = sum(part.nbytes for key in KEYS for part in batch[key])
+    print(f"{arguments.rows} rows x {arguments.tokens} tokens x {arguments.k}: targets of {needed / 1e6:.1f} MB")
+    print("| way | MB in the object store | of the targets | put, s | read, s |\n|---|---|---|---|---|")
+    for name, changed in ways.items():
+        stored, put, read = travel(shards(batch | changed, arguments.ranks))
+        print(f"| {name} | {stored / 1e6:.1f} | {stored / needed:.1f} | {put:.3f} | {read:.3f} |", flush=True)
+    ray.shutdown()
+
+
+def train(rows: int, tokens: int, k: int, ranks: int) -> dict[str, Any]:
+    """A training batch with random targets."""
+    draw = np.random.default_rng(0)
+    shape = (rows * tokens, k)
+    scores = {"ids": draw.integers(0, 151936, shape, np.int32), "logprobs": -draw.random(shape, np.float32)}
+    targets = split_scores([scores], range(rows), [tokens] * rows)
+    taught = [TrainRow(0, n, (0,) * 16, (1,) * tokens, (-1.0,) * tokens, advantage=0.0) for n in range(rows)]
+    weights = [torch.ones(1, tokens)] * rows
+    return train_batch(taught, weights, targets, None, pad_id=0, length_multiple=4, count_multiple=ranks)
+
+
+def shards(batch: dict[str, Any], ranks: int) -> list[Any]:
+    packing = {
+        "algorithm": "modified_first_fit_decreasing",
+        "input_key": "input_ids",
+        "input_lengths_key": "input_lengths",
+        "sequence_length_pad_multiple": 4,
+        "max_tokens_per_microbatch": 16384,
+    }
+    data: Any = BatchedDataDict(batch)
+    return data.shard_by_batch_size(ranks, batch_size=data.size, sequence_packing_args=packing)[0]
+
+
+def travel(parts: list[Any]) -> tuple[float, float, float]:
+    """Bytes, seconds to put and seconds to read. A shard that would fill the store is pickled instead, once."""
+    stored, put, read = 0.0, 0.0, 0.0
+    for part in parts:
+        start = time.perf_counter()
+        size = len(ray.cloudpickle.dumps(part))
+        pickled = time.perf_counter() - start
+        stored += size
+        if size > STORE / 2:
+            put, read = put + pickled, float("nan")
+            continue
+        start = time.perf_counter()
+        reference = ray.put(part)
+        put += time.perf_counter() - start
+        start = time.perf_counter()
+        ray.get(reference)
+        read += time.perf_counter() - start
+        del reference
+    return stored, put, read
+
+
+if __name__ == "__main__":
+    main()

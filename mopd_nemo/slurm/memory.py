@@ -13,7 +13,9 @@ parallelism, embedding and output layer on the stages that have them), D the GPU
     logits        4·T·vocab / tensor   bfloat16 values and gradients; the loss widens a chunk at a time
     generation    gpu_memory_utilization of the GPU, and the training weights while they are handed over
 
-A teacher that scores has weights, one layer's working set and logits without gradients.
+A teacher that scores has weights, one layer's working set and logits without gradients. On shared GPUs an external one
+and the student take turns: each waits in the nodes' memory while the other scores, and the teacher while the student
+trains or vLLM generates.
 """
 
 from __future__ import annotations
@@ -51,13 +53,12 @@ def estimate(config: Config, student: Architecture, teacher: Architecture | None
     nemo, tokens = config.nemo, config.train.tokens_per_micro_batch
     share = RESERVE_GB + _training(student, nemo, tokens, config.nemo.activation_checkpointing)
     own = _weights(student, nemo.student)
-    if teacher is not None:
-        score = RESERVE_GB + _scoring(teacher, nemo.teacher, tokens)
-    elif config.teacher.kind == "none":
-        score = 0.0
-    else:
+    score = 0.0
+    if config.teacher.kind != "none" and (teacher is None or config.divergence.support == "student_topk"):
         optimizer = 0.0 if nemo.offload_optimizer else _optimizer(student, nemo)
         score = RESERVE_GB + _scoring(student, nemo.student, tokens) + optimizer
+    if teacher is not None:
+        score = max(score, RESERVE_GB + _scoring(teacher, nemo.teacher, tokens))
     handed_over = own if nemo.generation.gpus == 0 else 0.0
     generate = nemo.generation.gpu_memory_utilization * gpu_gb + handed_over + RESERVE_GB / 2
     return Estimate(share, score, generate)

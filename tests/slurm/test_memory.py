@@ -120,3 +120,27 @@ def test_model_is_found_in_a_hugging_face_cache(tmp_path: Path) -> None:
     found = architecture_of("some/model", str(tmp_path))
     assert found is not None and (found.head_dim, found.kv_heads) == (4, 2)
     assert architecture_of("other/model", str(tmp_path)) is None
+
+
+def test_a_small_teacher_needs_no_less_than_the_students_own_pass() -> None:
+    """The student names the tokens first; a teacher that names them itself spares it that, and its optimiser's stay."""
+    small = KNOWN["Qwen/Qwen3-1.7B"]
+    config = external("student_topk")
+    alone = estimate(config, EIGHT_B, EIGHT_B, 80).score
+    assert (
+        estimate(config, EIGHT_B, small, 80).score
+        == alone
+        > estimate(external("teacher_topk"), EIGHT_B, small, 80).score
+    )
+
+
+def external(support: str) -> Config:
+    teacher = {"kind": "external", "path": "some/teacher"}
+    return Config.model_validate(
+        {
+            "engine": "nemo",
+            "teacher": teacher,
+            "divergence": {"support": support},
+            "train": {"tokens_per_micro_batch": 16384},
+        }
+    )

@@ -22,6 +22,16 @@ class TeacherMethods(PastSelfMethods):
     defer_fp32_logits: Any
     should_disable_forward_pre_hook: bool
 
+    def move_model(self, model: Any, device: str, move_params: bool = True, move_grads: bool = True) -> Any:
+        """NeMo-RL's, which every offload and every return to the GPU calls, for a model without an optimiser as well.
+
+        Such a model, an external teacher, is not in Megatron's DDP. NeMo-RL v0.7.0 copies its weights to the other
+        device and from there back into the parameters where they are, so that nothing moves.
+        """
+        if self.optimizer is not None:
+            return super().move_model(model, device, move_params=move_params, move_grads=move_grads)  # type: ignore[misc]
+        return model.to(device) if move_params else model
+
     def _score(self, data: Any, k: int, vocab_size: int, dtype: torch.dtype) -> Scores | None:
         return score_responses(
             self.model,

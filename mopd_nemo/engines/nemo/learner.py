@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from mopd_nemo.chat import Chat
 from mopd_nemo.config import Config
 from mopd_nemo.engines.base import Progress
 from mopd_nemo.engines.nemo.batches import Targets, train_batch
+from mopd_nemo.engines.nemo.packing import even_budget
 from mopd_nemo.engines.nemo.scorer import Scorer
 from mopd_nemo.engines.updates import cut_by_group, token_weights_of
 from mopd_nemo.lesson import Dpo, Lesson, Part, Preference
@@ -112,7 +114,8 @@ class Learner:
         self._student.prepare_for_training()
         self._student.run_all_workers_single_data("set_learning_rate", rate=learning_rate)
         start = time.monotonic()
-        result = self._student.train(BatchedDataDict(batch), loss, gbs=len(batch["weights"]), mbs=1)
+        with _dealt_evenly(self._student, batch):
+            result = self._student.train(BatchedDataDict(batch), loss, gbs=len(batch["weights"]), mbs=1)
         seconds = time.monotonic() - start
         sums = {name: math.fsum(values) for name, values in result["all_mb_metrics"].items()}
         num_tokens = sum(len(rows[i].response_ids) for i in parts[0].rows)
@@ -172,6 +175,22 @@ class Learner:
         (slope_N,) = torch.autograd.grad(loss, logprobs_N)
         own = {i: -slope_N[place[i]].expand(len(rows[i].response_ids)) for i in members}
         return _Weighted(LogLikelihood(), own, loss.item())
+
+
+@contextmanager
+def _dealt_evenly(student: Any, batch: dict[str, Any]) -> Iterator[None]:
+    """Meanwhile `Policy.train`, which takes its budget from its config, packs so that no rank waits for another."""
+    packing = student.cfg["sequence_packing"]
+    whole = packing["train_mb_tokens"]
+    if packing["enabled"]:
+        lengths = batch["input_lengths"].tolist()
+        packing["train_mb_tokens"] = even_budget(
+            lengths, whole, student.data_parallel_size, student.sequence_packing_args
+        )
+    try:
+        yield
+    finally:
+        packing["train_mb_tokens"] = whole
 
 
 def _reference(target: Targets | None) -> Tensor:

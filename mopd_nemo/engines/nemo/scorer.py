@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mopd_nemo.config import Config
 from mopd_nemo.engines.nemo.batches import Targets, score_batch, split_scores
+from mopd_nemo.engines.nemo.packing import even_budget
 from mopd_nemo.types import TrainRow
 
 Ids = Sequence[int]
@@ -107,10 +108,17 @@ class Scorer:
 def shard(policy: Any, data: Any) -> tuple[list[Any], list[int]]:
     """A batch for each data-parallel rank, cut as the policy packs or batches; and the rows' order, rank by rank."""
     size, cfg = policy.data_parallel_size, policy.cfg
-    for way, name in (("sequence_packing", "sequence_packing_args"), ("dynamic_batching", "dynamic_batching_args")):
-        if cfg[way]["enabled"]:
-            arguments = getattr(policy, name) | {"max_tokens_per_microbatch": cfg[way]["logprob_mb_tokens"]}
-            return data.shard_by_batch_size(size, batch_size=None, **{name: arguments})
+    if cfg["sequence_packing"]["enabled"]:
+        packing = policy.sequence_packing_args
+        budget = even_budget(
+            data["input_lengths"].tolist(), cfg["sequence_packing"]["logprob_mb_tokens"], size, packing
+        )
+        arguments = packing | {"max_tokens_per_microbatch": budget}
+        return data.shard_by_batch_size(size, batch_size=None, sequence_packing_args=arguments)
+    if cfg["dynamic_batching"]["enabled"]:
+        tokens = cfg["dynamic_batching"]["logprob_mb_tokens"]
+        arguments = policy.dynamic_batching_args | {"max_tokens_per_microbatch": tokens}
+        return data.shard_by_batch_size(size, batch_size=None, dynamic_batching_args=arguments)
     return data.shard_by_batch_size(size, batch_size=None), list(range(data.size))
 
 

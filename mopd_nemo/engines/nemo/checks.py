@@ -1,4 +1,4 @@
-"""What can be known of models and surroundings before a GPU is reserved. `config_nemo` checks what needs no model."""
+"""What can be known of models and surroundings before a GPU is reserved. `config.nemo` checks what needs no model."""
 
 from __future__ import annotations
 

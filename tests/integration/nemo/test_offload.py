@@ -63,7 +63,7 @@ def test_a_model_with_an_optimizer_is_left_to_nemo_rl(worker: Any, monkeypatch: 
 
 
 def test_student_and_teacher_take_turns_on_shared_gpus() -> None:
-    from mopd_nemo.config_file import validate
+    from mopd_nemo.config.load import validate
     from mopd_nemo.engines.nemo.scorer import Scorer
     from mopd_nemo.types import TrainRow
 

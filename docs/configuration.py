@@ -39,7 +39,8 @@ def _section(prefix: str, model: type[BaseModel], sections: list[str]) -> None:
             nested.append((f"{prefix}{name}", annotation))
             continue
         description = " ".join((field.description or "").split()).replace("|", "\\|")
-        own.append(f"| `{prefix}{name}` | {_values(annotation)} | `{_default(field.default)}` | {description} |")
+        default = _default(field.get_default(call_default_factory=True))
+        own.append(f"| `{prefix}{name}` | {_values(annotation)} | `{default}` | {description} |")
     heading = prefix.removesuffix(".") or "Top level"
     lines = [f"## {heading}", "", " ".join(inspect.cleandoc(model.__doc__ or "").split()), ""]
     lines += ["| key | values | default | meaning |", "|---|---|---|---|", *own, ""]
@@ -56,7 +57,7 @@ def _values(annotation: Any) -> str:
     if get_origin(annotation) is Annotated:
         return _values(get_args(annotation)[0])
     if annotation is type(None):
-        return "nothing"
+        return "`null`"
     names = {int: "integer", float: "number", str: "text", bool: "true, false"}
     return names.get(annotation, "mapping" if get_origin(annotation) is dict else "list")
 

@@ -127,9 +127,9 @@ def verify(
     mopd verify --task code --input responses.jsonl --output verdicts.jsonl verifier.code.mode=paper
     """
     from mopd_nemo.commands.verify import verify_file
-    from mopd_nemo.config.load import load_settings
+    from mopd_nemo.config.load import load_config
 
-    settings = load_settings(config, overrides or []).verifier
+    settings = load_config(config, overrides or []).verifier
     if workers is not None:
         settings = settings.model_copy(update={"workers": workers})
     raise typer.Exit(verify_file(task, source, output, settings, feedback))

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from mopd_nemo.config import Config, TeacherConfig, UserError
-from mopd_nemo.config.load import load_config, validate
+from mopd_nemo.config.load import load_config
 from mopd_nemo.run.directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def _scoring_config(source: Path, model: str | None, config_file: Path | None, o
     elif overrides:
         raise UserError(f"settings ({overrides[0]}) change a config, and {source} does not lie in a run: add --config")
     else:
-        config = validate({}, source="the default settings")
+        config = load_config(None)
     changes = {"path": model} if model else {}
     return config.model_copy(
         update={"model": config.model.model_copy(update=changes), "teacher": TeacherConfig(kind="none")}

@@ -1,6 +1,6 @@
 """Every setting of a run. `schema` is the tree, `load` reads YAML into it, `checks` has the rules between sections."""
 
-from mopd_nemo.config.base import Section, UserError
+from mopd_nemo.config.base import ConfigBlock, UserError
 from mopd_nemo.config.schema import (
     Config,
     DivergenceConfig,
@@ -14,11 +14,11 @@ from mopd_nemo.config.schema import (
 
 __all__ = [
     "Config",
+    "ConfigBlock",
     "DivergenceConfig",
     "ModelConfig",
     "PeersConfig",
     "PolicyGradientConfig",
-    "Section",
     "TeacherConfig",
     "Templates",
     "TrainConfig",

@@ -1,8 +1,12 @@
-"""The base class of the config's blocks, and the one exception that a user is meant to read."""
+"""The base class of the config's blocks, types that several blocks use, and the exception that users read."""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+import re
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 
 class UserError(Exception):
@@ -12,7 +16,39 @@ class UserError(Exception):
     """
 
 
-class Section(BaseModel):
+class ConfigBlock(BaseModel):
     """A block of the config: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+_DURATION = re.compile(r"(?:(\d+)[-:])?(\d{1,2}):(\d{2}):(\d{2})")
+
+
+def seconds_of(duration: str) -> int:
+    """A duration in seconds.
+
+    Args:
+        duration: `hours:minutes:seconds`; with days in front, `days-` as Slurm or `days:` as NeMo-RL writes them.
+
+    Raises:
+        ValueError: it has another form.
+    """
+    match = _DURATION.fullmatch(duration)
+    if match is None:
+        raise ValueError(f"{duration!r} is not a duration")
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def _check_duration(value: Any) -> Any:
+    """YAML reads 4:00:00 without quotes as a number of base 60."""
+    if not isinstance(value, str) or not _DURATION.fullmatch(value):
+        raise PydanticCustomError(
+            "duration", 'write it as "hours:minutes:seconds" or "days-hours:minutes:seconds", in quotes'
+        )
+    return value
+
+
+Duration = Annotated[str, BeforeValidator(_check_duration)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]

@@ -4,58 +4,52 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from yaml import YAMLError
 
-from mopd_nemo.config import Config
-from mopd_nemo.config.base import UserError
+from mopd_nemo.config.base import ConfigBlock, UserError
+from mopd_nemo.config.checks import check
+from mopd_nemo.config.schema import Config
+from mopd_nemo.config_methods import METHODS
 
-_Section = TypeVar("_Section", bound=BaseModel)
+_Block = TypeVar("_Block", bound=ConfigBlock)
 
 
-def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file, the files that its `defaults:` names (relative to it), and dotted overrides, in that order.
+def load_config(path: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> Config:
+    """The settings of a YAML file with dotted overrides; without a file, the defaults with the overrides.
+
+    The files that its `defaults:` names (relative to it) are read first, then the file, then the overrides.
 
     Raises:
         UserError: the file, an override or a value is wrong; the message names it and the remedy.
     """
-    return load_section(Config, path, overrides)
+    source = "the settings" if path is None else str(path)
+    return config_from(_read_values(path, overrides), source)
 
 
-def load_section(section: type[_Section], path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> _Section:
-    """The same for any tree of sections."""
-    merged = OmegaConf.merge(_read(Path(path), ()), _parse_overrides(overrides))
+def config_from(values: Mapping[str, Any], source: str) -> Config:
+    """A whole config from a mapping. `source` is named in errors.
+
+    Raises:
+        UserError: a value is wrong, or some do not go together.
+    """
+    config = _validate(Config, _with_teacher(values), source)
     try:
-        values = OmegaConf.to_container(merged, resolve=True)
-    except OmegaConfBaseException as error:
-        raise UserError(f"{path}: cannot resolve an interpolation: {error}") from error
-    return _validated(section, values, source=str(path))
+        check(config)
+    except ValueError as error:
+        raise UserError(f"{source}: {error}") from error
+    return config
 
 
-def load_settings(path: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> Config:
-    """As `load_config`; without a file, the defaults and the overrides."""
-    if path is not None:
-        return load_config(path, overrides)
-    return validate(OmegaConf.to_container(_parse_overrides(overrides)), source="overrides")
-
-
-def validate(values: Any, source: str) -> Config:
-    """Check a mapping against the config tree. `source` is the file named in errors."""
-    return _validated(Config, values, source)
-
-
-def _validated(section: type[_Section], values: Any, source: str) -> _Section:
-    try:
-        return section.model_validate(values)
-    except ValidationError as error:
-        lines = [f"{source}: {_explain(item, section)}" for item in error.errors()]
-        raise UserError("\n".join(lines)) from error
+def load_section(block: type[_Block], path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> _Block:
+    """A block of settings from a file of its own, such as the site file."""
+    return _validate(block, _read_values(path, overrides), str(path))
 
 
 def dump_config(config: Config, path: Path) -> None:
@@ -69,10 +63,30 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 def _flatten(values: dict[str, Any], prefix: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in values.items():
-        found |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return found
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return flat
+
+
+def _with_teacher(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With the method's own default kind of teacher, where none is named."""
+    method, teacher = values.get("method", "mopd"), values.get("teacher", {})
+    if method not in METHODS or not isinstance(teacher, dict) or "kind" in teacher:
+        return values
+    return {**values, "teacher": {**teacher, "kind": METHODS[method].teachers[0]}}
+
+
+def _read_values(path: str | os.PathLike[str] | None, overrides: Sequence[str]) -> dict[str, Any]:
+    merged = _parse_overrides(overrides)
+    if path is not None:
+        merged = OmegaConf.merge(_read(Path(path), ()), merged)
+    try:
+        values = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path or 'the settings'}: cannot resolve an interpolation: {error}") from error
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
 
 
 def _read(path: Path, above: tuple[Path, ...]) -> DictConfig:
@@ -105,9 +119,16 @@ def _parse_overrides(overrides: Sequence[str]) -> DictConfig:
         raise UserError(f"overrides {' '.join(overrides)!r}: {error}") from error
 
 
-def _explain(item: Any, root: type[BaseModel]) -> str:
+def _validate(block: type[_Block], values: Mapping[str, Any], source: str) -> _Block:
+    try:
+        return block.model_validate(values)
+    except ValidationError as error:
+        raise UserError("\n".join(f"{source}: {_explain(item, block)}" for item in error.errors())) from error
+
+
+def _explain(item: Any, root: type[ConfigBlock]) -> str:
     """One pydantic error as `key=value: reason; remedy`."""
-    location = [str(part) for part in item["loc"] if not str(part).startswith(("function-", "constrained-", "literal"))]
+    location = _key_parts(item["loc"], root)
     key = ".".join(location)
     if item["type"] == "extra_forbidden":
         return f"unknown key {key}{_did_you_mean(location, root)}"
@@ -117,12 +138,31 @@ def _explain(item: Any, root: type[BaseModel]) -> str:
     return f"{key}={item['input']!r}: {message[0].lower()}{message[1:]}"
 
 
-def _did_you_mean(location: list[str], section: type[BaseModel]) -> str:
+def _key_parts(location: Sequence[str | int], block: type[ConfigBlock]) -> list[str]:
+    """The part of a pydantic location that names a key.
+
+    Behind a key whose type is a union, pydantic adds the branch that failed, such as `constrained-int`. Names of fields
+    are therefore followed down the tree, and what comes after the last one is kept only inside a list or a mapping.
+    """
+    parts: list[str] = []
+    for number, part in enumerate(location):
+        field = block.model_fields.get(str(part))
+        parts.append(str(part))
+        annotation = field.annotation if field else None
+        if isinstance(annotation, type) and issubclass(annotation, ConfigBlock):
+            block = annotation
+            continue
+        rest = location[number + 1 :]
+        return parts + [str(part) for part in rest if isinstance(part, int) or get_origin(annotation) is dict]
+    return parts
+
+
+def _did_you_mean(location: list[str], block: type[ConfigBlock]) -> str:
     for part in location[:-1]:
-        annotation = section.model_fields[part].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
-        section = annotation
-    names = list(section.model_fields)
+        annotation = block.model_fields[part].annotation
+        assert isinstance(annotation, type) and issubclass(annotation, ConfigBlock)
+        block = annotation
+    names = list(block.model_fields)
     close = difflib.get_close_matches(location[-1], names, n=1, cutoff=0.75)
     if close:
         return f"; did you mean {'.'.join([*location[:-1], close[0]])}?"

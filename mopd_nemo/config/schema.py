@@ -7,23 +7,17 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator, model_validator
-from pydantic import PositiveFloat as Positive
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from mopd_nemo.config.base import Section
-from mopd_nemo.config.nemo import NemoConfig, check_nemo
-from mopd_nemo.config.slurm import ClusterConfig, check_cluster
+from mopd_nemo.config.base import ConfigBlock, Duration, Fraction, seconds_of
+from mopd_nemo.config.nemo import NemoConfig
+from mopd_nemo.config.slurm import ClusterConfig
 from mopd_nemo.config.verifiers import VerifierConfig
-from mopd_nemo.config_methods import METHODS, check_method
-
-_TIME = re.compile(r"\d+:\d{2}:\d{2}:\d{2}")
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
-class ModelConfig(Section):
+class ModelConfig(ConfigBlock):
     """The student."""
 
     path: str = "embedded:arithmetic"
@@ -32,11 +26,11 @@ class ModelConfig(Section):
     """Compute precision. Master weights and optimiser state are float32 in both."""
     device: str = "auto"
     """`auto` (CUDA when there is one, else CPU), `cpu`, `cuda` or `cuda:N`."""
-    chat_template_kwargs: dict[str, Any] = {}  # noqa: RUF012  pydantic copies it
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Passed to the chat template, for student and teacher alike; for Qwen3 `{enable_thinking: false}`."""
 
 
-class DataConfig(Section):
+class DataConfig(ConfigBlock):
     """Where problems come from."""
 
     train: str = "arithmetic"
@@ -56,7 +50,7 @@ class DataConfig(Section):
     """A longer prompt is an error that names the problem: nothing is cut silently."""
 
 
-class RolloutConfig(Section):
+class RolloutConfig(ConfigBlock):
     """Sampling during training."""
 
     num_prompts_per_step: PositiveInt = 32
@@ -65,16 +59,16 @@ class RolloutConfig(Section):
     """Group size G of eq. 2. At least 2: peers come from the same group."""
     max_response_tokens: PositiveInt = 4096
     """A response that reaches it is cut and marked unfinished."""
-    temperature: Positive = 1.0
+    temperature: PositiveFloat = 1.0
     """Sampling temperature. Student and teacher distributions in the loss are at temperature 1."""
-    importance_clip: Positive | None = 2.0
+    importance_clip: PositiveFloat | None = 2.0
     """Token losses are weighted by min(P(y) / the sampler's P(y), this), which makes up for a sampler that is not quite
     the trainer. Nothing: no weights."""
     batch_size: PositiveInt = 256
     """Sequences decoded at once by the local engine."""
 
 
-class GenerationConfig(Section):
+class GenerationConfig(ConfigBlock):
     """What draws rollouts for `engine: local`; with `engine: nemo` it is vLLM, set up in `nemo.generation`."""
 
     backend: Literal["local", "vllm"] = "local"
@@ -83,7 +77,7 @@ class GenerationConfig(Section):
     """Share of the GPU's memory for vLLM's weights and cache. On a CPU vLLM reads `VLLM_CPU_KVCACHE_SPACE` (GiB)."""
 
 
-class Templates(Section):
+class Templates(ConfigBlock):
     """The text around peers in the teacher's prompt. `{text}` stands for the peer or the feedback."""
 
     success: str = "\n\nA correct solution of this problem:\n\n{text}"
@@ -113,7 +107,7 @@ class Templates(Section):
         return self
 
 
-class PeersConfig(Section):
+class PeersConfig(ConfigBlock):
     """What the teacher of a target rollout reads (paper eq. 4, 6, 7). The default is two successes and one failure."""
 
     successes: NonNegativeInt | Literal["all"] = 2
@@ -162,7 +156,7 @@ class PeersConfig(Section):
         return self
 
 
-class TeacherConfig(Section):
+class TeacherConfig(ConfigBlock):
     """Whose distribution the student follows."""
 
     kind: Literal["live", "ema", "frozen", "external", "none"] = "ema"
@@ -185,7 +179,7 @@ class TeacherConfig(Section):
         return self
 
 
-class DivergenceConfig(Section):
+class DivergenceConfig(ConfigBlock):
     """The token-level loss between student P and teacher Q (paper appendix B)."""
 
     kind: Literal["forward_kl", "reverse_kl", "jsd"] = "jsd"
@@ -209,7 +203,7 @@ class DivergenceConfig(Section):
         return self
 
 
-class PolicyGradientConfig(Section):
+class PolicyGradientConfig(ConfigBlock):
     """Clipped policy gradient on group-relative advantages: grpo's objective, and an extra term for mopd."""
 
     weight: NonNegativeFloat = 0.0
@@ -222,33 +216,33 @@ class PolicyGradientConfig(Section):
     """Divide each group's advantages by their standard deviation."""
 
 
-class DpoConfig(Section):
+class DpoConfig(ConfigBlock):
     """Direct preference optimisation on pairs of a success and a failure of one group."""
 
-    beta: Positive = 0.1
+    beta: PositiveFloat = 0.1
     """Strength of the pull towards the reference model."""
 
 
-class SimpoConfig(Section):
+class SimpoConfig(ConfigBlock):
     """Reference-free preference optimisation on the same pairs as dpo."""
 
-    beta: Positive = 2.0
+    beta: PositiveFloat = 2.0
     """Scale of the mean log-probabilities."""
     margin: NonNegativeFloat = 1.0
     """γ: by how much the success should lead."""
 
 
-class GkdConfig(Section):
+class GkdConfig(ConfigBlock):
     """Offline distillation: the student is fitted to completions that the teacher wrote."""
 
     completions: str | None = None
     """Directory that keeps the teacher's completions, reused by every run that names it. Default: in the run's."""
 
 
-class OptimizerConfig(Section):
+class OptimizerConfig(ConfigBlock):
     """AdamW with linear warm-up and a constant rate."""
 
-    learning_rate: Positive = 1e-5
+    learning_rate: PositiveFloat = 1e-5
     """Rate after warm-up."""
     warmup_steps: NonNegativeInt = 10
     """Step s uses rate·min(1, s / warmup_steps), s from 1: the first update is not wasted on rate 0."""
@@ -256,11 +250,11 @@ class OptimizerConfig(Section):
     """Decoupled; on matrices only."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     """AdamW's moment decay rates."""
-    max_grad_norm: Positive = 1.0
+    max_grad_norm: PositiveFloat = 1.0
     """Gradients are clipped to this global norm. A non-finite norm skips the update and is counted."""
 
 
-class TrainConfig(Section):
+class TrainConfig(ConfigBlock):
     """The loop."""
 
     num_steps: PositiveInt = 100
@@ -271,7 +265,7 @@ class TrainConfig(Section):
     """Save every so many steps, and at the end and when interrupted."""
     keep_checkpoints: PositiveInt = 2
     """Older checkpoints are deleted."""
-    checkpoint_must_save_by: str | None = None
+    checkpoint_must_save_by: Duration | None = None
     """`"DD:HH:MM:SS"` after the start of the process, for a job with a time limit: the run saves and stops, as when
     interrupted, if its next step and the save after it might end later. How long they take is the longest of the last
     ten; the first save of a process counts as nothing, so leave room for it. Default: no such moment."""
@@ -284,37 +278,24 @@ class TrainConfig(Section):
     """Tokens that go through a model at once in an update; scoring, which keeps no gradients, takes four times as many
     (`engine: local`). For `engine: nemo`, on each data-parallel rank."""
 
-    @field_validator("checkpoint_must_save_by", mode="before")
-    @classmethod
-    def _check_time(cls, value: Any) -> Any:
-        if value is not None and not (isinstance(value, str) and _TIME.fullmatch(value)):
-            raise ValueError(
-                f'train.checkpoint_must_save_by={value!r}: write it as "DD:HH:MM:SS", in quotes, such as '
-                '"00:03:45:00" for three hours and three quarters'
-            )
-        return value
-
     @property
     def must_save_by_seconds(self) -> float:
         """`checkpoint_must_save_by` as a number; infinity without one."""
-        if self.checkpoint_must_save_by is None:
-            return math.inf
-        days, hours, minutes, seconds = map(int, self.checkpoint_must_save_by.split(":"))
-        return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+        return math.inf if self.checkpoint_must_save_by is None else seconds_of(self.checkpoint_must_save_by)
 
 
-class EvalConfig(Section):
+class EvalConfig(ConfigBlock):
     """Held-out evaluation."""
 
     num_samples: PositiveInt = 8
     """Responses per problem: the n of mean@n, and the largest k of pass@k."""
-    temperature: Positive = 0.6
+    temperature: PositiveFloat = 0.6
     """Sampling temperature."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
     """Nucleus sampling threshold; 1 switches it off."""
 
 
-class LoggingConfig(Section):
+class LoggingConfig(ConfigBlock):
     """Trackers beside `metrics.jsonl`, which is always written."""
 
     tensorboard: bool = False
@@ -327,7 +308,7 @@ class LoggingConfig(Section):
     """Write `rollouts/step_*.jsonl` every so many steps. 0: never."""
 
 
-class Config(Section):
+class Config(ConfigBlock):
     """A whole run."""
 
     name: str = "mopd"
@@ -358,36 +339,3 @@ class Config(Section):
     logging: LoggingConfig = LoggingConfig()
     nemo: NemoConfig = NemoConfig()
     cluster: ClusterConfig = ClusterConfig()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _choose_teacher(cls, values: Any) -> Any:
-        """A method's own default kind of teacher, where none is named."""
-        if not isinstance(values, dict) or values.get("method", "mopd") not in METHODS:
-            return values
-        teacher = values.get("teacher", {})
-        if not isinstance(teacher, dict) or "kind" in teacher:
-            return values
-        kind = METHODS[values.get("method", "mopd")].teachers[0]
-        return {**values, "teacher": {**teacher, "kind": kind}}
-
-    @model_validator(mode="after")
-    def _check_together(self) -> Self:
-        check_method(self)
-        if self.peers.when_no_success == "plain" and self.teacher.kind == "live":
-            raise ValueError(
-                "peers.when_no_success=plain with teacher.kind=live compares the student with itself, a zero loss: "
-                "set peers.when_no_success=skip, or another teacher.kind"
-            )
-        reads_peers = self.method in ("mopd", "sdpo")
-        if reads_peers and self.peers.max_context_tokens <= self.data.max_prompt_tokens:
-            raise ValueError(
-                f"peers.max_context_tokens={self.peers.max_context_tokens} leaves no room for peers beside prompts of "
-                f"up to data.max_prompt_tokens={self.data.max_prompt_tokens}: raise the first or lower the second"
-            )
-        if self.engine == "nemo":
-            check_nemo(self)
-            if self.generation != GenerationConfig():
-                raise ValueError("generation is for engine=local; engine=nemo has nemo.generation: remove generation")
-        check_cluster(self)
-        return self

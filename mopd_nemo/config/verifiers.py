@@ -6,17 +6,17 @@ from typing import Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
-from mopd_nemo.config.base import Section
+from mopd_nemo.config.base import ConfigBlock
 
 
-class MathConfig(Section):
+class MathConfig(ConfigBlock):
     """Task `math`: the last boxed or stated final answer, compared symbolically."""
 
     seconds_per_answer: PositiveFloat = 5.0
     """An answer that is not decided by then is a verifier error: its worker is killed and replaced."""
 
 
-class ChoiceConfig(Section):
+class ChoiceConfig(ConfigBlock):
     """Task `choice`: one letter."""
 
     format: Literal["strict", "lenient"] = "strict"
@@ -24,7 +24,7 @@ class ChoiceConfig(Section):
     `\\boxed{B}`, `The answer is B` or the letter alone."""
 
 
-class CodeConfig(Section):
+class CodeConfig(ConfigBlock):
     """Task `code`: programs run on hidden tests, in a sandbox."""
 
     mode: Literal["official", "paper"] = "official"
@@ -47,7 +47,7 @@ class CodeConfig(Section):
     protects neither files nor network and is never chosen by itself."""
 
 
-class FeedbackConfig(Section):
+class FeedbackConfig(ConfigBlock):
     """What verdicts say about failures; teachers read it with `peers.when_no_success: feedback`."""
 
     reveal_gold: bool = False
@@ -56,7 +56,7 @@ class FeedbackConfig(Section):
     """Longer feedback loses its middle."""
 
 
-class VerifierConfig(Section):
+class VerifierConfig(ConfigBlock):
     """How responses are judged."""
 
     success_threshold: float = 0.5

@@ -12,7 +12,7 @@ from typing import Literal
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mopd_nemo.config import Config, UserError
-from mopd_nemo.config.slurm import seconds_of
+from mopd_nemo.config.base import seconds_of
 from mopd_nemo.slurm.site import SiteConfig
 
 Task = Literal["train", "eval", "interactive"]
@@ -108,7 +108,7 @@ def _directives(job: Job) -> list[str]:
         "partition": site.partition,
         "qos": site.qos,
         "reservation": site.reservation,
-        "time": cluster.time_limit,
+        "time": _slurm_time(cluster.time_limit),
         "nodes": job.nodes,
         "ntasks-per-node": 1,
         "signal": f"B:USR1@{cluster.stop_minutes * 60}",
@@ -129,6 +129,11 @@ def _directives(job: Job) -> list[str]:
         *(f"--{flag}" for flag in flags),
         *site.options,
     ]
+
+
+def _slurm_time(duration: str) -> str:
+    """Slurm separates days with a hyphen, NeMo-RL with a colon."""
+    return duration.replace(":", "-", 1) if duration.count(":") == 3 else duration
 
 
 def _exports(job: Job) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from mopd_nemo.config import UserError
-from mopd_nemo.config.base import Section
+from mopd_nemo.config.base import ConfigBlock
 from mopd_nemo.config.load import load_section
 
 DEFAULT_FILE = Path("slurm/site.yaml")
@@ -19,7 +19,7 @@ EXAMPLE_FILE = Path("slurm/site.example.yaml")
 _SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
 
 
-class SiteConfig(Section):
+class SiteConfig(ConfigBlock):
     """A cluster and an account on it. `slurm/site.example.yaml` is an example with every key."""
 
     account: str | None = None
@@ -49,7 +49,7 @@ class SiteConfig(Section):
     """The same for directories that exist on the nodes only, such as local disks."""
     setup: str = ""
     """Shell lines run on every node first, for bare metal: load modules, activate an environment."""
-    environment: dict[str, str] = Field(default={})
+    environment: dict[str, str] = Field(default_factory=dict)
     """Variables for every process of the job. No secrets."""
     secrets: str | None = None
     """File with `NAME=value` lines, readable by you alone: WANDB_API_KEY and the like. Its content never enters a

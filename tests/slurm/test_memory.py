@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from mopd_nemo.config import Config, ModelConfig, TrainConfig
-from mopd_nemo.config.nemo import GenerationConfig, NemoConfig, ParallelConfig
+from mopd_nemo.config.nemo import NemoConfig, ParallelConfig, VllmConfig
 from mopd_nemo.slurm.architecture import KNOWN, Architecture, architecture_of
 from mopd_nemo.slurm.memory import RESERVE_GB, check_divisible, estimate
 
@@ -89,7 +89,7 @@ def test_more_parallelism_and_shorter_batches_need_less() -> None:
 
 def test_generation_on_gpus_of_its_own_holds_no_training_weights() -> None:
     shared = config(nodes=2, tensor=2)
-    apart = shared.model_copy(update={"nemo": shared.nemo.model_copy(update={"generation": GenerationConfig(gpus=8)})})
+    apart = shared.model_copy(update={"nemo": shared.nemo.model_copy(update={"generation": VllmConfig(gpus=8)})})
     difference = estimate(shared, EIGHT_B, None, 80).generate - estimate(apart, EIGHT_B, None, 80).generate
     assert difference == pytest.approx(EIGHT_B.parameters / 1e9, rel=0.01)  # 2 bytes, cut in two
 

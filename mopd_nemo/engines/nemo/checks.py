@@ -9,7 +9,8 @@ from typing import Any
 from transformers import AutoConfig
 
 from mopd_nemo.config import Config, UserError
-from mopd_nemo.config.nemo import ParallelConfig, teacher_prompt
+from mopd_nemo.config.checks import teacher_prompt
+from mopd_nemo.config.nemo import ParallelConfig
 from mopd_nemo.embedded import resolve_model_path
 from mopd_nemo.engines.local.model import check_vocabularies
 

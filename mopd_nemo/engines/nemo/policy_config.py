@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mopd_nemo.config import Config
-from mopd_nemo.config.nemo import ParallelConfig, sequence_multiple, teacher_prompt
+from mopd_nemo.config.checks import teacher_prompt
+from mopd_nemo.config.nemo import ParallelConfig, sequence_multiple
 from mopd_nemo.embedded import resolve_model_path
 
 ITERATIONS = 10**6

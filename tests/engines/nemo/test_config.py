@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mopd_nemo.config import Config, UserError
-from mopd_nemo.config.load import load_config, validate
+from mopd_nemo.config.load import config_from, load_config
 from mopd_nemo.engines.nemo.checks import check_models, check_surroundings
 from mopd_nemo.engines.nemo.policy_config import student_policy, teacher_policy
 
@@ -23,7 +23,7 @@ def make(**changes: Any) -> Config:
     }
     for section, own in changes.items():
         values[section] = values.get(section, {}) | own if isinstance(own, dict) else own
-    return validate(values, "test.yaml")
+    return config_from(values, "test.yaml")
 
 
 EXTERNAL = {"kind": "external", "path": "some/teacher"}

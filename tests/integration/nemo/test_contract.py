@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mopd_nemo.config.load import load_config, validate
+from mopd_nemo.config.load import config_from, load_config
 from tests.integration.nemo import cpu
 
 CONFIGS = sorted((Path(__file__).parents[3] / "configs" / "nemo").glob("*.yaml"))
@@ -139,7 +139,7 @@ def policies(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
 
     config = load_config(request.param)
     external = {"teacher": {"kind": "external", "path": "some/teacher"}}
-    taught = validate(config.model_dump(exclude={"teacher"}) | external, "test")
+    taught = config_from(config.model_dump(exclude={"teacher"}) | external, "test")
     return [student_policy(config), teacher_policy(taught)]
 
 
@@ -151,7 +151,7 @@ def test_dtensor_policy_blocks_have_the_types_and_keys_that_nemo_rl_expects() ->
 
     nemo = {"backend": "dtensor", "batching": "dynamic"}
     teacher = {"kind": "external", "path": "some/teacher"}
-    config = validate({"engine": "nemo", "nemo": nemo, "teacher": teacher}, "test")
+    config = config_from({"engine": "nemo", "nemo": nemo, "teacher": teacher}, "test")
     for policy in (student_policy(config), teacher_policy(config)):
         TypeAdapter(PolicyConfig).validate_python(policy)
         base = _example("distillation_math.yaml")

@@ -14,7 +14,7 @@ from unittest import mock
 import pytest
 
 from mopd_nemo.config import Config, UserError
-from mopd_nemo.config.load import validate
+from mopd_nemo.config.load import config_from
 from tests.conftest import EMBEDDED
 from tests.integration.nemo import cpu
 
@@ -62,7 +62,7 @@ def config(**changes: Any) -> Config:
     }
     for section, own in changes.items():
         values[section] = values.get(section, {}) | own if isinstance(own, dict) else own
-    return validate(values, "test")
+    return config_from(values, "test")
 
 
 def launch_on_cpu(config: Config, tokenizer: Any, checkpoint: Path | None) -> Any:

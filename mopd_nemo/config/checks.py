@@ -1,0 +1,176 @@
+"""Rules between the blocks of a config: all that can be known without a model, a file or a GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mopd_nemo.config.base import seconds_of
+from mopd_nemo.config.nemo import NemoConfig, ParallelConfig, sequence_multiple, training_gpus
+from mopd_nemo.config.schema import Config, GenerationConfig
+from mopd_nemo.config_methods import check_method
+
+
+def check(config: Config) -> None:
+    """Refuse settings that cannot work together.
+
+    Raises:
+        ValueError: names the keys, their values and the remedy.
+    """
+    check_method(config)
+    _check_peers(config)
+    _check_cluster(config)
+    if config.engine == "nemo":
+        _check_nemo(config)
+
+
+def teacher_prompt(config: Config) -> tuple[str, int]:
+    """The key that limits what a teacher reads before a response, and its value."""
+    if config.method in ("mopd", "sdpo"):
+        return "peers.max_context_tokens", config.peers.max_context_tokens
+    return "data.max_prompt_tokens", config.data.max_prompt_tokens
+
+
+def _check_peers(config: Config) -> None:
+    if config.peers.when_no_success == "plain" and config.teacher.kind == "live":
+        raise ValueError(
+            "peers.when_no_success=plain with teacher.kind=live compares the student with itself, a zero loss: "
+            "set peers.when_no_success=skip, or another teacher.kind"
+        )
+    reads_peers = config.method in ("mopd", "sdpo")
+    if reads_peers and config.peers.max_context_tokens <= config.data.max_prompt_tokens:
+        raise ValueError(
+            f"peers.max_context_tokens={config.peers.max_context_tokens} leaves no room for peers beside prompts of "
+            f"up to data.max_prompt_tokens={config.data.max_prompt_tokens}: raise the first or lower the second"
+        )
+
+
+def _check_cluster(config: Config) -> None:
+    cluster = config.cluster
+    if cluster.stop_minutes * 60 >= seconds_of(cluster.time_limit):
+        raise ValueError(
+            f"cluster.stop_minutes={cluster.stop_minutes} leaves nothing of cluster.time_limit={cluster.time_limit}: "
+            "lower the first or raise the second"
+        )
+    last = cluster.port + 1799
+    if cluster.port < 1024 or last > 65535:
+        raise ValueError(f"cluster.port={cluster.port}: Ray would take ports up to {last}; choose 1024 to 63736")
+
+
+def _check_nemo(config: Config) -> None:
+    nemo = config.nemo
+    if config.generation != GenerationConfig():
+        raise ValueError("generation is for engine=local; engine=nemo has nemo.generation: remove generation")
+    _check_gpus(nemo)
+    _check_cut("student", nemo.student, training_gpus(nemo), nemo)
+    if config.teacher.kind == "external":
+        _check_cut("teacher", nemo.teacher, nemo.teacher_gpus or training_gpus(nemo), nemo)
+    elif nemo.teacher_gpus:
+        raise ValueError(
+            f"nemo.teacher_gpus={nemo.teacher_gpus} are for an external teacher, not for kind {config.teacher.kind}: "
+            "set nemo.teacher_gpus=0 or teacher.kind=external"
+        )
+    _check_backend(nemo)
+    _check_overrides(nemo)
+    _check_budgets(config)
+    if config.divergence.support == "full":
+        raise ValueError(
+            "divergence.support=full would send whole vocabularies between GPUs: with engine=nemo set "
+            "divergence.support=student_topk or teacher_topk"
+        )
+    if config.method == "gkd" and config.gkd.completions is None:
+        raise ValueError(
+            "method=gkd with engine=nemo learns from completions that are there already: make them with engine=local "
+            "and name their directory in gkd.completions"
+        )
+    if config.model.device != "auto":
+        raise ValueError(f"model.device={config.model.device!r} is for engine=local; with engine=nemo leave it at auto")
+
+
+def _check_gpus(nemo: NemoConfig) -> None:
+    whole = nemo.num_nodes * nemo.gpus_per_node
+    for key, gpus in (("nemo.generation.gpus", nemo.generation.gpus), ("nemo.teacher_gpus", nemo.teacher_gpus)):
+        if nemo.num_nodes > 1 and gpus % nemo.gpus_per_node:
+            raise ValueError(
+                f"{key}={gpus} is not a number of whole nodes: make it a multiple of "
+                f"nemo.gpus_per_node={nemo.gpus_per_node}"
+            )
+    if training_gpus(nemo) < 1:
+        raise ValueError(
+            f"nemo.generation.gpus={nemo.generation.gpus} + nemo.teacher_gpus={nemo.teacher_gpus} leave the student "
+            f"none of the {whole} GPUs of nemo.num_nodes={nemo.num_nodes} × nemo.gpus_per_node={nemo.gpus_per_node}"
+        )
+    generating = nemo.generation.gpus or training_gpus(nemo)
+    if generating % nemo.generation.tensor:
+        raise ValueError(
+            f"nemo.generation.tensor={nemo.generation.tensor} does not divide the {generating} GPUs that generate"
+        )
+
+
+def _check_cut(who: str, parallel: ParallelConfig, gpus: int, nemo: NemoConfig) -> None:
+    key = f"nemo.{who}"
+    sizes = f"{key}.tensor={parallel.tensor} × pipeline={parallel.pipeline} × context={parallel.context}"
+    if gpus % parallel.model_gpus:
+        raise ValueError(
+            f"{sizes} = {parallel.model_gpus} GPUs a copy do not divide its {gpus} GPUs: change the parallel sizes, "
+            "nemo.num_nodes or nemo.gpus_per_node"
+        )
+    if gpus // parallel.pipeline % parallel.expert:
+        raise ValueError(
+            f"{key}.expert={parallel.expert} does not divide the {gpus // parallel.pipeline} GPUs of a pipeline stage"
+        )
+    if parallel.sequence and parallel.tensor == 1:
+        raise ValueError(f"{key}.sequence=true shares work of tensor-parallel GPUs: raise {key}.tensor or set it false")
+    if parallel.context > 1 and nemo.batching != "packed":
+        raise ValueError(f"{key}.context={parallel.context} needs nemo.batching=packed, not {nemo.batching}")
+    if parallel.pipeline > 1 and nemo.batching == "dynamic":
+        raise ValueError(f"{key}.pipeline={parallel.pipeline} excludes nemo.batching=dynamic: set nemo.batching=packed")
+
+
+def _check_backend(nemo: NemoConfig) -> None:
+    """What of NeMo-RL's DTensor policy this engine does not use."""
+    if nemo.backend == "megatron":
+        return
+    if nemo.batching == "packed":
+        raise ValueError("nemo.batching=packed needs nemo.backend=megatron: with dtensor set nemo.batching=dynamic")
+    for who, parallel in (("student", nemo.student), ("teacher", nemo.teacher)):
+        for name in ("pipeline", "context", "expert", "sequence"):
+            value = getattr(parallel, name)
+            if value > 1 or value is True:
+                raise ValueError(
+                    f"nemo.{who}.{name}={str(value).lower()} needs nemo.backend=megatron: with dtensor, which is cut "
+                    "by tensor alone, leave it out"
+                )
+
+
+def _check_overrides(nemo: NemoConfig) -> None:
+    """What `nemo.policy` may not say, because something else says it or would not work with it."""
+    block: Any = nemo.policy
+    for name in ("generation", "vllm_cfg"):
+        block = block.get(name) if isinstance(block, dict) else None
+    if isinstance(block, dict) and block.get("async_engine"):
+        raise ValueError(
+            "nemo.policy.generation.vllm_cfg.async_engine=true: rollouts are drawn several to a request from vLLM's "
+            "synchronous engine, which NeMo-RL's asynchronous workers do not have: leave it out"
+        )
+    for name in ("megatron_cfg", "dtensor_cfg"):
+        own = nemo.policy.get(name)
+        if isinstance(own, dict) and "enabled" in own:
+            raise ValueError(f"nemo.policy.{name}.enabled={own['enabled']}: choose with nemo.backend, and leave it out")
+
+
+def _check_budgets(config: Config) -> None:
+    """No sequence may be longer than a micro-batch: NeMo-RL refuses to pack it, in the middle of a run."""
+    response, budget = config.rollout.max_response_tokens, config.train.tokens_per_micro_batch
+    teacher = config.nemo.teacher if config.teacher.kind == "external" else config.nemo.student
+    for key, prompt, parallel in (
+        ("data.max_prompt_tokens", config.data.max_prompt_tokens, config.nemo.student),
+        (*teacher_prompt(config), teacher),
+    ):
+        multiple = sequence_multiple(parallel)
+        longest = -(-(prompt + response) // multiple) * multiple
+        if longest > budget:
+            raise ValueError(
+                f"{key}={prompt} + rollout.max_response_tokens={response}, padded to a multiple of {multiple}, are "
+                f"{longest} tokens, more than train.tokens_per_micro_batch={budget}: raise the latter or lower one of "
+                "the others"
+            )

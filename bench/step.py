@@ -47,8 +47,9 @@ from mopd_nemo.config.load import load_config
 from mopd_nemo.data import load_problems
 from mopd_nemo.data.order import problems_of_step
 from mopd_nemo.embedded import resolve_model_path
+from mopd_nemo.files import read_rows
 from mopd_nemo.run import phases
-from mopd_nemo.run.directory import RunDirectory, read_rows
+from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.run.phases import PHASES
 from mopd_nemo.trainer import Trainer
 

@@ -15,13 +15,14 @@ from mopd_nemo.data.order import problems_of_step
 from mopd_nemo.engines import make_engine
 from mopd_nemo.engines.base import Sampling
 from mopd_nemo.evaluation.evaluate import evaluate
+from mopd_nemo.files import append_row, read_rows, write_rows
 from mopd_nemo.methods import make_method
 from mopd_nemo.peers.groups import is_success
 from mopd_nemo.peers.statistics import group_metrics
 from mopd_nemo.run.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
 from mopd_nemo.run.completions import CompletionStore
 from mopd_nemo.run.deadline import Deadline
-from mopd_nemo.run.directory import RunDirectory, append_row, read_rows, write_rows
+from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.run.display import Display
 from mopd_nemo.run.interrupt import TIME_IS_UP, Interrupt
 from mopd_nemo.run.phases import PhaseTimer

@@ -23,7 +23,7 @@ def test_files_inherit_and_overrides_win(tmp_path: Path) -> None:
 
 def test_dump_reads_back_to_the_same_config(tmp_path: Path) -> None:
     config = load_config(QUICKSTART)
-    dump_config(config, tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").write_text(dump_config(config))
     assert load_config(tmp_path / "config.yaml") == config
 
 
@@ -114,5 +114,6 @@ def test_deadline_is_written_as_nemo_rl_does(tmp_path: Path) -> None:
     assert Config().train.must_save_by_seconds == float("inf")
     config = load_config(QUICKSTART, ["train.checkpoint_must_save_by=00:03:45:00"])
     assert config.train.must_save_by_seconds == 13500
-    dump_config(load_config(QUICKSTART, ["train.checkpoint_must_save_by='12:00:00:01'"]), tmp_path / "config.yaml")
+    config = load_config(QUICKSTART, ["train.checkpoint_must_save_by='12:00:00:01'"])
+    (tmp_path / "config.yaml").write_text(dump_config(config))
     assert load_config(tmp_path / "config.yaml").train.must_save_by_seconds == 12 * 86400 + 1

@@ -17,7 +17,8 @@ from mopd_nemo.analysis.page import svgs, write_page
 from mopd_nemo.analysis.rollouts import RecordedGroup, Row, is_correct, read_groups, solved_fraction, teacher_prompts
 from mopd_nemo.analysis.textdiff import diff
 from mopd_nemo.config import UserError
-from mopd_nemo.run.directory import RunDirectory, read_rows
+from mopd_nemo.files import read_rows
+from mopd_nemo.run.directory import RunDirectory
 
 SOLVED = 0.5
 """A held-out problem counts as solved when more than this share of its samples is right."""

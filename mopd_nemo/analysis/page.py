@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from mopd_nemo.analysis.figures import to_svg
+from mopd_nemo.files import write_text
 
 
 def write_page(path: Path, template: str, **values: Any) -> Path:
@@ -23,9 +24,7 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
     )
     page = environment.get_template(template).render(**values)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, page)
     return path
 
 

@@ -18,7 +18,8 @@ from mopd_nemo.analysis.page import svgs, write_page
 from mopd_nemo.analysis.rollouts import teacher_prompts
 from mopd_nemo.config import Config
 from mopd_nemo.config_methods import METHODS
-from mopd_nemo.run.directory import RunDirectory, read_rows
+from mopd_nemo.files import read_rows
+from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.run.phases import PHASES
 from mopd_nemo.types import Outcome
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import UserError
-from mopd_nemo.run.directory import read_rows
+from mopd_nemo.files import read_rows
 from mopd_nemo.run.records import describe_peers
 from mopd_nemo.types import Outcome, Problem, Rollout, RolloutGroup, Verdict
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -16,6 +14,7 @@ from mopd_nemo.data.jsonl import write_problems
 from mopd_nemo.data.prepare import prepare
 from mopd_nemo.data.rows import BadRows
 from mopd_nemo.data.sources import SOURCES, find_source
+from mopd_nemo.files import write_json
 
 
 def list_sources() -> None:
@@ -50,9 +49,7 @@ def prepare_source(
         "skipped_rows": prepared.skipped,
         "repeated_prompts_left_out": prepared.repeated,
     }
-    unfinished = output / "source.json.tmp"
-    unfinished.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    os.replace(unfinished, output / "source.json")  # noqa: PTH105
+    write_json(output / "source.json", record)
     console = Console()
     for split, problems in prepared.splits.items():
         console.print(f"{output / f'{split}.jsonl'}: {len(problems)} problems", soft_wrap=True, highlight=False)

@@ -33,7 +33,7 @@ def run_evaluation(
     from mopd_nemo.data import load_problems
     from mopd_nemo.engines import make_engine
     from mopd_nemo.evaluation.evaluate import evaluate
-    from mopd_nemo.run.directory import write_rows
+    from mopd_nemo.files import write_rows
     from mopd_nemo.run.records import rollout_records
     from mopd_nemo.verifiers.pool import VerifierPool
 

@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from mopd_nemo.config import UserError
-from mopd_nemo.run.directory import RunDirectory, read_rows
+from mopd_nemo.files import read_rows
+from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.run.records import describe_peers
 
 _STYLE = {"correct": "green", "verifier_error": "yellow"}

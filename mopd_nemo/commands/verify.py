@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -17,7 +16,7 @@ from rich.progress import MofNCompleteColumn, Progress
 
 from mopd_nemo.config import UserError
 from mopd_nemo.config.verifiers import VerifierConfig
-from mopd_nemo.data.jsonl import explain
+from mopd_nemo.files import explain, read_models, replacing, to_line
 from mopd_nemo.types import Outcome, Verdict
 from mopd_nemo.verifiers import TASKS
 from mopd_nemo.verifiers.pool import VerifierPool
@@ -62,10 +61,9 @@ def verify_file(task: str, source: Path, output: Path, config: VerifierConfig, f
     console = Console(stderr=True)
     outcomes: Counter[str] = Counter()
     output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output.with_name(output.name + ".tmp")
     with (
         VerifierPool(config, [task]) as pool,
-        unfinished.open("w", encoding="utf-8") as written,
+        replacing(output) as written,
         Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress,
     ):
         if pool.sandbox:
@@ -75,8 +73,7 @@ def verify_file(task: str, source: Path, output: Path, config: VerifierConfig, f
             outcomes[row["outcome"]] += 1
             if row["outcome"] == Outcome.VERIFIER_ERROR:
                 console.print(f"[yellow]{row['error']}[/] (id {row['id']!r})", highlight=False, soft_wrap=True)
-            written.write(json.dumps(row, ensure_ascii=False) + "\n")
-    os.replace(unfinished, output)  # noqa: PTH105
+            written.write(to_line(row))
     summary = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common())
     console.print(f"{output}: {summary}", highlight=False, soft_wrap=True)
     return 1 if outcomes[Outcome.VERIFIER_ERROR] else 0
@@ -85,20 +82,18 @@ def verify_file(task: str, source: Path, output: Path, config: VerifierConfig, f
 def _judge_rows(task: str, source: Path, pool: VerifierPool) -> Iterator[_Judging]:
     """Every row in file order, with some judged ahead."""
     ahead: deque[_Judging] = deque()
-    with source.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                ahead.append(_begin(task, line, f"{source}, line {number}", pool))
-            if len(ahead) > _AHEAD:
-                yield ahead.popleft()
+    for number, line, row in read_models(source, _Row):
+        where = f"{source}, line {number}"
+        if isinstance(row, ValidationError):
+            ahead.append(_Judging(_id_of(line), None, f"{where}: {explain(row)}"))
+        else:
+            ahead.append(_begin(task, row, where, pool))
+        if len(ahead) > _AHEAD:
+            yield ahead.popleft()
     yield from ahead
 
 
-def _begin(task: str, line: str, where: str, pool: VerifierPool) -> _Judging:
-    try:
-        row = _Row.model_validate_json(line)
-    except ValidationError as error:
-        return _Judging(_id_of(line), None, f"{where}: {explain(error)}")
+def _begin(task: str, row: _Row, where: str, pool: VerifierPool) -> _Judging:
     field = "tests" if task == "code" else "answer"
     answer = getattr(row, field)
     if answer is None:

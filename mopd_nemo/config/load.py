@@ -52,9 +52,9 @@ def load_section(block: type[_Block], path: str | os.PathLike[str], overrides: S
     return _validate(block, _read_values(path, overrides), str(path))
 
 
-def dump_config(config: Config, path: Path) -> None:
-    """Write every setting, defaults included, as YAML that `load_config` reads back to the same config."""
-    OmegaConf.save(OmegaConf.create(config.model_dump(mode="json")), path)
+def dump_config(config: Config) -> str:
+    """Every setting, defaults included, as YAML that `load_config` reads back to the same config."""
+    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
 
 
 def flatten(config: Config) -> dict[str, Any]:

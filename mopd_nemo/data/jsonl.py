@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from mopd_nemo.config import UserError
 from mopd_nemo.data.rows import BadRows
+from mopd_nemo.files import explain, read_models, write_rows
 from mopd_nemo.types import Message, Problem
 from mopd_nemo.verifiers import TASKS
 
@@ -55,19 +54,13 @@ def read_problems(path: str, key: str, bad: BadRows | None = None) -> list[Probl
     if not file.is_file():
         raise UserError(f"{key}={path}: no such file; name a JSONL file, or `arithmetic` for the built-in task")
     problems: dict[str, Problem] = {}
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                problem = _Row.model_validate_json(line).to_problem()
-            except ValidationError as error:
-                bad.report(path, f"line {number}", explain(error))
-                continue
-            if problem.id in problems:
-                bad.report(path, f"line {number}", f"id {problem.id!r} appears twice; ids must be unique")
-                continue
-            problems[problem.id] = problem
+    for number, _, row in read_models(file, _Row):
+        if isinstance(row, ValidationError):
+            bad.report(path, f"line {number}", explain(row))
+        elif row.id in problems:
+            bad.report(path, f"line {number}", f"id {row.id!r} appears twice; ids must be unique")
+        else:
+            problems[row.id] = row.to_problem()
     if not problems:
         raise UserError(f"{key}={path}: the file has no rows")
     return list(problems.values())
@@ -75,19 +68,5 @@ def read_problems(path: str, key: str, bad: BadRows | None = None) -> list[Probl
 
 def write_problems(path: Path, problems: Iterable[Problem]) -> None:
     """Write problems so that `read_problems` gives them back; the file appears whole or not at all."""
-    unfinished = path.with_name(path.name + ".tmp")
-    with unfinished.open("w", encoding="utf-8") as file:
-        for problem in problems:
-            row = {"id": problem.id, "messages": problem.messages, "answer": problem.answer, "task": problem.task}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    os.replace(unfinished, path)  # noqa: PTH105
-
-
-def explain(error: ValidationError) -> str:
-    """A pydantic error as `field: reason; field: reason`."""
-    reasons = []
-    for item in error.errors():
-        field = ".".join(map(str, item["loc"]))
-        message = item["msg"].removeprefix("Value error, ")
-        reasons.append(f"{field}: {message}" if field else message)
-    return "; ".join(reasons)
+    fields = ("id", "messages", "answer", "task")
+    write_rows(path, ({name: getattr(problem, name) for name in fields} for problem in problems))

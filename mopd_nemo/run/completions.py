@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mopd_nemo.config import UserError
-from mopd_nemo.run.directory import read_rows, write_rows
+from mopd_nemo.files import read_rows, write_rows
 from mopd_nemo.types import Problem, Rollout
 
 Write = Callable[[list[Problem]], list[list[Rollout]]]

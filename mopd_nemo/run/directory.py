@@ -10,15 +10,13 @@ report.html
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from mopd_nemo.config import Config, UserError
 from mopd_nemo.config.load import dump_config, load_config
+from mopd_nemo.files import read_rows, write_rows, write_text
 
 
 class RunDirectory:
@@ -81,9 +79,7 @@ class RunDirectory:
 
     def write_config(self, config: Config) -> None:
         """Record the resolved settings."""
-        temporary = self.config_file.with_suffix(".tmp")
-        dump_config(config, temporary)
-        temporary.replace(self.config_file)
+        write_text(self.config_file, dump_config(config))
 
     def rollouts_file(self, step: int, kind: str = "step") -> Path:
         """Where the rollouts of a step (`kind` step) or of an evaluation (`kind` eval) are."""
@@ -97,32 +93,3 @@ class RunDirectory:
         for file in self.rollouts.glob("*_*.jsonl"):
             if int(file.stem.rsplit("_", 1)[1]) > step:
                 file.unlink()
-
-
-def append_row(file: Path, row: Mapping[str, Any]) -> None:
-    """Append one JSON line and force it to disk."""
-    with file.open("a", encoding="utf-8") as out:
-        out.write(json.dumps(row, ensure_ascii=False) + "\n")
-        out.flush()
-        os.fsync(out.fileno())
-
-
-def write_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Replace a JSONL file as a whole: readers see the old one or the new one."""
-    temporary = file.with_name(f".{file.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as out:
-        for row in rows:
-            out.write(json.dumps(row, ensure_ascii=False) + "\n")
-        out.flush()
-        os.fsync(out.fileno())
-    temporary.replace(file)
-
-
-def read_rows(file: Path) -> list[dict[str, Any]]:
-    """Rows of a JSONL file. A last line that a kill cut short is left out."""
-    rows: list[dict[str, Any]] = []
-    with file.open(encoding="utf-8") as lines:
-        for line in lines:
-            if line.endswith("\n"):
-                rows.append(json.loads(line))
-    return rows

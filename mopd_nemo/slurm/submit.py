@@ -30,7 +30,7 @@ def write_job(job: Job) -> None:
         shutil.copytree(
             package, job.code / package.name, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True
         )
-        dump_config(job.config, job.script.with_name("config.yaml"))
+        job.script.with_name("config.yaml").write_text(dump_config(job.config))
         job.script.write_text(render(job))
     except OSError as error:
         raise UserError(

@@ -10,7 +10,8 @@ from mopd_nemo.analysis.compare.results import compare
 from mopd_nemo.analysis.compare.table import rows
 from mopd_nemo.config import UserError
 from mopd_nemo.config.load import load_config
-from mopd_nemo.run.directory import RunDirectory, write_rows
+from mopd_nemo.files import write_rows
+from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.run.phases import PHASES
 from tests.conftest import QUICKSTART
 

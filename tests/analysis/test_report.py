@@ -7,7 +7,8 @@ from mopd_nemo.analysis.overlay import setting_differences
 from mopd_nemo.analysis.report import write_overlay, write_report
 from mopd_nemo.commands.analyze import analyze_teacher_signal
 from mopd_nemo.config import Config
-from mopd_nemo.run.directory import RunDirectory, append_row, read_rows, write_rows
+from mopd_nemo.files import append_row, read_rows, write_rows
+from mopd_nemo.run.directory import RunDirectory
 from tests.test_trainer import new_run
 
 

@@ -4,7 +4,8 @@ import pytest
 
 from mopd_nemo.commands import sweep
 from mopd_nemo.config import UserError
-from mopd_nemo.run.directory import RunDirectory, read_rows
+from mopd_nemo.files import read_rows
+from mopd_nemo.run.directory import RunDirectory
 from tests.conftest import QUICKSTART
 
 SMALL = [

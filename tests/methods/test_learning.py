@@ -11,7 +11,8 @@ from rich.console import Console
 
 from mopd_nemo.config import UserError
 from mopd_nemo.config.load import load_config
-from mopd_nemo.run.directory import RunDirectory, read_rows
+from mopd_nemo.files import read_rows
+from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.trainer import Trainer
 from tests.conftest import EMBEDDED, QUICKSTART
 

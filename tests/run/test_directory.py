@@ -3,16 +3,8 @@ from pathlib import Path
 import pytest
 
 from mopd_nemo.config import Config, UserError
-from mopd_nemo.run.directory import RunDirectory, append_row, read_rows, write_rows
-
-
-def test_line_that_a_kill_cut_short_is_left_out(tmp_path: Path) -> None:
-    file = tmp_path / "rows.jsonl"
-    append_row(file, {"step": 1})
-    append_row(file, {"step": 2, "text": "ümlaut"})
-    with file.open("a") as out:
-        out.write('{"step": 3, "te')
-    assert read_rows(file) == [{"step": 1}, {"step": 2, "text": "ümlaut"}]
+from mopd_nemo.files import read_rows, write_rows
+from mopd_nemo.run.directory import RunDirectory
 
 
 def test_forget_drops_later_steps_everywhere(tmp_path: Path) -> None:

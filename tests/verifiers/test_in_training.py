@@ -9,7 +9,7 @@ from mopd_nemo.data.arithmetic import make_problems
 from mopd_nemo.data.jsonl import write_problems
 from mopd_nemo.engines.base import Sampling
 from mopd_nemo.engines.local.engine import LocalEngine
-from mopd_nemo.run.directory import read_rows
+from mopd_nemo.files import read_rows
 from mopd_nemo.types import Problem, Rollout
 from mopd_nemo.verifiers.pool import VerifierPool
 from tests.conftest import QUICKSTART

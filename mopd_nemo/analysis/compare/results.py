@@ -11,7 +11,8 @@ from typing import Any
 from mopd_nemo.config import UserError
 from mopd_nemo.config.load import flatten
 from mopd_nemo.evaluation.metrics import bootstrap_interval, pass_at_k
-from mopd_nemo.run.directory import RunDirectory, read_rows
+from mopd_nemo.files import read_rows
+from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.run.phases import PHASES
 
 WARM_UP_STEPS = 5

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -16,6 +15,7 @@ from mopd_nemo.analysis.teacher_signal import metrics
 from mopd_nemo.analysis.teacher_signal.conditions import CONDITIONS, CONTROLLED, CONTROLS, LABELS
 from mopd_nemo.analysis.teacher_signal.scoring import ScoreStore
 from mopd_nemo.analysis.teacher_signal.table import CLASSES, READINGS, one_class_fraction, scored_prompt, signal_table
+from mopd_nemo.files import write_json
 
 RESULT_FILE = "teacher_signal.json"
 
@@ -62,9 +62,7 @@ def write_result(result: Mapping[str, Any], directory: Path) -> list[Path]:
     """Write JSON, Markdown and figures; their paths, the ones for people first."""
     markdown = directory / "teacher_signal.md"
     markdown.write_text(to_markdown(result), encoding="utf-8")
-    temporary = (directory / RESULT_FILE).with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
-    temporary.replace(directory / RESULT_FILE)
+    write_json(directory / RESULT_FILE, result)
     written = [markdown]
     for reading in READINGS:
         figure = metric_grid(

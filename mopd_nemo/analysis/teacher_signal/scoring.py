@@ -19,7 +19,7 @@ from mopd_nemo.analysis.teacher_signal.conditions import CONDITIONS, ConditionCo
 from mopd_nemo.config import Config, UserError
 from mopd_nemo.embedded import resolve_model_path
 from mopd_nemo.engines.base import Engine
-from mopd_nemo.run.directory import append_row, read_rows, write_rows
+from mopd_nemo.files import append_row, read_rows, write_json, write_rows
 from mopd_nemo.types import RolloutGroup
 
 PROMPTS_AT_ONCE = 8
@@ -46,9 +46,7 @@ class ScoreStore:
         rows = read_rows(self._file) if self._file.exists() and not restart else []
         write_rows(self._file, rows)  # a line that a kill cut short must not be appended to
         self._rows = {(row["prompt"], row["condition"]): row for row in rows}
-        temporary = self._manifest_file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(manifest, indent=2) + "\n")
-        temporary.replace(self._manifest_file)
+        write_json(self._manifest_file, manifest)
 
     def _check(self, old: dict[str, Any], new: dict[str, Any]) -> None:
         changed = [name for name in new if old.get(name) != new[name]]

@@ -6,7 +6,6 @@ of a block, C likeliest tokens.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 
 import torch
@@ -17,6 +16,7 @@ from mopd_nemo.engines.base import Progress, Sampling
 from mopd_nemo.engines.local.decoding import read_prompts
 from mopd_nemo.engines.local.leaving import without
 from mopd_nemo.engines.local.model import LanguageModel
+from mopd_nemo.seeds import seed_of
 
 BLOCK = 64
 """Tokens of the vocabulary whose probabilities are summed together before one of them is looked for."""
@@ -151,6 +151,5 @@ def _nucleus(logits_BV: Tensor, top_p: float) -> Tensor:
 
 
 def _uniforms(seed: str, num_positions: int, num_samples: int) -> Tensor:
-    number = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:7], "big")
-    generator = torch.Generator().manual_seed(number)
+    generator = torch.Generator().manual_seed(seed_of(seed))
     return torch.rand(num_positions, num_samples, generator=generator, dtype=torch.float64)

@@ -15,7 +15,7 @@ from mopd_nemo.chat import Chat
 from mopd_nemo.config import Config, UserError
 from mopd_nemo.engines.base import Sampling
 from mopd_nemo.engines.local.engine import LocalEngine
-from mopd_nemo.run.directory import read_rows, write_rows
+from mopd_nemo.files import read_rows, write_rows
 from mopd_nemo.run.records import rollout_records
 from tests.conftest import make_group
 from tests.engines.local.conftest import config as local_config

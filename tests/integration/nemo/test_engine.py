@@ -338,7 +338,8 @@ def test_the_trainer_runs_and_resumes_on_this_engine(tmp_path: Path, monkeypatch
     from rich.console import Console
 
     from mopd_nemo import trainer
-    from mopd_nemo.run.directory import RunDirectory, read_rows
+    from mopd_nemo.files import read_rows
+    from mopd_nemo.run.directory import RunDirectory
 
     monkeypatch.setattr(trainer, "make_engine", make)
     settings = config(

@@ -29,7 +29,7 @@ from mopd_nemo.run.phases import PhaseTimer
 from mopd_nemo.run.records import rollout_records
 from mopd_nemo.run.trackers import Tracker, check_trackers, make_trackers
 from mopd_nemo.types import Problem, Rollout, RolloutGroup
-from mopd_nemo.verifiers.batch import Verifying
+from mopd_nemo.verifiers.pending import PendingVerdicts
 from mopd_nemo.verifiers.pool import VerifierPool
 
 
@@ -139,7 +139,7 @@ class Trainer:
         config, engine, display = self.config, self.engine, self.display
         timer = PhaseTimer(display.phase)
         problems = problems_of_step(self.problems, step, config.rollout.num_prompts_per_step, config.seed)
-        verifying = Verifying(self.verifiers)
+        verifying = PendingVerdicts(self.verifiers)
         with timer("generate"):
             samples = self._respond(problems, step, verifying)
         with timer("reward"):
@@ -167,7 +167,7 @@ class Trainer:
         )
         self._record(metrics)
 
-    def _respond(self, problems: list[Problem], step: int, verifying: Verifying) -> list[list[Rollout]]:
+    def _respond(self, problems: list[Problem], step: int, verifying: PendingVerdicts) -> list[list[Rollout]]:
         """The responses of a step: the student's new ones, or the teacher's kept ones."""
         rollout = self.config.rollout
         sampling = Sampling(rollout.max_response_tokens, rollout.temperature)

@@ -11,7 +11,7 @@ from mopd_nemo.evaluation.metrics import bootstrap_interval, majority_at_k, mean
 from mopd_nemo.peers.groups import is_success
 from mopd_nemo.peers.statistics import group_metrics
 from mopd_nemo.types import Problem, Rollout, RolloutGroup
-from mopd_nemo.verifiers.batch import Verifying
+from mopd_nemo.verifiers.pending import PendingVerdicts
 from mopd_nemo.verifiers.pool import VerifierPool
 
 
@@ -29,7 +29,7 @@ def evaluate(
     n = config.eval.num_samples
     prompts = [engine.chat.prompt_ids(problem.messages) for problem in problems]
     sampling = Sampling(config.rollout.max_response_tokens, config.eval.temperature, config.eval.top_p)
-    verifying = Verifying(verifiers)
+    verifying = PendingVerdicts(verifiers)
 
     def finished(number: int, sample: int, rollout: Rollout) -> None:
         verifying.add(problems[number], sample, rollout)

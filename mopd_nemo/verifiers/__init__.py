@@ -15,7 +15,7 @@ from mopd_nemo.config.verifiers import VerifierConfig
 from mopd_nemo.verifiers.answers import gold_text
 from mopd_nemo.verifiers.base import Verifier
 from mopd_nemo.verifiers.choice import gold_letter
-from mopd_nemo.verifiers.code import Tests
+from mopd_nemo.verifiers.code import HiddenTests
 from mopd_nemo.verifiers.tool import gold_calls
 
 
@@ -36,7 +36,7 @@ TASKS: dict[str, Task] = {
     "choice": Task("mopd_nemo.verifiers.choice:ChoiceVerifier", gold_letter, needs_worker=False),
     "tool": Task("mopd_nemo.verifiers.tool:ToolVerifier", gold_calls, needs_worker=False),
     "math": Task("mopd_nemo.verifiers.math:MathVerifier", gold_text, needs_worker=True),
-    "code": Task("mopd_nemo.verifiers.code:CodeVerifier", Tests.read, needs_worker=True),
+    "code": Task("mopd_nemo.verifiers.code:CodeVerifier", HiddenTests.read, needs_worker=True),
 }
 
 
@@ -51,4 +51,4 @@ def deadline(task: str, answer: Any, config: VerifierConfig) -> float:
     if task != "code":
         return config.math.seconds_per_answer
     # Twice: a sandbox that breaks is replaced, and the program tried again.
-    return 2 * (30.0 + (config.code.seconds_per_test + 6.0) * len(Tests.read(answer).inputs))
+    return 2 * (30.0 + (config.code.seconds_per_test + 6.0) * len(HiddenTests.read(answer).inputs))

@@ -24,7 +24,7 @@ _SHOWN_CHARACTERS = 400
 _ANY_BLOCK = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
 
 
-class Tests(BaseModel):
+class HiddenTests(BaseModel):
     """The hidden tests of a problem."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
@@ -38,7 +38,7 @@ class Tests(BaseModel):
     """The function, or method of `class Solution`, to call; None: a program that reads stdin."""
 
     @model_validator(mode="after")
-    def _check(self) -> Tests:
+    def _check(self) -> HiddenTests:
         if not self.inputs or len(self.inputs) != len(self.outputs):
             raise ValueError(f"{len(self.inputs)} inputs and {len(self.outputs)} outputs: need as many, at least one")
         if self.fn_name is not None:
@@ -47,7 +47,7 @@ class Tests(BaseModel):
         return self
 
     @classmethod
-    def read(cls, answer: Any) -> Tests:
+    def read(cls, answer: Any) -> HiddenTests:
         """The tests of a row, itself or as JSON text.
 
         Raises:
@@ -69,7 +69,7 @@ class CodeVerifier:
         self._sandbox = Sandbox(choose(config.code).launch, config.code)
 
     def judge(self, response: str, answer: Any, finished: bool) -> Verdict:
-        tests = Tests.read(answer)
+        tests = HiddenTests.read(answer)
         paper = self._config.code.mode == "paper"
         source = longest_block(response) if paper else last_block(response)
         if source is None:
@@ -80,7 +80,7 @@ class CodeVerifier:
             # A fresh sandbox, so that nothing but this program can be the reason if it breaks again.
             return self._run(source, tests)
 
-    def _run(self, source: str, tests: Tests) -> Verdict:
+    def _run(self, source: str, tests: HiddenTests) -> Verdict:
         mode = self._config.code.mode
         same = _COMPARISONS[mode, tests.fn_name is not None]
 
@@ -110,7 +110,7 @@ class CodeVerifier:
         outcome = Outcome.TIMEOUT if run.ending == "time" else Outcome.WRONG
         return Verdict(0.0, outcome, self._explain(number, run, tests), details)
 
-    def _explain(self, number: int, run: Run, tests: Tests) -> str:
+    def _explain(self, number: int, run: Run, tests: HiddenTests) -> str:
         """What a judge would say: the failed test's input and what the program did, never what it should have done."""
         code = self._config.code
         shown = f"Input:\n{shorten(tests.inputs[number].strip(), _SHOWN_CHARACTERS)}"

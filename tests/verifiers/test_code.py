@@ -8,7 +8,7 @@ import pytest
 from mopd_nemo.config.verifiers import CodeConfig, FeedbackConfig, VerifierConfig
 from mopd_nemo.types import Outcome, Verdict
 from mopd_nemo.verifiers.base import AnswerError
-from mopd_nemo.verifiers.code import CodeVerifier, Tests, last_block, longest_block
+from mopd_nemo.verifiers.code import CodeVerifier, HiddenTests, last_block, longest_block
 from mopd_nemo.verifiers.sandbox.layers import LayerName
 
 DOUBLE = {"inputs": ["2\n", "21\n"], "outputs": ["4\n", "42\n"]}
@@ -263,4 +263,4 @@ def test_extraction() -> None:
 )
 def test_bad_tests_are_refused(answer: Any, message: str) -> None:
     with pytest.raises(AnswerError, match=message):
-        Tests.read(answer)
+        HiddenTests.read(answer)

@@ -14,7 +14,7 @@ from mopd_nemo.config import UserError
 from mopd_nemo.config.verifiers import CodeConfig, FeedbackConfig, MathConfig, VerifierConfig
 from mopd_nemo.types import Message, Outcome, Problem, Rollout
 from mopd_nemo.verifiers import TASKS, make_verifier
-from mopd_nemo.verifiers.batch import Verifying
+from mopd_nemo.verifiers.pending import PendingVerdicts
 from mopd_nemo.verifiers.pool import VerifierPool
 from mopd_nemo.verifiers.sandbox.layers import LayerName
 
@@ -176,7 +176,7 @@ def test_string_tasks_need_no_process() -> None:
 def test_rollouts_may_be_added_as_they_finish(pool: VerifierPool) -> None:
     samples = [[rollout(r"\boxed{1}"), rollout(r"\boxed{2}")], [rollout("cut", finished=False), rollout(r"\boxed{2}")]]
     problems = [replace(problem("math", "1"), id="a"), replace(problem("math", "2"), id="b")]
-    verifying = Verifying(pool)
+    verifying = PendingVerdicts(pool)
     verifying.add(problems[1], 1, samples[1][1])
     verifying.add(problems[0], 0, samples[0][0])
     outcomes = [[verdict.outcome for verdict in verdicts] for verdicts in verifying.collect(problems, samples)]
@@ -185,7 +185,7 @@ def test_rollouts_may_be_added_as_they_finish(pool: VerifierPool) -> None:
 
 def test_a_batch_says_how_many_could_not_be_judged(pool: VerifierPool, caplog: pytest.LogCaptureFixture) -> None:
     of = problem("choice", "Paris")
-    Verifying(pool).collect([of], [[rollout("<answer>A</answer>"), rollout("B")]])
+    PendingVerdicts(pool).collect([of], [[rollout("<answer>A</answer>"), rollout("B")]])
     assert "2 of 2 responses could not be judged; the first: AnswerError: answer='Paris'" in caplog.text
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from mopd_nemo.data.rows import Row, RowError, text_field
 from mopd_nemo.data.sources.base import Hub, Source, Splits, user
 from mopd_nemo.types import Problem
-from mopd_nemo.verifiers.code import Tests
+from mopd_nemo.verifiers.code import HiddenTests
 
 FIRST_DAY, AFTER_LAST_DAY = datetime(2025, 2, 1), datetime(2025, 5, 1)
 
@@ -61,7 +61,7 @@ def to_problem(row: Row, default_id: str) -> Problem | None:
         "num_public": len(public),
     }
     try:
-        Tests.read(answer)
+        HiddenTests.read(answer)
     except ValueError as error:
         raise RowError(str(error)) from error
     prompt = FUNCTION.format(question=question, starter=starter) if starter else STDIN.format(question=question)

@@ -10,7 +10,7 @@ from mopd_nemo.verifiers.sandbox.client import Sandbox, SandboxError
 from mopd_nemo.verifiers.sandbox.layers import LAYERS, Launch, LayerName, launches
 
 _PROBE = "import sched\nprint(6 * 7)"
-"""Also imports a module that the zygote has not: programs must be able to read Python's library."""
+"""Also imports a module that the fork server has not: programs must be able to read Python's library."""
 
 
 @dataclass(frozen=True, slots=True)

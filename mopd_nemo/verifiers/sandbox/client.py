@@ -46,7 +46,7 @@ class Run:
 
 
 class Sandbox:
-    """One zygote and the programs it runs, one at a time. Started when first used and again after it broke."""
+    """One fork server and the programs it runs, one at a time. Started when first used and again after it broke."""
 
     def __init__(self, launch: Launch, config: CodeConfig) -> None:
         self._launch = launch
@@ -83,7 +83,7 @@ class Sandbox:
             yield path
 
     def start(self) -> None:
-        """Start the zygote, unless it runs."""
+        """Start the fork server, unless it runs."""
         if self._process is not None and self._process.poll() is None:
             return
         self.close()
@@ -106,7 +106,7 @@ class Sandbox:
                 raise SandboxError(said[-1] if said else str(error)) from error
 
     def close(self) -> None:
-        """Kill the zygote and everything it started."""
+        """Kill the fork server and everything it started."""
         if self._process is None:
             return
         if self._process.poll() is None:

@@ -31,7 +31,7 @@ INSIDE = Path(__file__).parent / "inside"
 _NOBODY = 65534
 _SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin", "/sbin", "/etc/ld.so.cache", "/etc/localtime")
 _CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_KILL")
-"""What the zygote needs to give each program namespaces and no privileges; programs have none."""
+"""What the fork server needs to give each program namespaces and no privileges; programs have none."""
 _ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
     "HOME": "/tmp",
@@ -44,7 +44,7 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """How to start a zygote."""
+    """How to start a fork server."""
 
     command: tuple[str, ...]
     environment: dict[str, str]
@@ -53,7 +53,7 @@ class Launch:
 
 
 def launches(layer: LayerName, config: CodeConfig) -> list[Launch]:
-    """Ways to start the zygote in a layer, best first; what works depends on the machine."""
+    """Ways to start the fork server in a layer, best first; what works depends on the machine."""
     root = os.geteuid() == 0
     match layer:
         case "bubblewrap":
@@ -66,7 +66,7 @@ def launches(layer: LayerName, config: CodeConfig) -> list[Launch]:
             return [_namespaces(config, own_user) for own_user in ([False, True] if root else [True])]
         case "rlimits":
             # A user of their own, unless this Python lies where only root may read.
-            commands = [_zygote(config, isolated=False, uid=uid) for uid in ([_NOBODY, None] if root else [None])]
+            commands = [_fork_server(config, isolated=False, uid=uid) for uid in ([_NOBODY, None] if root else [None])]
             return [Launch(tuple(command), _ENVIRONMENT, isolated=False) for command in commands]
 
 
@@ -97,7 +97,7 @@ def _bubblewrap(config: CodeConfig, own_user: bool) -> Launch:
             "--chdir",
             "/",
         ),
-        *_zygote(config, isolated=True, uid=None if own_user else _NOBODY),
+        *_fork_server(config, isolated=True, uid=None if own_user else _NOBODY),
     ]
     return Launch(tuple(command), dict(os.environ))
 
@@ -106,13 +106,13 @@ def _namespaces(config: CodeConfig, own_user: bool) -> Launch:
     plan = {
         "mounts": _mounts(config),
         "own_user": own_user,
-        "command": _zygote(config, isolated=True, uid=None if own_user else _NOBODY),
+        "command": _fork_server(config, isolated=True, uid=None if own_user else _NOBODY),
         "environment": _ENVIRONMENT,
     }
-    return Launch((_python(), "-sSB", str(INSIDE / "root.py"), json.dumps(plan)), _ENVIRONMENT)
+    return Launch((_python(), "-sSB", str(INSIDE / "namespaces.py"), json.dumps(plan)), _ENVIRONMENT)
 
 
-def _zygote(config: CodeConfig, *, isolated: bool, uid: int | None) -> list[str]:
+def _fork_server(config: CodeConfig, *, isolated: bool, uid: int | None) -> list[str]:
     parents = sorted({str(path.parent) for path in _packages(config)})
     options = {
         "isolate": isolated,
@@ -127,12 +127,12 @@ def _zygote(config: CodeConfig, *, isolated: bool, uid: int | None) -> list[str]
         # Elsewhere the limit counts every process of the user, not those of the sandbox.
         "limit_processes": isolated and _kernel() >= (5, 14),
     }
-    script = "/sandbox/inside/zygote.py" if isolated else str(INSIDE / "zygote.py")
+    script = "/sandbox/inside/fork_server.py" if isolated else str(INSIDE / "fork_server.py")
     return [_python(), "-sSB", script, json.dumps(options)]
 
 
 def _mounts(config: CodeConfig) -> list[tuple[str, str]]:
-    """Read-only (source, target): the system's libraries, this Python, the allowed packages, the zygote."""
+    """Read-only (source, target): the system's libraries, this Python, the allowed packages, the fork server."""
     paths = [path for path in _SYSTEM if Path(path).exists()]
     prefix = os.path.realpath(sys.base_prefix)
     if not any(prefix == path or prefix.startswith(f"{path}/") for path in paths):

@@ -45,7 +45,7 @@ class Arena:
         return found
 
     def assert_unharmed(self) -> None:
-        """The same zygote serves the next program, and nothing else is alive."""
+        """The same fork server serves the next program, and nothing else is alive."""
         assert self.run("print(6 * 7)").stdout == "42\n"
         assert self.processes() == self.quiet
 

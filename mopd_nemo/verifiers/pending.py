@@ -12,7 +12,7 @@ from mopd_nemo.verifiers.pool import VerifierPool
 logger = logging.getLogger(__name__)
 
 
-class Verifying:
+class PendingVerdicts:
     """Judges the rollouts of some problems, whose ids must differ.
 
     `add` may be called for any rollout as soon as it is finished; `collect` judges those that were not added, and waits

@@ -1,127 +1,35 @@
-"""The warm interpreter of the sandbox: it imports what programs use once, then forks for every program and every test.
+"""One process that runs a program's tests, seen from the server that starts, watches and kills it.
 
-It is started by the layers of `mopd_nemo.verifiers.sandbox`, inside the sandbox, and speaks length-prefixed JSON on its
-stdin and stdout. Standard library only. The processes, where the layer isolates programs from each other:
-
-    zygote            reads one program; forks
-      keeper          leaves the zygote's pid, mount and IPC namespaces; forks
-        server        pid 1 of the new pid namespace; own /tmp and /proc; reads tests; forks
-          runner      limits, no privileges, candidate's code; runs tests until one spoils it
-
-Nothing of a program outlives its server: when pid 1 ends the kernel kills the rest. Expected outputs never come here.
+Standard library only.
 """
 
 import contextlib
 import gc
-import importlib
-import json
 import os
 import resource
 import select
 import signal
-import struct
-import sys
 import time
-from collections.abc import Iterable
 
-sys.path[0] = os.path.dirname(os.path.abspath(__file__))
-
-import program
-import system
-
-WARM = """
-    abc array ast bisect cmath collections collections.abc contextlib copy dataclasses datetime decimal enum
-    fractions functools heapq io itertools json math numbers operator queue random re statistics string threading
-    time traceback types typing
-    """.split()  # noqa: SIM905
-_CONTROL_IN, _CONTROL_OUT = 10, 11
+import linux
+import runner
 
 
-# --- frames ----------------------------------------------------------------------------------------------------------
-
-
-def _read_exactly(count: int) -> bytes:
-    chunks = []
-    while count:
-        chunk = os.read(_CONTROL_IN, min(count, 1 << 20))
-        if not chunk:
-            os._exit(0)  # the verifier is gone
-        chunks.append(chunk)
-        count -= len(chunk)
-    return b"".join(chunks)
-
-
-def receive() -> dict:
-    (length,) = struct.unpack(">I", _read_exactly(4))
-    return json.loads(_read_exactly(length))
-
-
-def send(message: dict) -> None:
-    body = json.dumps(message).encode()
-    data = memoryview(struct.pack(">I", len(body)) + body)
-    while data:
-        data = data[os.write(_CONTROL_OUT, data) :]
-
-
-# --- one program -----------------------------------------------------------------------------------------------------
-
-
-def keep(request: dict, options: dict) -> None:
-    """The keeper: put a server for this program into namespaces of its own."""
-    system.die_with_parent(signal.SIGKILL)
-    if not options["isolate"]:
-        system.adopt_orphans()
-        serve(request, options)
-        return
-    system.unshare(system.CLONE_NEWNS | system.CLONE_NEWPID | system.CLONE_NEWIPC)
-    server = os.fork()
-    if server == 0:
-        system.die_with_parent(signal.SIGKILL)
-        system.mount("none", "/", flags=system.MS_REC | system.MS_PRIVATE)
-        scratch = f"size={options['scratch_bytes']},nr_inodes=10000,mode=1777"
-        system.mount("tmpfs", "/tmp", "tmpfs", system.MS_NOSUID | system.MS_NODEV, scratch)
-        system.mount("/tmp", "/dev/shm", flags=system.MS_BIND)
-        system.mount("proc", "/proc", "proc", system.MS_NOSUID | system.MS_NODEV | system.MS_NOEXEC)
-        serve(request, options)
-        os._exit(0)
-    os.waitpid(server, 0)
-
-
-def serve(request: dict, options: dict) -> None:
-    """Run tests until told to stop."""
-    # Not warm in the zygote: a fork takes twice as long with numpy in memory.
-    _import_all(name for name in options["packages"] if name in request["source"])
-    os.chdir("/tmp" if options["isolate"] else request["scratch"])
-    limits = _limits(options)
-    runner = None
-    while (test := receive())["kind"] == "test":
-        if runner is not None and test["fresh"]:
-            runner.end()
-        if runner is None or not runner.alive:
-            runner = Runner(request, options, limits)
-        send({"id": request["id"], "kind": "result", **runner.run(test["input"])})
-    if runner is not None:
-        runner.end()
-
-
-# --- its tests -------------------------------------------------------------------------------------------------------
-
-
-class Runner:
+class RunnerProcess:
     """A process that runs one test after another, until one ends it or leaves something behind in it.
 
     Its streams are four files in memory that both sides have open; a byte on one pipe starts a test, and a byte on
     another says that it ended. The candidate may write anything anywhere: it can only say what it could have printed.
     """
 
-    def __init__(self, request: dict, options: dict, limits: dict) -> None:
+    def __init__(self, request: dict, known: dict, options: dict, limits: dict) -> None:
         self._options = options
         self._files = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr", "value")]
         start, self._start = os.pipe()
         self._done, done = os.pipe()
         self._process = os.fork()
         if self._process == 0:
-            _become_runner(request, options, limits, [*self._files, start, done])
+            _become_runner(request, known, options, limits, [*self._files, start, done])
         os.close(start)
         os.close(done)
         self._pidfd = os.pidfd_open(self._process)
@@ -177,27 +85,27 @@ class Runner:
         return result
 
 
-def _become_runner(request: dict, options: dict, limits: dict, fds: list) -> None:
+def _become_runner(request: dict, known: dict, options: dict, limits: dict, fds: list) -> None:
     """Give the candidate its streams, take everything else, and run it. Does not return."""
     status = 120
     try:
         os.setsid()
         for target, fd in enumerate(fds):
-            os.dup2(fd, program.FIRST_FD + target)
-        os.closerange(4, program.FIRST_FD)
-        os.closerange(program.FIRST_FD + len(fds), 512)
+            os.dup2(fd, runner.FIRST_FD + target)
+        os.closerange(4, runner.FIRST_FD)
+        os.closerange(runner.FIRST_FD + len(fds), 512)
         for kind, limit in limits.items():
             resource.setrlimit(kind, limit)
-        system.drop_privileges(options["uid"])
-        system.hide_from_peers(False)
-        system.die_with_parent(signal.SIGKILL)
+        linux.drop_privileges(options["uid"])
+        linux.hide_from_peers(False)
+        linux.die_with_parent(signal.SIGKILL)
         gc.enable()
-        status = program.run_tests(request, BUILTINS, options["seconds"])
+        status = runner.run_tests(request, known, options["seconds"])
     finally:
         os._exit(status)
 
 
-def _limits(options: dict) -> dict:
+def limits_of(options: dict) -> dict:
     """The resource limits of a runner; memory counts from what the interpreter has mapped already."""
     with open("/proc/self/statm", encoding="ascii") as file:
         mapped = int(file.read().split()[0]) * resource.getpagesize()
@@ -301,49 +209,3 @@ def _ending(status: int) -> str:
 
 def _read_back(fd: int, limit: int) -> str:
     return os.pread(fd, limit, 0).decode("utf-8", "replace")
-
-
-# --- start -----------------------------------------------------------------------------------------------------------
-
-
-def _import_all(names: "Iterable[str]") -> None:
-    for name in names:
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
-
-
-def main() -> None:
-    """Serve programs until the verifier goes away."""
-    options = json.loads(sys.argv[1])
-    system.die_with_parent(signal.SIGKILL)
-    os.dup2(0, _CONTROL_IN, inheritable=False)
-    os.dup2(1, _CONTROL_OUT, inheritable=False)
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 0)
-    os.dup2(null, 1)
-    sys.path += options["paths"]
-    _import_all(WARM)
-    BUILTINS.update(program.extended_builtins())
-    system.forbid_new_privileges()
-    gc.disable()
-    gc.freeze()  # forks then share these pages
-    system.hide_from_peers()
-    send({"kind": "ready"})
-    while True:
-        request = receive()
-        keeper = os.fork()
-        if keeper == 0:
-            status = 1
-            try:
-                keep(request, options)
-                status = 0
-            finally:
-                os._exit(status)
-        _, status = os.waitpid(keeper, 0)
-        send({"id": request["id"], "kind": "done", "status": status})
-
-
-BUILTINS: dict = {}
-
-if __name__ == "__main__":
-    main()

@@ -14,7 +14,7 @@ import time
 import traceback
 import types
 
-import paper
+import paper_rules
 import prelude
 
 SOURCE = "solution.py"
@@ -69,7 +69,7 @@ def _run(request: dict, known: dict, cache: dict) -> int:
     try:
         module = types.ModuleType("__main__" if function is None else "solution")
         sys.modules[module.__name__] = module
-        module.__dict__.update(paper.namespace() if rules == "paper" else {"__builtins__": known})
+        module.__dict__.update(paper_rules.namespace() if rules == "paper" else {"__builtins__": known})
         if "code" not in cache:
             cache["code"] = compile(source, SOURCE, "exec")
         text = "" if function is None else sys.stdin.read()
@@ -119,7 +119,7 @@ def _call(module: dict, name: str, text: str, rules: str) -> None:
 
 def _find(module: dict, name: str, rules: str):
     if rules == "paper":
-        return module[name] if name in module else paper.first_function(module)
+        return module[name] if name in module else paper_rules.first_function(module)
     if "Solution" in module:
         return getattr(module["Solution"](), name)
     return module[name]

@@ -1,0 +1,115 @@
+"""The warm interpreter of the sandbox: it imports what programs use once, then forks for every program and every test.
+
+It is started by the layers of `mopd_nemo.verifiers.sandbox`, inside the sandbox, and speaks length-prefixed JSON on its
+stdin and stdout. Standard library only. The processes, where the layer isolates programs from each other:
+
+    fork server       reads one program; forks
+      supervisor      leaves the fork server's pid, mount and IPC namespaces; forks
+        server        pid 1 of the new pid namespace; own /tmp and /proc; reads tests; forks
+          runner      limits, no privileges, candidate's code; runs tests until one spoils it
+
+Nothing of a program outlives its server: when pid 1 ends the kernel kills the rest. Expected outputs never come here.
+"""
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterable
+
+sys.path[0] = os.path.dirname(os.path.abspath(__file__))
+
+import linux
+import runner
+from frames import CONTROL_IN, CONTROL_OUT, receive, send
+from runner_process import RunnerProcess, limits_of
+
+WARM = """
+    abc array ast bisect cmath collections collections.abc contextlib copy dataclasses datetime decimal enum
+    fractions functools heapq io itertools json math numbers operator queue random re statistics string threading
+    time traceback types typing
+    """.split()  # noqa: SIM905
+
+
+def supervise(request: dict, options: dict) -> None:
+    """The supervisor: put a server for this program into namespaces of its own."""
+    linux.die_with_parent(signal.SIGKILL)
+    if not options["isolate"]:
+        linux.adopt_orphans()
+        serve(request, options)
+        return
+    linux.unshare(linux.CLONE_NEWNS | linux.CLONE_NEWPID | linux.CLONE_NEWIPC)
+    server = os.fork()
+    if server == 0:
+        linux.die_with_parent(signal.SIGKILL)
+        linux.mount("none", "/", flags=linux.MS_REC | linux.MS_PRIVATE)
+        scratch = f"size={options['scratch_bytes']},nr_inodes=10000,mode=1777"
+        linux.mount("tmpfs", "/tmp", "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, scratch)
+        linux.mount("/tmp", "/dev/shm", flags=linux.MS_BIND)
+        linux.mount("proc", "/proc", "proc", linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
+        serve(request, options)
+        os._exit(0)
+    os.waitpid(server, 0)
+
+
+def serve(request: dict, options: dict) -> None:
+    """Run tests until told to stop."""
+    # Not warm in the fork server: a fork takes twice as long with numpy in memory.
+    _import_all(name for name in options["packages"] if name in request["source"])
+    os.chdir("/tmp" if options["isolate"] else request["scratch"])
+    limits = limits_of(options)
+    process = None
+    while (test := receive())["kind"] == "test":
+        if process is not None and test["fresh"]:
+            process.end()
+        if process is None or not process.alive:
+            process = RunnerProcess(request, BUILTINS, options, limits)
+        send({"id": request["id"], "kind": "result", **process.run(test["input"])})
+    if process is not None:
+        process.end()
+
+
+def _import_all(names: "Iterable[str]") -> None:
+    for name in names:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+
+
+def main() -> None:
+    """Serve programs until the verifier goes away."""
+    options = json.loads(sys.argv[1])
+    linux.die_with_parent(signal.SIGKILL)
+    os.dup2(0, CONTROL_IN, inheritable=False)
+    os.dup2(1, CONTROL_OUT, inheritable=False)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    sys.path += options["paths"]
+    _import_all(WARM)
+    BUILTINS.update(runner.extended_builtins())
+    linux.forbid_new_privileges()
+    gc.disable()
+    gc.freeze()  # forks then share these pages
+    linux.hide_from_peers()
+    send({"kind": "ready"})
+    while True:
+        request = receive()
+        supervisor = os.fork()
+        if supervisor == 0:
+            status = 1
+            try:
+                supervise(request, options)
+                status = 0
+            finally:
+                os._exit(status)
+        _, status = os.waitpid(supervisor, 0)
+        send({"id": request["id"], "kind": "done", "status": status})
+
+
+BUILTINS: dict = {}
+
+if __name__ == "__main__":
+    main()

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from mopd_nemo.config.verifiers import VerifierConfig
 from mopd_nemo.types import Outcome, Verdict
 from mopd_nemo.verifiers.answers import canonical, last_boxed
-from mopd_nemo.verifiers.base import missing_answer, with_gold
+from mopd_nemo.verifiers.base import Verifier, missing_answer, with_gold
 
 
-class ArithmeticVerifier:
+class ArithmeticVerifier(Verifier):
     """The last `\\boxed{...}` must equal the answer as a number."""
-
-    def __init__(self, config: VerifierConfig) -> None:
-        self._feedback = config.feedback
 
     def judge(self, response: str, answer: Any, finished: bool) -> Verdict:
         found = last_boxed(response)
@@ -23,8 +19,5 @@ class ArithmeticVerifier:
         details = {"found": found}
         if canonical(found) == canonical(str(answer)):
             return Verdict(1.0, Outcome.CORRECT, details=details)
-        feedback = with_gold("The final answer is wrong.", f"The right answer is {answer}.", self._feedback)
+        feedback = with_gold("The final answer is wrong.", f"The right answer is {answer}.", self._config.feedback)
         return Verdict(0.0, Outcome.WRONG, feedback, details)
-
-    def close(self) -> None:
-        pass

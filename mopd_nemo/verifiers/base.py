@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from typing import Any
 
 from mopd_nemo.config.verifiers import FeedbackConfig, VerifierConfig
 from mopd_nemo.types import Outcome, Verdict
 
 
-class Verifier(Protocol):
+class Verifier(ABC):
     """Judges responses of one task."""
 
-    def __init__(self, config: VerifierConfig) -> None: ...
+    def __init__(self, config: VerifierConfig) -> None:
+        self._config = config
 
+    @abstractmethod
     def judge(self, response: str, answer: Any, finished: bool) -> Verdict:
         """Judge one response.
 
@@ -23,11 +26,9 @@ class Verifier(Protocol):
         Raises:
             Exception: the verifier is at fault, not the response; whoever calls makes a verifier error of it.
         """
-        ...
 
-    def close(self) -> None:
-        """End what the verifier has started."""
-        ...
+    def close(self) -> None:  # noqa: B027
+        """End what the verifier has started: nothing, unless a subclass says otherwise."""
 
 
 class AnswerError(ValueError):

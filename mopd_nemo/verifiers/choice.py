@@ -8,7 +8,7 @@ from typing import Any
 from mopd_nemo.config.verifiers import VerifierConfig
 from mopd_nemo.types import Outcome, Verdict
 from mopd_nemo.verifiers.answers import after_thinking, last_boxed
-from mopd_nemo.verifiers.base import AnswerError, missing_answer, with_gold
+from mopd_nemo.verifiers.base import AnswerError, Verifier, missing_answer, with_gold
 
 _TAGS = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
 _LETTER = re.compile(r"\W*([A-Za-z])(?:\W*|[.):]\s.*)", re.DOTALL)
@@ -18,12 +18,12 @@ _STATED = re.compile(
 )
 
 
-class ChoiceVerifier:
+class ChoiceVerifier(Verifier):
     """The letter inside the last `<answer>` tags; `lenient` also finds it elsewhere."""
 
     def __init__(self, config: VerifierConfig) -> None:
+        super().__init__(config)
         self._lenient = config.choice.format == "lenient"
-        self._feedback = config.feedback
 
     def judge(self, response: str, answer: Any, finished: bool) -> Verdict:
         gold = gold_letter(answer)
@@ -34,11 +34,8 @@ class ChoiceVerifier:
         details = {"found": found}
         if found == gold:
             return Verdict(1.0, Outcome.CORRECT, details=details)
-        feedback = with_gold(f"The answer {found} is wrong.", f"The right answer is {gold}.", self._feedback)
+        feedback = with_gold(f"The answer {found} is wrong.", f"The right answer is {gold}.", self._config.feedback)
         return Verdict(0.0, Outcome.WRONG, feedback, details)
-
-    def close(self) -> None:
-        pass
 
 
 def gold_letter(answer: Any) -> str:

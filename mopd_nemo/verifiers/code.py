@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -16,9 +18,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from mopd_nemo.config.verifiers import VerifierConfig
 from mopd_nemo.types import Outcome, Verdict
 from mopd_nemo.verifiers import outputs
-from mopd_nemo.verifiers.base import AnswerError, missing_answer, shorten, with_gold
+from mopd_nemo.verifiers.base import AnswerError, Verifier, missing_answer, shorten, with_gold
 from mopd_nemo.verifiers.sandbox.choose import choose
-from mopd_nemo.verifiers.sandbox.client import Run, Sandbox, SandboxError
+from mopd_nemo.verifiers.sandbox.client import Program, Run, Sandbox, SandboxError
 
 _SHOWN_CHARACTERS = 400
 _ANY_BLOCK = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
@@ -43,7 +45,7 @@ class HiddenTests(BaseModel):
             raise ValueError(f"{len(self.inputs)} inputs and {len(self.outputs)} outputs: need as many, at least one")
         if self.fn_name is not None:
             for text in (*(line for i in self.inputs for line in i.split("\n")), *self.outputs):
-                json.loads(text)
+                outputs.loads(text)
         return self
 
     @classmethod
@@ -61,11 +63,11 @@ class HiddenTests(BaseModel):
             raise AnswerError(f"{field}: {first['msg'].removeprefix('Value error, ')}") from error
 
 
-class CodeVerifier:
+class CodeVerifier(Verifier):
     """Runs programs; owns one sandbox."""
 
     def __init__(self, config: VerifierConfig) -> None:
-        self._config = config
+        super().__init__(config)
         self._sandbox = Sandbox(choose(config.code).launch, config.code)
 
     def judge(self, response: str, answer: Any, finished: bool) -> Verdict:
@@ -81,34 +83,38 @@ class CodeVerifier:
             return self._run(source, tests)
 
     def _run(self, source: str, tests: HiddenTests) -> Verdict:
-        mode = self._config.code.mode
-        same = _COMPARISONS[mode, tests.fn_name is not None]
-
-        def passes(run: Run, expected: str) -> bool:
-            return run.ending == "normal" and same(run.stdout if tests.fn_name is None else run.value, expected)
-
-        passed = 0
-        failed: tuple[int, Run] | None = None
-        with self._sandbox.program(source, tests.fn_name, mode) as program:
-            for number, (text, expected) in enumerate(zip(tests.inputs, tests.outputs, strict=True)):
-                run = program.run(text)
-                if not (right := passes(run, expected)) and not run.fresh and run.ending != "time":
-                    # Tests before it ran in the same process: only a failure in a new one is the program's.
-                    run = program.run(text, fresh=True)
-                    right = passes(run, expected)
-                if right:
-                    passed += 1
-                elif failed is None:
-                    failed = number, run
-                    if mode == "official":
-                        break
+        with self._sandbox.program(source, tests.fn_name, self._config.code.mode) as program:
+            passed, failure = self._first_failure(program, tests)
         details: dict[str, Any] = {"tests": len(tests.inputs), "passed": passed}
-        if failed is None:
+        if failure is None:
             return Verdict(1.0, Outcome.CORRECT, details=details)
-        number, run = failed
+        number, run = failure
         details |= {"failed_test": number, "ending": run.ending}
         outcome = Outcome.TIMEOUT if run.ending == "time" else Outcome.WRONG
         return Verdict(0.0, outcome, self._explain(number, run, tests), details)
+
+    def _first_failure(self, program: Program, tests: HiddenTests) -> tuple[int, tuple[int, Run] | None]:
+        """How many tests passed, and the first that did not. In official mode none is run after that."""
+        mode = self._config.code.mode
+        same = _COMPARISONS[mode, tests.fn_name is not None]
+        passed = 0
+        failure: tuple[int, Run] | None = None
+        for number, (text, expected) in enumerate(zip(tests.inputs, tests.outputs, strict=True)):
+
+            def passes(run: Run, expected: str = expected) -> bool:
+                return run.ending == "normal" and same(run.stdout if tests.fn_name is None else run.value, expected)
+
+            run = program.run(text)
+            if not passes(run) and not run.fresh and run.ending != "time":
+                # Tests before it ran in the same process: only a failure in a new one is the program's.
+                run = program.run(text, fresh=True)
+            if passes(run):
+                passed += 1
+            elif failure is None:
+                failure = number, run
+                if mode == "official":
+                    break
+        return passed, failure
 
     def _explain(self, number: int, run: Run, tests: HiddenTests) -> str:
         """What a judge would say: the failed test's input and what the program did, never what it should have done."""
@@ -167,7 +173,7 @@ def _readable(value: str) -> str:
         return "(nothing was returned)"
     try:
         return repr(_untagged(json.loads(value)))
-    except (ValueError, RecursionError):
+    except (ValueError, TypeError, ArithmeticError, RecursionError):
         return value
 
 
@@ -178,5 +184,11 @@ def _untagged(value: Any) -> Any:
         ((tag, content),) = value.items()
         if tag == "dict":
             return {str(_untagged(key)): _untagged(item) for key, item in content}
+        if tag == "fraction":
+            return Fraction(*content)
+        if tag == "decimal":
+            return Decimal(content)
+        if tag == "complex":
+            return complex(*content)
         return [_untagged(item) for item in content] if tag != "object" else f"<{content}>"
     return value

@@ -11,19 +11,15 @@ from typing import Any
 
 from math_verify import parse, verify
 
-from mopd_nemo.config.verifiers import VerifierConfig
 from mopd_nemo.types import Outcome, Verdict
 from mopd_nemo.verifiers.answers import canonical, final_answer, gold_text
-from mopd_nemo.verifiers.base import AnswerError, missing_answer, with_gold
+from mopd_nemo.verifiers.base import AnswerError, Verifier, missing_answer, with_gold
 
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it warns about the time limits that are off
 
 
-class MathVerifier:
+class MathVerifier(Verifier):
     """The last boxed answer, or else one stated in words, must be equivalent to the gold answer."""
-
-    def __init__(self, config: VerifierConfig) -> None:
-        self._feedback = config.feedback
 
     def judge(self, response: str, answer: Any, finished: bool) -> Verdict:
         gold = gold_text(answer)
@@ -33,11 +29,8 @@ class MathVerifier:
         details = {"found": found}
         if equivalent(gold, found):
             return Verdict(1.0, Outcome.CORRECT, details=details)
-        feedback = with_gold("The final answer is wrong.", f"The right answer is {gold}.", self._feedback)
+        feedback = with_gold("The final answer is wrong.", f"The right answer is {gold}.", self._config.feedback)
         return Verdict(0.0, Outcome.WRONG, feedback, details)
-
-    def close(self) -> None:
-        pass
 
 
 def equivalent(gold: str, found: str) -> bool:

@@ -4,7 +4,26 @@ from __future__ import annotations
 
 import json
 from decimal import Decimal, InvalidOperation
+from fractions import Fraction
 from typing import Any
+
+_INTEGER_DIGITS = 50_000
+"""LiveCodeBench's limit."""
+
+
+def loads(text: str) -> Any:
+    """JSON, with integers of up to 50,000 digits. Python's own limit is 4,300, and is one for the whole process.
+
+    Raises:
+        ValueError: it is not JSON, or a number is longer.
+    """
+    return json.loads(text, parse_int=_integer)
+
+
+def _integer(text: str) -> int:
+    if len(text.lstrip("-")) > _INTEGER_DIGITS:
+        raise ValueError(f"an integer of more than {_INTEGER_DIGITS} digits")
+    return int(text) if len(text) <= 4300 else int(Decimal(text))
 
 
 def same_text(printed: str, expected: str) -> bool:
@@ -29,12 +48,12 @@ def _same_line(got: str, want: str) -> bool:
 def same_value(value: str, expected: str) -> bool:
     """LiveCodeBench's rule for functions: equal as Python values, where a returned tuple counts as a list."""
     try:
-        got = _from_plain(json.loads(value))
-    except (ValueError, TypeError, RecursionError):
+        got = _from_plain(loads(value))
+    except (ValueError, TypeError, ArithmeticError, RecursionError):
         return False
     if isinstance(got, tuple):
         got = list(got)
-    return bool(got == json.loads(expected))
+    return bool(got == loads(expected))
 
 
 class _Foreign:
@@ -60,6 +79,12 @@ def _from_plain(value: Any) -> Any:
             return tuple(_from_plain(item) for item in content)
         case "set" | "frozenset":
             return {_from_plain(item) for item in content}
+        case "fraction":
+            return Fraction(*content)
+        case "decimal":
+            return Decimal(content)
+        case "complex":
+            return complex(*content)
     return _Foreign()
 
 
@@ -74,7 +99,7 @@ def same_value_in_paper(value: str, expected: str) -> bool:
     try:
         got = _to_json(_from_plain(json.loads(value)))
         return json.dumps(got, sort_keys=True) == json.dumps(json.loads(expected), sort_keys=True)
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError, ArithmeticError, RecursionError):
         return False
 
 

@@ -26,7 +26,7 @@ from typing import Any, Self
 
 from mopd_nemo.config import UserError
 from mopd_nemo.config.verifiers import VerifierConfig
-from mopd_nemo.types import Outcome, Problem, Rollout, Verdict
+from mopd_nemo.types import Outcome, Verdict
 from mopd_nemo.verifiers import TASKS, deadline, make_verifier
 from mopd_nemo.verifiers.sandbox.choose import Choice, choose
 
@@ -81,11 +81,6 @@ class VerifierPool:
         future: Future[Verdict] = Future()
         future.set_result(self._judge_here(task, response, answer, finished))
         return future
-
-    def judge(self, problem: Problem, rollouts: Sequence[Rollout]) -> tuple[Verdict, ...]:
-        """Judge all rollouts of a problem and wait; in order."""
-        futures = [self.submit(problem.task, r.text, problem.answer, r.finished) for r in rollouts]
-        return tuple(future.result() for future in futures)
 
     def close(self) -> None:
         """Kill the workers; what they are judging is lost."""

@@ -7,10 +7,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from mopd_nemo.config.verifiers import VerifierConfig
 from mopd_nemo.types import Outcome, Verdict
 from mopd_nemo.verifiers.answers import after_thinking
-from mopd_nemo.verifiers.base import AnswerError, missing_answer, with_gold
+from mopd_nemo.verifiers.base import AnswerError, Verifier, missing_answer, with_gold
 
 _ACTION = re.compile(r"^[ \t*#>-]*Action\**:[* \t]*(.*)$", re.MULTILINE)
 _INPUT = re.compile(r"^[ \t*#>-]*Action[ _]Input\**:\**\s*(?:```(?:json)?\s*)?", re.MULTILINE)
@@ -32,11 +31,8 @@ class FormatError(ValueError):
     """The response does not follow the format."""
 
 
-class ToolVerifier:
+class ToolVerifier(Verifier):
     """Every gold call must be made once, with equal arguments, and no other call. Their order does not matter."""
-
-    def __init__(self, config: VerifierConfig) -> None:
-        self._feedback = config.feedback
 
     def judge(self, response: str, answer: Any, finished: bool) -> Verdict:
         gold = gold_calls(answer)
@@ -49,10 +45,7 @@ class ToolVerifier:
         if problem is None:
             return Verdict(1.0, Outcome.CORRECT, details=details)
         expected = json.dumps([{"Action": call.name, "Action_Input": call.arguments} for call in gold])
-        return Verdict(0.0, Outcome.WRONG, with_gold(problem, f"Expected: {expected}", self._feedback), details)
-
-    def close(self) -> None:
-        pass
+        return Verdict(0.0, Outcome.WRONG, with_gold(problem, f"Expected: {expected}", self._config.feedback), details)
 
 
 def read_calls(text: str) -> list[Call]:

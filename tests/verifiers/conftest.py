@@ -26,6 +26,13 @@ def launch_of(layer: LayerName) -> Launch:
     return launch
 
 
+@pytest.fixture(scope="module", params=LAYERS)
+def layer(request: pytest.FixtureRequest) -> LayerName:
+    """Each layer in turn."""
+    launch_of(request.param)
+    return request.param
+
+
 @pytest.fixture(scope="session")
 def best_layer() -> LayerName:
     """The best layer of this machine; limits alone when nothing isolates."""

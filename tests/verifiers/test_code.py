@@ -1,4 +1,4 @@
-"""Programs judged by LiveCodeBench's rules, on whatever layer this machine offers."""
+"""Programs judged by LiveCodeBench's rules, on every layer that this machine offers."""
 
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -21,15 +21,15 @@ def make(layer: LayerName, mode: Literal["official", "paper"], reveal: bool = Fa
 
 
 @pytest.fixture(scope="module")
-def official(best_layer: LayerName) -> Iterator[CodeVerifier]:
-    verifier = make(best_layer, "official")
+def official(layer: LayerName) -> Iterator[CodeVerifier]:
+    verifier = make(layer, "official")
     yield verifier
     verifier.close()
 
 
 @pytest.fixture(scope="module")
-def paper(best_layer: LayerName) -> Iterator[CodeVerifier]:
-    verifier = make(best_layer, "paper")
+def paper(layer: LayerName) -> Iterator[CodeVerifier]:
+    verifier = make(layer, "paper")
     yield verifier
     verifier.close()
 
@@ -48,6 +48,11 @@ RIGHT = {
     "binary stdin": "import sys\nprint(int(sys.stdin.buffer.readline()) * 2)",
     "open(0)": "print(int(open(0).read()) * 2)",
     "dev stdin": "print(int(open('/dev/stdin').read()) * 2)",
+    "dev fd": "print(int(open('/dev/fd/0').read()) * 2)",
+    "dev stdout": "n = int(input())\nwith open('/dev/stdout', 'w') as out: print(n * 2, file=out)",
+    "dev stderr": "import sys\nprint('debug', file=open('/dev/stderr', 'w'))\nprint(int(input()) * 2)",
+    "dev null": "import sys\nprint('debug', file=open('/dev/null', 'w'))\nprint(int(input()) * 2)",
+    "long integers": "n = int(input())\ntext = str(10 ** 20_000 + n)\nprint(int(text) % 1000 * 2)",
     "os.read": "import os\nprint(int(os.read(0, 100)) * 2)",
     "writes": "import sys\nsys.stdout.buffer.write(str(int(input()) * 2).encode())",
     "dataclass": (
@@ -111,6 +116,9 @@ FUNCTIONS = {
     "float": "def pair(a, b): return [float(sum(a)), len(b)]",
     "numpy value": "import numpy as np\ndef pair(a, b): return [np.int64(sum(a)), len(b)]",
     "prints too": "def pair(a, b):\n    print('debug')\n    return [sum(a), len(b)]",
+    "fraction": "from fractions import Fraction\ndef pair(a, b): return [Fraction(2 * sum(a), 2), len(b)]",
+    "decimal": "from decimal import Decimal\ndef pair(a, b): return [Decimal(sum(a)), Decimal(len(b)) * 1]",
+    "complex": "def pair(a, b): return [complex(sum(a)), len(b) + 0j]",
     "main guard": "def pair(a, b): return [sum(a), len(b)]\nif __name__ == '__main__':\n    raise SystemExit",
 }
 
@@ -179,6 +187,71 @@ def test_cheats_do_not_pass(official: CodeVerifier, name: str) -> None:
     assert judge(official, FUNCTIONS["function"], PAIRS).outcome is Outcome.CORRECT
 
 
+EXACT = {
+    "Fraction(7, 3)": "from fractions import Fraction\ndef f(n): return Fraction(n, 3)",
+    "Decimal('7.5')": "from decimal import Decimal\ndef f(n): return Decimal(n) + Decimal('0.5')",
+    "(7+1j)": "def f(n): return n + 1j",
+}
+
+
+@pytest.mark.parametrize("shown", EXACT)
+def test_exact_numbers_are_compared_by_value_and_shown_as_python_prints_them(
+    official: CodeVerifier, shown: str
+) -> None:
+    verdict = judge(official, EXACT[shown], {"inputs": ["7"], "outputs": ["7"], "fn_name": "f"})
+    assert verdict.outcome is Outcome.WRONG
+    assert f"Your output:\n{shown}" in verdict.feedback
+
+
+LONG = "9" * 6_000
+
+
+@pytest.mark.parametrize(
+    ("source", "inputs", "output", "right"),
+    [
+        ("print(10 ** 6000 - 1)", "", LONG, True),
+        ("print(10 ** 6000 - 2)", "", LONG, False),
+        ("print(int(input()) + 1)", LONG, "1" + "0" * 6_000, True),
+        ("print(10 ** 60_000)", "", "1" + "0" * 60_000, False),
+    ],
+)
+def test_printed_integers_may_have_50_000_digits(
+    official: CodeVerifier, source: str, inputs: str, output: str, right: bool
+) -> None:
+    verdict = judge(official, source, {"inputs": [inputs], "outputs": [output]})
+    assert verdict.outcome is (Outcome.CORRECT if right else Outcome.WRONG), verdict
+
+
+def test_golds_and_returned_integers_may_have_50_000_digits(official: CodeVerifier) -> None:
+    tests = {"inputs": [LONG], "outputs": ["1" + "0" * 6_000], "fn_name": "f"}
+    assert judge(official, "def f(n): return n + 1", tests).outcome is Outcome.CORRECT
+    assert judge(official, "def f(n): return n + 2", tests).outcome is Outcome.WRONG
+    with pytest.raises(AnswerError, match="50000 digits"):
+        HiddenTests.read({"inputs": ["1"], "outputs": ["1" * 50_001], "fn_name": "f"})
+
+
+ENDLESS = {
+    "in Python": "import sys\nsys.setrecursionlimit(10**5)\ndef f(n): return f(n + 1) + 1\nf(0)",
+    "without a limit": "import sys\nsys.setrecursionlimit(10**9)\ndef f(n): return f(n + 1) + 1\nf(0)",
+    "through C": "import sys\nsys.setrecursionlimit(10**9)\ndef f(n): return sum(map(f, [n + 1]))\nf(0)",
+    "behind a cache": (
+        "import sys\nsys.setrecursionlimit(10**7)\nfrom functools import cache\n@cache\n"
+        "def f(n): return f(n + 1) + 1\nf(0)"
+    ),
+    "in a thread": (
+        "import sys, threading\nsys.setrecursionlimit(10**9)\nthreading.stack_size(1 << 26)\n"
+        "def f(n): return sorted([n], key=lambda m: f(m + 1))\n"
+        "t = threading.Thread(target=f, args=(0,))\nt.start()\nt.join()"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_endless_recursion_is_an_error_and_not_a_timeout(official: CodeVerifier, name: str) -> None:
+    verdict = judge(official, ENDLESS[name])
+    assert verdict.outcome is Outcome.WRONG and verdict.details["ending"] in {"error", "memory", "signal 11"}
+
+
 def test_responses_without_a_program(official: CodeVerifier) -> None:
     for response in ("no code", "```python\nprint(1)"):
         assert official.judge(response, DOUBLE, True).outcome is Outcome.BAD_FORMAT
@@ -186,12 +259,12 @@ def test_responses_without_a_program(official: CodeVerifier) -> None:
     assert judge(official, RIGHT["plain"], finished=False).outcome is Outcome.CORRECT
 
 
-def test_feedback_has_expected_outputs_only_on_request(official: CodeVerifier, best_layer: LayerName) -> None:
+def test_feedback_has_expected_outputs_only_on_request(official: CodeVerifier, layer: LayerName) -> None:
     answer = {"inputs": ["2"], "outputs": ["the-expected-output"]}
     sources = ("print(1)", "1 / 0", "import os; os.abort()")
     for source in sources:
         assert "the-expected-output" not in str(judge(official, source, answer))
-    revealing = make(best_layer, "official", reveal=True)
+    revealing = make(layer, "official", reveal=True)
     for source in sources:
         assert "Expected output:\nthe-expected-output" in judge(revealing, source, answer).feedback
     revealing.close()

@@ -12,7 +12,7 @@ import pytest
 
 from mopd_nemo.config import UserError
 from mopd_nemo.config.verifiers import CodeConfig, FeedbackConfig, MathConfig, VerifierConfig
-from mopd_nemo.types import Message, Outcome, Problem, Rollout
+from mopd_nemo.types import Message, Outcome, Problem, Rollout, Verdict
 from mopd_nemo.verifiers import TASKS, make_verifier
 from mopd_nemo.verifiers.pending import PendingVerdicts
 from mopd_nemo.verifiers.pool import VerifierPool
@@ -44,6 +44,10 @@ def problem(task: str, answer: object) -> Problem:
     return Problem("p", (Message(role="user", content="?"),), answer, task)
 
 
+def judge_all(pool: VerifierPool, of: Problem, texts: list[str]) -> list[Verdict]:
+    return [future.result() for future in [pool.submit(of.task, text, of.answer) for text in texts]]
+
+
 def program(source: str) -> str:
     return f"```python\n{source}\n```"
 
@@ -51,7 +55,7 @@ def program(source: str) -> str:
 def test_verdicts_come_in_the_order_of_the_rollouts(pool: VerifierPool) -> None:
     answer = {"inputs": ["1"], "outputs": ["1"]}
     texts = [program(f"import time\ntime.sleep({0.3 if n % 3 == 0 else 0})\nprint({n % 2})") for n in range(8)]
-    verdicts = pool.judge(problem("code", answer), [rollout(text) for text in texts])
+    verdicts = judge_all(pool, problem("code", answer), texts)
     assert [verdict.reward for verdict in verdicts] == [0.0, 1.0] * 4
     assert all(verdict.seconds > 0.2 for verdict in verdicts[::3])
 
@@ -70,7 +74,7 @@ def test_tasks_of_every_kind_share_a_pool(pool: VerifierPool) -> None:
 def test_an_undecided_answer_is_a_verifier_error_and_disturbs_nobody(pool: VerifierPool) -> None:
     started = time.monotonic()
     answers = [ENDLESS, r"\boxed{4}", ENDLESS, r"\boxed{5}"]
-    verdicts = pool.judge(problem("math", "4"), [rollout(text) for text in answers])
+    verdicts = judge_all(pool, problem("math", "4"), answers)
     assert [v.outcome for v in verdicts] == [
         Outcome.VERIFIER_ERROR, Outcome.CORRECT, Outcome.VERIFIER_ERROR, Outcome.WRONG,
     ]  # fmt: skip

@@ -42,8 +42,8 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str
 def flags_of(path: str) -> int:
     """The flags of the mount that `path` is on; a user namespace may not take one of them away."""
     present = os.statvfs(path).f_flag
-    relatime = MS_RELATIME if present & 4096 else 0
-    return present & (MS_NOSUID | MS_NODEV | MS_NOEXEC | 1024 | 2048) | relatime
+    relatime = MS_RELATIME if present & os.ST_RELATIME else 0
+    return present & (MS_NOSUID | MS_NODEV | MS_NOEXEC | os.ST_NOATIME | os.ST_NODIRATIME) | relatime
 
 
 def unmount(target: str) -> None:

@@ -13,6 +13,8 @@ sys.path[0] = os.path.dirname(os.path.abspath(__file__))
 import linux
 
 _DEVICES = ("null", "zero", "full", "random", "urandom")
+_DESCRIPTORS = {"fd": "", "stdin": "/0", "stdout": "/1", "stderr": "/2"}
+"""Links in /dev to a process's own descriptors."""
 
 
 def main() -> None:
@@ -52,6 +54,8 @@ def _enter(mounts: list) -> None:
         _bind(fd, source, root + target, read_only=False)
     for name in ("proc", "tmp", "dev/shm"):
         os.makedirs(f"{root}/{name}", exist_ok=True)
+    for name, descriptor in _DESCRIPTORS.items():
+        os.symlink(f"/proc/self/fd{descriptor}", f"{root}/dev/{name}")
     linux.mount("proc", f"{root}/proc", "proc", linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
     linux.mount("none", root, flags=linux.MS_REMOUNT | linux.MS_BIND | linux.MS_RDONLY)
     linux.pivot_root(root)

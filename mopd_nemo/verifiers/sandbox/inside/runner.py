@@ -13,6 +13,9 @@ import threading
 import time
 import traceback
 import types
+from collections import deque
+from decimal import Decimal
+from fractions import Fraction
 
 import paper_rules
 import prelude
@@ -23,6 +26,8 @@ FIRST_FD = 20
 _VALUE_FD = 3
 _RECURSION_LIMIT = 50_000
 """LiveCodeBench's."""
+_INTEGER_DIGITS = 50_000
+"""LiveCodeBench's limit of what `int` reads and `str` writes. Python's own is 4,300."""
 
 
 def extended_builtins() -> dict:
@@ -65,6 +70,7 @@ def _run(request: dict, known: dict, cache: dict) -> int:
     random.seed(0)  # a verdict must not depend on luck
     if rules == "official":
         sys.setrecursionlimit(_RECURSION_LIMIT)
+        sys.set_int_max_str_digits(_INTEGER_DIGITS)
     status = 0
     try:
         module = types.ModuleType("__main__" if function is None else "solution")
@@ -131,7 +137,7 @@ def _arguments(text: str, rules: str) -> list:
 
 
 def _plain(value):
-    """JSON that keeps apart what `==` keeps apart: tuples, sets, dictionaries and foreign objects are tagged."""
+    """JSON that keeps apart what `==` keeps apart: tuples, sets, dictionaries, exact numbers, foreign objects."""
     if value is None or isinstance(value, (bool, float, str)):
         return value
     if isinstance(value, int):
@@ -143,6 +149,12 @@ def _plain(value):
     for kind in (tuple, set, frozenset):
         if isinstance(value, kind):
             return {kind.__name__: [_plain(item) for item in value]}
+    if isinstance(value, Fraction):
+        return {"fraction": [int(value.numerator), int(value.denominator)]}
+    if isinstance(value, Decimal):
+        return {"decimal": str(value)}
+    if isinstance(value, complex):
+        return {"complex": [value.real, value.imag]}
     if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
         return _plain(value.tolist())
     return {"object": type(value).__name__}
@@ -151,7 +163,8 @@ def _plain(value):
 def _report(error: BaseException, source: str) -> None:
     """The traceback, without the frames that are not the candidate's."""
     linecache.cache[SOURCE] = (len(source), None, source.splitlines(keepends=True), SOURCE)
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if frame.filename == SOURCE]
-    lines = traceback.format_list(own[-3:]) + traceback.format_exception_only(error)
+    entries = traceback.walk_tb(error.__traceback__)
+    # Only these are looked up: endless recursion leaves millions.
+    own = deque((entry for entry in entries if entry[0].f_code.co_filename == SOURCE), maxlen=3)
+    lines = traceback.StackSummary.extract(iter(own)).format() + traceback.format_exception_only(error)
     os.write(2, "".join(lines)[-4000:].encode("utf-8", "backslashreplace"))

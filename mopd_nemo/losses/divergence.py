@@ -79,13 +79,22 @@ def _divergence(student_TK: Tensor, teacher_TK: Tensor, kind: Kind, alpha: float
             return _kl(student_TK, teacher_TK)
         case "jsd":
             log_alpha = torch.tensor([1.0 - alpha, alpha], dtype=torch.float64).log().tolist()
-            mixture_TK = torch.logaddexp(student_TK + log_alpha[0], teacher_TK + log_alpha[1])
+            mixture_TK = _logaddexp(student_TK + log_alpha[0], teacher_TK + log_alpha[1])
             return (1.0 - alpha) * _kl(student_TK, mixture_TK) + alpha * _kl(teacher_TK, mixture_TK)
 
 
 def _kl(p_TK: Tensor, q_TK: Tensor) -> Tensor:
-    """KL(p‖q) of log-distributions, summed over outcomes."""
-    return (p_TK.exp() * (p_TK - q_TK)).sum(-1)
+    """KL(p‖q) of log-distributions, summed over outcomes. One that p cannot give adds nothing, whatever q says of it."""
+    impossible_TK = p_TK == -torch.inf
+    p_TK, q_TK = p_TK.masked_fill(impossible_TK, 0.0), q_TK.masked_fill(impossible_TK, 0.0)
+    return (p_TK.exp() * (p_TK - q_TK)).masked_fill(impossible_TK, 0.0).sum(-1)
+
+
+def _logaddexp(a_TK: Tensor, b_TK: Tensor) -> Tensor:
+    """log(e^a + e^b), with a gradient of zero where both are -inf, for which PyTorch's is NaN."""
+    impossible_TK = (a_TK == -torch.inf) & (b_TK == -torch.inf)
+    sum_TK = torch.logaddexp(a_TK.masked_fill(impossible_TK, 0.0), b_TK.masked_fill(impossible_TK, 0.0))
+    return sum_TK.masked_fill(impossible_TK, -torch.inf)
 
 
 def _with_tail(logprobs_TK: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mopd_nemo.losses import sampled_reverse_kl, token_divergence
+from mopd_nemo.losses.divergence import Kind, Support
 
 KINDS = ["forward_kl", "reverse_kl", "jsd"]
 SUPPORTS = ["full", "student_topk", "teacher_topk"]
@@ -103,3 +104,23 @@ def test_sampled_form_has_the_reverse_kls_gradient_in_expectation(seed: int) -> 
         loss_T = sampled_reverse_kl(student, teacher, torch.tensor([token]))
         expected += probability * torch.autograd.grad(loss_T.sum(), student)[0]
     torch.testing.assert_close(expected, exact)
+
+
+@pytest.mark.parametrize("tail", [True, False])
+@pytest.mark.parametrize("support", SUPPORTS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("k", [3, 6, 100])
+def test_tokens_that_neither_can_give_change_nothing(kind: Kind, support: Support, tail: bool, k: int) -> None:
+    """Masked columns (padding of the vocabulary, forbidden tokens): value and gradient are those without them."""
+    student, teacher = logits(3, columns=8)
+    masked = [torch.nn.functional.pad(x, (0, 4), value=-math.inf) for x in (student, teacher)]
+    student.requires_grad_()
+    masked[0].requires_grad_()
+    arguments = {"kind": kind, "support": support, "k": k, "tail": tail}
+    expected = token_divergence(student, teacher, **arguments)
+    value = token_divergence(masked[0], masked[1], **arguments)
+    torch.testing.assert_close(value, expected)
+    value.sum().backward()
+    expected.sum().backward()
+    torch.testing.assert_close(masked[0].grad[:, :8], student.grad)
+    assert (masked[0].grad[:, 8:] == 0).all()

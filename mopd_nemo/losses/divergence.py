@@ -84,7 +84,7 @@ def _divergence(student_TK: Tensor, teacher_TK: Tensor, kind: Kind, alpha: float
 
 
 def _kl(p_TK: Tensor, q_TK: Tensor) -> Tensor:
-    """KL(p‖q) of log-distributions, summed over outcomes. One that p cannot give adds nothing, whatever q says of it."""
+    """KL(p‖q) of log-distributions, summed over outcomes. One that p cannot give adds nothing."""
     impossible_TK = p_TK == -torch.inf
     p_TK, q_TK = p_TK.masked_fill(impossible_TK, 0.0), q_TK.masked_fill(impossible_TK, 0.0)
     return (p_TK.exp() * (p_TK - q_TK)).masked_fill(impossible_TK, 0.0).sum(-1)

@@ -360,7 +360,9 @@ def main() -> None:
     changes |= {key: float(value) for key, _, value in (a.partition("=") for a in options.arguments if "=" in a)}
     files = [Path(argument) for argument in options.arguments if "=" not in argument]
     files = files or [
-        file for folder in ("paper", "beyond", "nemo") for file in sorted((ROOT / "configs" / folder).glob("*.yaml"))
+        file
+        for folder in ("paper", "beyond", "nemo")
+        for file in sorted((ROOT / "configs" / folder).glob("*-qwen3-*.yaml"))
     ]
     assumed = assume(changes)
     settings = [read(file, assumed.tasks) for file in files]

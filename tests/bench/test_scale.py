@@ -12,7 +12,7 @@ from mopd_nemo.peers.groups import Candidates
 from mopd_nemo.peers.select import select_group
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-LEAVES = sorted(file for folder in ("paper", "beyond", "nemo") for file in (CONFIGS / folder).glob("*.yaml"))
+LEAVES = sorted(file for folder in ("paper", "beyond", "nemo") for file in (CONFIGS / folder).glob("*-qwen3-*.yaml"))
 ALL = frozenset(SAVINGS)
 
 

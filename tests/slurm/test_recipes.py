@@ -7,19 +7,32 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from typer.testing import CliRunner
 
-from mopd_nemo.config.load import load_config
+from mopd_nemo.cli import app
+from mopd_nemo.config.load import flatten, load_config
+from mopd_nemo.data.sources import competition
+from mopd_nemo.run.directory import write_rows
 from mopd_nemo.slurm.architecture import architecture_of
 from mopd_nemo.slurm.checks import memory_problems
 from mopd_nemo.slurm.job import Job, render
 from mopd_nemo.slurm.memory import estimate
 from mopd_nemo.slurm.site import SiteConfig
+from recipes import paper_table
+from tests.analysis.test_compare import write_run
+from tests.conftest import QUICKSTART
 
 ROOT = Path(__file__).parents[2]
-LEAVES = sorted(file for folder in ("paper", "beyond") for file in (ROOT / "configs" / folder).glob("*.yaml"))
+LEAVES = sorted(file for folder in ("paper", "beyond") for file in (ROOT / "configs" / folder).glob("*-qwen3-*.yaml"))
+CONFIGS, RECIPES = ROOT / "configs" / "paper", ROOT / "recipes"
+VALUES = yaml.safe_load((CONFIGS / "values.yaml").read_text())
+TABLES = {number: paper_table.Table.read(number) for number in VALUES["tables"]}
 SNAPSHOTS = Path(__file__).with_name("snapshots")
 SITE = SiteConfig(
     account="research",
@@ -35,10 +48,6 @@ NAME = re.compile(
     r"(?P<nodes>\d+)n(?P<gpus>\d+)g-tp(?P<tensor>\d+)(ep(?P<expert>\d+))?(-\w+)*"
 )
 parametrized = pytest.mark.parametrize("file", LEAVES, ids=lambda file: file.stem)
-
-
-def test_there_are_recipes_for_all_tables() -> None:
-    assert len(LEAVES) == 46
 
 
 @parametrized
@@ -69,42 +78,140 @@ def test_config_fits_gpus_of_80_gb(file: Path) -> None:
 
 
 @parametrized
-def test_config_follows_the_paper_s_budget(file: Path) -> None:
+def test_config_has_the_settings_that_the_paper_states(file: Path) -> None:
     config = load_config(file)
-    assert (config.rollout.num_prompts_per_step, config.rollout.num_rollouts_per_prompt) == (32, 8)
-    assert config.rollout.max_response_tokens == (8192 if "maths" in file.stem else 4096)
-    assert config.optimizer.warmup_steps == 10 and config.eval.num_samples == 8
-    if config.method in ("mopd", "sdpo", "opd"):
-        assert config.divergence.kind == ("reverse_kl" if "maths" in file.stem else "jsd")
-        assert config.divergence.k == 100
+    values = flatten(config)
+    kinds = {"every run": file.parent.name == "paper"}
+    kinds["divergence"] = config.method in ("mopd", "sdpo", "opd")
+    kinds["mathematics"] = "-maths-" in file.stem
+    kinds["divergence in mathematics"] = kinds["divergence"] and kinds["mathematics"]
+    kinds["mopd"] = config.method == "mopd" and re.search(r"-tp\d+$", file.stem) is not None  # no ablation
+    stated = VALUES["settings"]
+    assert kinds.keys() == stated.keys()
+    expected = {key: value for kind, given in stated.items() if kinds[kind] for key, value in given.items()}
+    assert {key: values[key] for key in expected} == expected
 
 
-@parametrized
-def test_script_is_the_one_on_record(file: Path) -> None:
+def test_config_is_commented_with_its_numbers() -> None:
+    for cell in [cell for table in TABLES.values() if table.number not in ("1", "9") for cell in table.cells]:
+        if cell.step is None and not cell.evaluate and cell.row != "1 successful solution":
+            comment = (CONFIGS / f"{cell.config}.yaml").read_text()
+            numbers = [f"{number:.2f}" for number in cell.paper.values() if number is not None]
+            assert [number for number in numbers if number not in comment] == [], cell.config
+
+
+@pytest.mark.parametrize("snapshot", sorted(SNAPSHOTS.glob("*.sbatch")), ids=lambda file: file.stem)
+def test_script_is_the_one_on_record(snapshot: Path) -> None:
+    [file] = [file for file in LEAVES if file.stem == snapshot.stem]
     config = load_config(file)
     job = Job(config, SITE, Path("/shared/runs") / config.name, Path("/shared/mopd-nemo"))
-    snapshot = SNAPSHOTS / f"{file.stem}.sbatch"
     if os.environ.get("MOPD_UPDATE_SNAPSHOTS"):
-        snapshot.parent.mkdir(exist_ok=True)
         snapshot.write_text(render(job))
     assert render(job) == snapshot.read_text()
 
 
-@parametrized
-def test_recipe_submits_its_config(file: Path) -> None:
-    recipe = ROOT / "recipes" / file.parent.name / f"{file.stem}.sh"
-    assert os.access(recipe, os.X_OK)
-    assert f"slurm/submit.sh --config configs/{file.parent.name}/{file.name} " in recipe.read_text()
+def test_every_config_of_the_paper_is_in_a_table() -> None:
+    in_tables = {cell.config for table in TABLES.values() for cell in table.cells}
+    assert in_tables == {file.stem for file in LEAVES if file.parent.name == "paper"}
 
 
-def test_nothing_on_record_lacks_its_config() -> None:
-    stems = {file.stem for file in LEAVES}
-    assert {file.stem for file in SNAPSHOTS.glob("*.sbatch")} == stems
-    assert {file.stem for folder in ("paper", "beyond") for file in (ROOT / "recipes" / folder).glob("*.sh")} == (
-        stems | {"table-10"}
-    )
+def test_every_recipe_has_its_script() -> None:
+    scripts = {file.stem for file in RECIPES.glob("*.sh")}
+    assert scripts == {f"table-{number}" for number in TABLES} | {"figure-3"}
+    for number in TABLES:
+        script = RECIPES / f"table-{number}.sh"
+        assert os.access(script, os.X_OK) and f'/paper_table.py" {number} "$@"' in script.read_text()
+        assert f"# Table {number}: {TABLES[number].title}." in script.read_text()
 
 
-def test_every_recipe_is_in_the_documentation() -> None:
+@pytest.mark.parametrize("number", TABLES)
+def test_every_run_of_a_table_renders(number: str, tmp_path: Path) -> None:
+    site = tmp_path / "site.yaml"
+    site.write_text(f"root: {tmp_path}\n")
+    table = TABLES[number]
+    submissions = table.submissions(tmp_path / "runs", table.seeds)
+    assert len(submissions) == len({cell.name for cell in table.cells}) * len(table.seeds)
+    for directory, arguments in submissions.items():
+        shown = CliRunner().invoke(app, [*arguments, "--site", str(site), "--dry-run"])
+        assert shown.exit_code == 0, shown.output
+        assert str(directory / "job" / "code") in shown.output
+        assert f"export MOPD_TASK={'eval' if '--task' in arguments else 'train'}" in shown.output
+        assert f"export MOPD_SEED={directory.name.removeprefix('seed=')}" in shown.output
+    assert not (tmp_path / "runs").exists()
+
+
+def test_first_call_submits_and_a_later_one_compares(tmp_path: Path) -> None:
+    """On stand-ins of Slurm (`sbatch`) and of the three runs of table 3; everything between is real."""
+    record = tmp_path / "submitted"
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text(f'#!/bin/sh\necho "$@" >> {record}\necho 17\n')
+    sbatch.chmod(0o755)
+    site = tmp_path / "site.yaml"
+    site.write_text(f"root: {tmp_path}\nhf_home: {tmp_path}\ngpu_request: none\n")
+    environment = {
+        **os.environ,
+        "PATH": f"{sbatch.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "MOPD_SITE": str(site),
+    }
+    overrides = [f"data.train={QUICKSTART}", f"data.eval={QUICKSTART}", "model.path=embedded:arithmetic"]
+
+    def call(*arguments: str) -> str:
+        command = [str(RECIPES / "table-3.sh"), str(tmp_path / "runs"), *arguments]
+        return subprocess.run(command, env=environment, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+
+    assert "3 of 3 runs submitted. The same command compares them" in call(*overrides)
+    assert len(record.read_text().splitlines()) == 3
+    assert call("--compare").count("not there yet") == 4
+    for method, right in (("grpo", [4, 4]), ("sdpo", [6, 4]), ("mopd", [8, 4])):
+        write_run(tmp_path / "runs" / f"{method}-qwen3-8b-tooluse-1n8g-tp2" / "seed=0", right, method=method)
+    shown = call()
+    assert len(record.read_text().splitlines()) == 3, "nothing is submitted twice"
+    assert [line for line in shown.splitlines() if line.startswith("| ")] == [
+        "| row | task | metric | paper | ours | seeds |",
+        "| Qwen3-8B | tool use | mean@8 | 59.11 | 25.00 | 1 |",
+        "| GRPO | tool use | mean@8 | 60.32 | 50.00 | 1 |",
+        "| SDPO | tool use | mean@8 | 63.45 | 62.50 | 1 |",
+        "| MOPD | tool use | mean@8 | 66.73 | 75.00 | 1 |",
+    ]
+    assert (tmp_path / "runs" / "table-3" / "tool-use" / "compare.md").exists()
+
+
+def test_one_competition_is_read_off_the_samples_of_all(tmp_path: Path) -> None:
+    file = tmp_path / "eval.jsonl"
+    outcomes = {"aime2025/1": "wrong correct", "aime2025/2": "wrong verifier_error", "aime2024/1": "correct correct"}
+    rows = [{"problem": name, "outcome": outcome} for name, both in outcomes.items() for outcome in both.split()]
+    write_rows(file, rows)
+    assert paper_table.on_some_problems(file, "aime2025", "mean@8") == 0.25
+    assert paper_table.on_some_problems(file, "aime2025", "pass@8") == 0.5
+    with pytest.raises(ValueError, match="no problem's id begins with 'hmmt'"):
+        paper_table.on_some_problems(file, "hmmt", "mean@8")
+
+
+def test_competitions_are_told_apart_by_their_ids() -> None:
+    names = {source.name for source in competition.SOURCES}
+    assert {cell.problems for cell in TABLES["1"].cells} == names
+
+
+def test_seconds_leave_out_the_first_steps_and_add_up_the_paper_s_update(tmp_path: Path) -> None:
+    slow = [{"seconds/score": 100.0, "seconds/update": 100.0}] * 5
+    write_rows(tmp_path / "metrics.jsonl", [*slow, {"seconds/score": 2.0, "seconds/update": 3.0}])
+    cell = paper_table.Cell("SDPO", "chemistry", "c", {"update": 75.0}, "c")
+    assert paper_table.result(cell, tmp_path, "update") == 5.0
+
+
+def test_every_config_is_in_the_documentation() -> None:
     text = (ROOT / "docs" / "reproduction.md").read_text()
     assert [file.stem for file in LEAVES if f"`{file.stem}`" not in text] == []
+
+
+def test_documentation_has_the_numbers_of_the_tables() -> None:
+    """Each row of docs/reproduction.md, by its row's and config's names, shows what values.yaml says."""
+    text = (ROOT / "docs" / "reproduction.md").read_text()
+    for number in map(str, range(1, 7)):
+        section = text.split(f"## Table {number}:")[1].split("\n## ")[0]
+        rows = [line for line in section.splitlines() if line.startswith("| ")]
+        for cell in TABLES[number].cells:
+            printed = " / ".join(f"{n:.2f}" for n in cell.paper.values() if n is not None) or "–"
+            config = f"`{cell.config}`" if cell.step is None and not cell.evaluate else ""
+            assert [row for row in rows if cell.row in row and config in row and f"| {printed} |" in row], cell

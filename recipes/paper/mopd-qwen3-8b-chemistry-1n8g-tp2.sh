@@ -1,4 +1,0 @@
-#!/usr/bin/env bash
-set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-exec slurm/submit.sh --config configs/paper/mopd-qwen3-8b-chemistry-1n8g-tp2.yaml "$@"

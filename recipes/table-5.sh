@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# Table 5: LiveCodeBench v6.
+#   recipes/table-5.sh DIR [--dry-run] [--seeds 0,1,2] [KEY=VALUE]...   submits its runs; later, compares them
+set -euo pipefail
+exec python "$(dirname "${BASH_SOURCE[0]}")/paper_table.py" 5 "$@"

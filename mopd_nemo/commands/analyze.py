@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from mopd_nemo.commands import Overrides
 from mopd_nemo.config import Config, TeacherConfig, UserError
 from mopd_nemo.config.load import load_config
 from mopd_nemo.run.directory import RunDirectory
@@ -20,22 +23,35 @@ if TYPE_CHECKING:
     from mopd_nemo.analysis.teacher_signal.scoring import ScoreStore
 
 
-def analyze_teacher_signal(
-    rollouts: Path,
-    model: str | None,
-    output: Path | None,
-    config_file: Path | None,
-    overrides: Sequence[str],
-    num_prompts: int | None,
-    restart: bool,
+app = typer.Typer(
+    help="Analyses of recorded rollouts: teacher-signal quality, diversity, case studies.", no_args_is_help=True
+)
+
+
+@app.command("teacher-signal")
+def teacher_signal(
+    rollouts: Annotated[Path, typer.Option(help="Rollouts file (JSONL), or a run directory: its newest evaluation.")],
+    overrides: Overrides = None,
+    model: Annotated[
+        str | None, typer.Option(help="Teacher: model directory or hub name. Default: model.path of the config.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Directory. Default: RUN_DIR/teacher_signal.")] = None,
+    config_file: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Settings. Default: those of the run of the rollouts.")
+    ] = None,
+    num_prompts: Annotated[int | None, typer.Option(min=1, help="Use only the first N prompts.")] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Drop earlier scores in --output.")] = False,
 ) -> None:
-    """Score fixed rollouts in every condition and write tables and figures."""
+    """How well do a teacher's scores agree with the verifier, by what the teacher reads? Resumable.
+
+    mopd analyze teacher-signal --rollouts runs/a/rollouts/eval_000000.jsonl --output runs/a/teacher_signal
+    """
     from mopd_nemo.analysis.rollouts import read_groups, rollouts_file
     from mopd_nemo.analysis.teacher_signal.output import collect, write_result
     from mopd_nemo.analysis.teacher_signal.scoring import ScoreStore, manifest_of
 
     source = rollouts_file(rollouts)
-    config = _scoring_config(source, model, config_file, overrides)
+    config = _scoring_config(source, model, config_file, overrides or [])
     directory = output or _default_output(rollouts)
     groups = read_groups(source)[:num_prompts]
     store = ScoreStore(directory, manifest_of(source, len(groups), config), restart)
@@ -48,8 +64,19 @@ def analyze_teacher_signal(
     _print_paths(written)
 
 
-def analyze_diversity(methods: Sequence[str], output: Path, samples: int | None, code: bool) -> None:
-    """Compare the diversity of several methods' rollouts and write tables and figures."""
+@app.command()
+def diversity(
+    methods: Annotated[list[str], typer.Argument(metavar="LABEL=FILE...", help="Rollouts files or run directories.")],
+    output: Annotated[Path, typer.Option(help="Directory for tables and figures.")],
+    samples: Annotated[
+        int | None, typer.Option(min=2, help="Responses per prompt. Default: the most that every method has.")
+    ] = None,
+    code: Annotated[bool, typer.Option(help="Take the last fenced code block of a response.")] = True,
+) -> None:
+    """How different are the responses to one prompt, method by method, on the prompts that all have?
+
+    mopd analyze diversity base=a/rollouts/eval_000000.jsonl mopd=a/rollouts/eval_000040.jsonl --output diversity
+    """
     from mopd_nemo.analysis.diversity import METRICS, compare, write_result
     from mopd_nemo.analysis.rollouts import read_groups, rollouts_file
 
@@ -65,22 +92,29 @@ def analyze_diversity(methods: Sequence[str], output: Path, samples: int | None,
     _print_paths(written)
 
 
-def analyze_cases(
-    runs: Sequence[str],
-    output: Path,
-    patterns: Sequence[str],
-    problems: Sequence[str],
-    max_cases: int,
-    step: int | None,
+@app.command()
+def cases(
+    runs: Annotated[list[str], typer.Argument(metavar="LABEL=RUN LABEL=RUN", help="Two run directories.")],
+    output: Annotated[Path, typer.Option(help="Directory for the page and its data.")],
+    pattern: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=REGEX: a failure pattern to count over steps (`.` crosses lines); may be repeated."),
+    ] = None,
+    problem: Annotated[list[str] | None, typer.Option(help="Show this problem too; may be repeated.")] = None,
+    step: Annotated[int | None, typer.Option(help="Evaluation to compare. Default: the last that both have.")] = None,
+    max_cases: Annotated[int, typer.Option(min=1, help="Cases of each kind on the page.")] = 8,
 ) -> None:
-    """Compare two runs case by case and write a page."""
+    """What does one run solve that the other does not, since when, and what did the teachers read?
+
+    mopd analyze cases mopd=runs/a sdpo=runs/b --output cases --pattern 'no box=^(?!.*boxed)'
+    """
     from mopd_nemo.analysis.cases import write_cases
 
     opened = {label: RunDirectory.open(path) for label, path in labelled(runs).items()}
     if len(opened) != 2:
         raise UserError(f"cases compares two runs, A=RUN B=RUN; got {len(opened)}")
     output.mkdir(parents=True, exist_ok=True)
-    _print_paths(write_cases(opened, output, parse_patterns(patterns), problems, max_cases, step))
+    _print_paths(write_cases(opened, output, parse_patterns(pattern or []), problem or [], max_cases, step))
 
 
 def labelled(items: Sequence[str]) -> dict[str, Path]:
@@ -102,8 +136,6 @@ def labelled(items: Sequence[str]) -> dict[str, Path]:
 
 def parse_patterns(items: Sequence[str]) -> dict[str, str]:
     """`NAME=REGEX` arguments."""
-    import re
-
     found: dict[str, str] = {}
     for item in items:
         name, equals, pattern = item.partition("=")

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.console import Console
 from rich.table import Table
+
+
+def compare(
+    run_dirs: Annotated[list[Path], typer.Argument(help="Run directories.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the comparison.")] = Path("comparison"),
+) -> None:
+    """Compare runs: mean and spread over seeds, intervals by problem, time per phase, curves."""
+    compare_runs(run_dirs, output)
 
 
 def compare_runs(paths: Sequence[Path], output: Path) -> None:

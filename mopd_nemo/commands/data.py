@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -16,9 +16,12 @@ from mopd_nemo.data.rows import BadRows
 from mopd_nemo.data.sources import SOURCES, find_source
 from mopd_nemo.files import write_json
 
+app = typer.Typer(help="The paper's benchmarks: list them, and prepare one as JSONL.", no_args_is_help=True)
 
+
+@app.command("list")
 def list_sources() -> None:
-    """Print every source and where it comes from."""
+    """Name every data source."""
     table = Table(box=None)
     for name in ("name", "what", "hub"):
         table.add_column(name, overflow="fold")
@@ -27,10 +30,22 @@ def list_sources() -> None:
     Console().print(table)
 
 
+@app.command("prepare")
 def prepare_source(
-    name: str, output: Path, inputs: Sequence[Path], revision: str | None, on_bad_row: Literal["stop", "skip"]
+    name: Annotated[str, typer.Argument(help="A source of `mopd data list`.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory for train.jsonl and eval.jsonl.")],
+    inputs: Annotated[
+        list[Path] | None,
+        typer.Option("--input", "-i", help="Local JSON, JSONL or parquet, or a directory of it. Default: the hub."),
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision on the hub. Default: the one that is known.")] = None,
+    on_bad_row: Annotated[Literal["stop", "skip"], typer.Option(help="What to do about a malformed row.")] = "stop",
 ) -> None:
-    """Write train.jsonl and eval.jsonl, where the source has them, and source.json about where they are from."""
+    """Write a source's problems as JSONL for data.train and data.eval.
+
+    mopd data prepare sciknoweval-chemistry --output data/chemistry
+    """
+    inputs = inputs or []
     source = find_source(name)
     if revision is not None and inputs:
         raise UserError(f"--revision {revision}: local files of --input have no revision; leave one of the two out")

@@ -28,8 +28,8 @@ class Finding:
     needed_for: str
 
 
-def print_findings() -> None:
-    """Print the table."""
+def doctor() -> None:
+    """Say what is installed and usable on this machine."""
     table = Table(box=None)
     for name in ("", "part", "found", "needed for"):
         table.add_column(name, overflow="fold")

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from mopd_nemo.commands import ConfigFile, Overrides
 from mopd_nemo.config import TeacherConfig, UserError
 from mopd_nemo.config.load import load_config
 
 
-def run_evaluation(
-    config_file: Path,
-    overrides: Sequence[str],
-    checkpoint: Path | None,
-    output: Path | None,
-    rollouts: Path | None,
+def evaluate(
+    config_file: ConfigFile,
+    overrides: Overrides = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="Model to evaluate: a checkpoint of a run or any model directory. Default: model.path."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Also write the metrics as JSON here.")] = None,
+    rollouts: Annotated[Path | None, typer.Option(help="Also write the samples here, for `mopd analyze`.")] = None,
 ) -> None:
-    """Evaluate and print; the teacher of the config is not loaded."""
-    config = load_config(config_file, overrides)
+    """Evaluate a model on the held-out problems: mean@k, pass@k, majority vote. No teacher is loaded."""
+    config = load_config(config_file, overrides or [])
     if checkpoint is not None and not (checkpoint / "config.json").is_file():
         raise UserError(
             f"--checkpoint {checkpoint}: no config.json in it; name a directory like RUN_DIR/checkpoints/step_000040"
@@ -32,8 +36,8 @@ def run_evaluation(
 
     from mopd_nemo.data import load_problems
     from mopd_nemo.engines import make_engine
-    from mopd_nemo.evaluation.evaluate import evaluate
-    from mopd_nemo.files import write_rows
+    from mopd_nemo.evaluation.evaluate import evaluate as evaluate_model
+    from mopd_nemo.files import write_json, write_rows
     from mopd_nemo.run.records import rollout_records
     from mopd_nemo.verifiers.pool import VerifierPool
 
@@ -45,7 +49,7 @@ def run_evaluation(
     ):
         task = progress.add_task(f"evaluating {len(problems)} problems", total=1.0)
         engine = make_engine(config)
-        metrics, groups = evaluate(
+        metrics, groups = evaluate_model(
             engine, verifiers, problems, config, lambda done: progress.update(task, completed=done)
         )
     table = Table(title=str(checkpoint or config.model.path), box=None)
@@ -56,7 +60,7 @@ def run_evaluation(
     Console().print(table)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(metrics, indent=2) + "\n")
+        write_json(output, metrics)
     if rollouts is not None:
         rollouts.parent.mkdir(parents=True, exist_ok=True)
         write_rows(rollouts, rollout_records(0, groups, None, engine.chat))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console, Group
 from rich.panel import Panel
 from rich.table import Table
@@ -20,8 +21,12 @@ from mopd_nemo.run.records import describe_peers
 _STYLE = {"correct": "green", "verifier_error": "yellow"}
 
 
-def show_group(run_dir: Path, step: int | None, problem: str | None) -> None:
-    """Print the problems of a step, or one problem's rollouts and teacher contexts."""
+def inspect(
+    run_dir: Annotated[Path, typer.Argument(help="Run directory.")],
+    step: Annotated[int | None, typer.Option(help="Training step. Default: the last recorded one.")] = None,
+    problem: Annotated[str | None, typer.Option(help="Problem id. Default: list the problems of the step.")] = None,
+) -> None:
+    """Show a rollout group: responses, verdicts, and exactly what the teacher of each rollout read."""
     run = RunDirectory.open(run_dir)
     rows = _read_step(run, step)
     console = Console()
@@ -40,7 +45,7 @@ def _read_step(run: RunDirectory, step: int | None) -> list[dict[str, Any]]:
     if not recorded:
         raise UserError(f"{run.rollouts}: no rollouts recorded; set logging.save_rollouts_every=1")
     if step is not None and step not in recorded:
-        raise UserError(f"--step {step}: not recorded in {run.rollouts}; recorded: {_ranges(recorded)}")
+        raise UserError(f"--step {step}: not recorded in {run.rollouts}; recorded: {recorded[0]} to {recorded[-1]}")
     return read_rows(run.rollouts_file(step if step is not None else recorded[-1]))
 
 
@@ -91,14 +96,3 @@ def _body(row: Mapping[str, Any]) -> Group:
     if row["details"].get("error"):
         parts.append(Text(row["details"]["error"], style="yellow"))
     return Group(*parts)
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """1, 2, 3, 7 -> 1-3, 7."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1].append(number)
-        else:
-            parts.append([number])
-    return ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)

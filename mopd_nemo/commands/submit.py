@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Annotated
 
-from mopd_nemo.config import UserError
+import typer
+
+from mopd_nemo.commands import ConfigFile, Overrides
+from mopd_nemo.config import Config, UserError
 from mopd_nemo.config.load import load_config
 from mopd_nemo.slurm.checks import memory_line, problems_of
 from mopd_nemo.slurm.job import Job, Task, describe, parse_seeds, render
@@ -16,31 +18,49 @@ from mopd_nemo.slurm.site import SiteConfig, load_site
 from mopd_nemo.slurm.submit import remove_job, sbatch, write_job
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """The command line of `mopd submit`."""
+def submit(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    nodes: Annotated[int | None, typer.Option(help="Nodes; short for nemo.num_nodes=N.")] = None,
+    site: Annotated[
+        Path | None, typer.Option(help="Site file. Default: $MOPD_SITE, else slurm/site.yaml.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Run directory. Default: NAME-DATE-TIME in the site's root.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Several runs as a job array, for example 0,1,2.")] = None,
+    chain: Annotated[int, typer.Option(min=1, help="Number of jobs, each continuing where the last one saved.")] = 1,
+    after: Annotated[
+        str | None, typer.Option(help="Start when these jobs have succeeded, for example 123,124.")
+    ] = None,
+    task: Annotated[
+        Task, typer.Option(help="`eval` evaluates model.path; `interactive` starts Ray and waits.")
+    ] = "train",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script; write and submit nothing.")] = False,
+) -> None:
+    """Submit a run to Slurm: Ray on all nodes, one driver, saved and queued again at the time limit.
 
-    nodes: int | None
-    site: Path | None
-    output: Path | None
-    seeds: str | None
-    chain: int
-    after: str | None
-    task: Task
-    dry_run: bool
+    mopd submit --config configs/quickstart.yaml --dry-run
 
-
-def run_submit(config_file: Path, overrides: Sequence[str], options: Options) -> None:
-    """Check, write and submit the job; with `dry_run` print its script and what would be refused.
-
-    Raises:
-        UserError: the config, the site file or the command line is wrong, the job could not run, or Slurm refuses it.
+    mopd submit --config configs/paper/mopd-qwen3-8b-chemistry-1n8g-tp2.yaml --seeds 0,1,2
     """
-    job = _job(config_file, overrides, options)
+    implied = [] if nodes is None else [f"nemo.num_nodes={nodes}"]
+    if chain > 1:
+        implied.append("cluster.max_restarts=0")  # the next job of the chain continues, not this one again
+    settings = load_config(config, [*(overrides or []), *implied])
+    site_config = _site(site, dry_run)
+    job = Job(
+        config=settings.model_copy(update={"run_dir": None}),
+        site=site_config,
+        directory=_directory(settings, site_config, output),
+        workdir=Path.cwd(),
+        task=task,
+        seeds=parse_seeds(seeds),
+    )
     problems = problems_of(job)
     memory = memory_line(job.config, job.site)
     described = [*describe(job), *([memory] if memory else [])]
-    if options.dry_run:
+    if dry_run:
         print(render(job), end="", flush=True)
         for line in (*described, *(f"would be refused: {problem}" for problem in problems)):
             print(line, file=sys.stderr)
@@ -50,16 +70,31 @@ def run_submit(config_file: Path, overrides: Sequence[str], options: Options) ->
     write_job(job)
     for line in described:
         print(line)
-    _submit_chain(job, options)
+    _submit_chain(job, chain, after)
     logs = job.logs / ("latest-SEED" if job.seeds else "latest")
     print(f"follow   tail -F {logs}/driver.log")
     print(f"attach   {logs}/attach.sh")
     print(f"stop     touch {logs}/stop   # saves first; scancel ends it at once")
 
 
-def _submit_chain(job: Job, options: Options) -> None:
-    after = options.after
-    for number in range(options.chain):
+def _site(file: Path | None, dry_run: bool) -> SiteConfig:
+    try:
+        return load_site(file)
+    except UserError as error:
+        if not dry_run or file is not None:
+            raise
+        print(f"{error}\nhere is the script without one", file=sys.stderr)
+        return SiteConfig(root=str(Path("runs").absolute()))
+
+
+def _directory(config: Config, site: SiteConfig, output: Path | None) -> Path:
+    started = f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    directory = output or (Path(config.run_dir) if config.run_dir else Path(site.root) / started)
+    return directory.expanduser().absolute()
+
+
+def _submit_chain(job: Job, length: int, after: str | None) -> None:
+    for number in range(length):
         try:
             submitted = sbatch(job.script, _dependency(after))
         except UserError:
@@ -68,36 +103,6 @@ def _submit_chain(job: Job, options: Options) -> None:
             raise
         print(f"job {submitted}{f' after {after}' if after else ''}: {job.script}")
         after = submitted
-
-
-def _job(config_file: Path, overrides: Sequence[str], options: Options) -> Job:
-    if options.chain < 1:
-        raise UserError(f"--chain {options.chain}: at least one job")
-    implied = [f"nemo.num_nodes={options.nodes}"] if options.nodes is not None else []
-    if options.chain > 1:
-        implied.append("cluster.max_restarts=0")  # the next job of the chain goes on, not this one again
-    config = load_config(config_file, [*overrides, *implied])
-    site = _site(options)
-    started = f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}"
-    directory = options.output or (Path(config.run_dir) if config.run_dir else Path(site.root) / started)
-    return Job(
-        config=config.model_copy(update={"run_dir": None}),
-        site=site,
-        directory=directory.expanduser().absolute(),
-        workdir=Path.cwd(),
-        task=options.task,
-        seeds=parse_seeds(options.seeds),
-    )
-
-
-def _site(options: Options) -> SiteConfig:
-    try:
-        return load_site(options.site)
-    except UserError as error:
-        if not options.dry_run or options.site is not None:
-            raise
-        print(f"{error}\nhere is the script without one", file=sys.stderr)
-        return SiteConfig(root=str(Path("runs").absolute()))
 
 
 def _dependency(after: str | None) -> list[str]:

@@ -7,9 +7,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.console import Console
 
+from mopd_nemo.commands import ConfigFile, Overrides
+from mopd_nemo.commands.compare import compare_runs
 from mopd_nemo.commands.train import run_training
 from mopd_nemo.config import UserError
 from mopd_nemo.config.load import load_config
@@ -25,21 +29,30 @@ class PlannedRun:
     overrides: list[str]
 
 
+def sweep(
+    config: ConfigFile,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory of the sweep; one run directory each.")],
+    overrides: Overrides = None,
+) -> None:
+    """Train every combination of some settings, one after the other, then compare. Continues where it was stopped.
+
+    mopd sweep --config configs/quickstart.yaml --output runs/methods method=mopd,sdpo,grpo seed=0,1,2
+    """
+    raise typer.Exit(run_sweep(config, overrides or [], output))
+
+
 def run_sweep(config_file: Path, overrides: Sequence[str], output: Path) -> int:
     """Run what is missing, then compare all runs of `output`; the exit code of `mopd train` if one was stopped."""
-    from mopd_nemo.commands.compare import compare_runs
-
     runs = plan(config_file, overrides, output)
     console = Console()
     for number, run in enumerate(runs, start=1):
         directory = RunDirectory(run.path)
-        state = "done already" if is_complete(directory) else "resumed" if directory.config_file.exists() else "new"
+        complete, begun = is_complete(directory), directory.config_file.exists()
+        state = "done already" if complete else "resumed" if begun else "new"
         console.rule(f"run {number} of {len(runs)}: {run.path.name} ({state})")
-        if state == "done already":
+        if complete:
             continue
-        code = (
-            run_training(None, run.path, []) if state == "resumed" else run_training(config_file, None, run.overrides)
-        )
+        code = run_training(None, run.path, []) if begun else run_training(config_file, None, run.overrides)
         if code:
             console.print("The sweep stops here; the same command goes on with it.")
             return code

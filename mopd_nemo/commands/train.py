@@ -6,12 +6,29 @@ import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.console import Console
 
+from mopd_nemo.commands import OptionalConfigFile, Overrides
 from mopd_nemo.config import Config, UserError
 from mopd_nemo.config.load import load_config
 from mopd_nemo.run.directory import RunDirectory
+
+
+def train(
+    overrides: Overrides = None,
+    config: OptionalConfigFile = None,
+    resume: Annotated[Path | None, typer.Option("--resume", help="Run directory to continue.")] = None,
+) -> None:
+    """Train, from a config or by continuing a run.
+
+    mopd train --config configs/quickstart.yaml peers.failures=0
+
+    mopd train --resume runs/quickstart-20260101-120000
+    """
+    raise typer.Exit(run_training(config, resume, overrides or []))
 
 
 def run_training(config_file: Path | None, resume: Path | None, overrides: Sequence[str]) -> int:

@@ -8,13 +8,16 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
+from mopd_nemo.commands import OptionalConfigFile, Overrides
 from mopd_nemo.config import UserError
+from mopd_nemo.config.load import load_config
 from mopd_nemo.config.verifiers import VerifierConfig
 from mopd_nemo.files import explain, read_models, replacing, to_line
 from mopd_nemo.types import Outcome, Verdict
@@ -44,12 +47,33 @@ class _Judging:
     reason: str = ""
 
 
-def verify_file(task: str, source: Path, output: Path, config: VerifierConfig, feedback: bool) -> int:
-    """Judge every row of `source`; the exit code: 1 when a row could not be judged, else 0.
+def verify(
+    task: Annotated[str, typer.Option(help="math, choice, tool, code or arithmetic.")],
+    source: Annotated[
+        Path,
+        typer.Option("--input", "-i", help="JSONL with {id, response, answer}, or {id, response, tests} for code."),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="JSONL with {id, reward, outcome, feedback, seconds}.")
+    ],
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes. Default: one a core.")] = None,
+    feedback: Annotated[bool, typer.Option("--feedback", help="Write what the verifier says about failures.")] = False,
+    config: OptionalConfigFile = None,
+    overrides: Overrides = None,
+) -> None:
+    """Judge responses in a file. Exit code 1 when a row could not be judged.
 
-    Raises:
-        UserError: there is no such task or file.
+    mopd verify --task code --input responses.jsonl --output verdicts.jsonl verifier.code.mode=paper
     """
+    settings = load_config(config, overrides or []).verifier
+    if workers is not None:
+        settings = settings.model_copy(update={"workers": workers})
+    outcomes = _verify_file(task, source, output, settings, feedback)
+    raise typer.Exit(1 if outcomes[Outcome.VERIFIER_ERROR] else 0)
+
+
+def _verify_file(task: str, source: Path, output: Path, config: VerifierConfig, feedback: bool) -> Counter[str]:
+    """Judge every row of `source`; how many rows had each outcome."""
     if task not in TASKS:
         raise UserError(f"--task {task}: no such task; known: {', '.join(TASKS)}")
     if not source.is_file():
@@ -76,7 +100,7 @@ def verify_file(task: str, source: Path, output: Path, config: VerifierConfig, f
             written.write(to_line(row))
     summary = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common())
     console.print(f"{output}: {summary}", highlight=False, soft_wrap=True)
-    return 1 if outcomes[Outcome.VERIFIER_ERROR] else 0
+    return outcomes
 
 
 def _judge_rows(task: str, source: Path, pool: VerifierPool) -> Iterator[_Judging]:

@@ -5,7 +5,7 @@ import pytest
 
 from mopd_nemo.analysis.overlay import setting_differences
 from mopd_nemo.analysis.report import write_overlay, write_report
-from mopd_nemo.commands.analyze import analyze_teacher_signal
+from mopd_nemo.commands.analyze import teacher_signal
 from mopd_nemo.config import Config
 from mopd_nemo.files import append_row, read_rows, write_rows
 from mopd_nemo.run.directory import RunDirectory
@@ -50,7 +50,7 @@ def check_self_contained(page: str) -> None:
 
 def test_report_shows_the_teacher_signal_of_the_run(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run", "train.num_steps=1", "eval.num_samples=6")
-    analyze_teacher_signal(run.path, None, None, None, [], None, restart=False)
+    teacher_signal(run.path)
     page = write_report(run).read_text()
     assert 'id="signal"' in page and "control: random peers" in page and "own prompts" in page
     for table in re.findall(r'<table class="wide-table">(.*?)</table>', page, flags=re.DOTALL):

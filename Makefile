@@ -4,7 +4,9 @@
 # make test-slurm   the launcher on a real Slurm of virtual nodes, with real Ray (Linux, root; docs/cluster.md)
 # make docs         regenerate docs/configuration.md
 # make test-vllm    generation.backend=vllm with vLLM's CPU build (an environment of its own, 4 GB)
-# make test-nemo NEMO_RL_SOURCE=DIR   tests of the NeMo-RL engine against a NeMo-RL checkout (docs/nemo.md)
+# make test-nemo NEMO_RL_SOURCE=DIR   tests of the NeMo-RL engine against a NeMo-RL checkout, its real Megatron worker
+#                   started on CPUs; needs Python 3.12 (NEMO_PYTHON=...). MEGATRON_BRIDGE_SOURCE=DIR and
+#                   MEGATRON_LM_SOURCE=DIR take checkouts in place of the released packages (docs/nemo.md)
 #
 # CONSTRAINTS=      leaves out the pins of constraints-cpu.txt, for a machine with a GPU
 # PIP_ARGS=...      extra arguments for pip
@@ -36,7 +38,8 @@ test-vllm: .venv-vllm/ready
 
 test-nemo: .venv-nemo/ready
 	@test -d "$(NEMO_RL_SOURCE)/nemo_rl" || { echo "make test-nemo NEMO_RL_SOURCE=DIR: DIR is a checkout of NeMo-RL"; exit 2; }
-	NEMO_RL_SOURCE=$(abspath $(NEMO_RL_SOURCE)) .venv-nemo/bin/python -m pytest tests/engines/nemo tests/integration/nemo
+	$(foreach source,NEMO_RL_SOURCE MEGATRON_BRIDGE_SOURCE MEGATRON_LM_SOURCE,$(if $($(source)),$(source)=$(abspath $($(source))))) \
+	  .venv-nemo/bin/python -m pytest -rs tests/engines/nemo tests/integration/nemo
 
 lint: .venv/ready-dev
 	$(BIN)/ruff format --check .
@@ -70,11 +73,17 @@ docs: .venv/ready
 	@.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
-.venv-nemo/ready: pyproject.toml constraints-nemo.txt
-	@$(PYTHON) -m venv .venv-nemo
-	@.venv-nemo/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-nemo.txt torch
-	@.venv-nemo/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-nemo.txt \
-	  -r requirements-nemo.txt -e '.[test]'
-	@.venv-nemo/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-nemo.txt --no-deps \
-	  nemo-automodel torchao
+# Megatron-Bridge needs Python 3.12; what it and Automodel ask for beside, for other models and for GPUs, is left out.
+NEMO_PYTHON ?= $(firstword $(foreach python,python3.12 python3 $(wildcard $(HOME)/.pyenv/versions/3.12*/bin/python), \
+  $(if $(filter 3.12,$(shell $(python) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)),$(python))))
+INSTALL_NEMO = .venv-nemo/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-nemo.txt $(PIP_ARGS)
+
+.venv-nemo/ready: pyproject.toml constraints-nemo.txt requirements-nemo.txt
+	@test -n "$(NEMO_PYTHON)" || \
+	  { echo "Megatron-Bridge needs Python 3.12: make test-nemo NEMO_PYTHON=/path/to/python3.12"; exit 2; }
+	@echo "installing into .venv-nemo (some minutes)"
+	@$(NEMO_PYTHON) -m venv .venv-nemo
+	@$(INSTALL_NEMO) torch
+	@$(INSTALL_NEMO) -r requirements-nemo.txt -e '.[test]'
+	@$(INSTALL_NEMO) --no-deps nemo-automodel torchao megatron-bridge
 	@touch $@

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -20,7 +20,8 @@ class _CpuForCuda(TorchFunctionMode):
             kwargs["device"] = "cpu"
         if kwargs.get("pin_memory"):
             kwargs["pin_memory"] = False
-        return func(*("cpu" if _is_cuda(a) else a for a in args), **kwargs)
+        number = func is torch.Tensor.to and len(args) > 1 and type(args[1]) is int
+        return func(*("cpu" if _is_cuda(a) or (number and a is args[1]) else a for a in args), **kwargs)
 
 
 def _is_cuda(value: Any) -> bool:
@@ -40,19 +41,29 @@ def redirect_cuda() -> None:
     torch.Tensor.type = lambda self, *a, **k: (  # type: ignore[method-assign]
         own_type(self, *a, **k) if a or k else f"torch.cuda.{own_type(self).rsplit('.', 1)[-1]}"
     )
-    cuda.current_device = lambda: "cpu"
+    cuda.current_device = lambda: 0
     cuda.device_count = lambda: 1
     cuda.get_device_name = lambda *_: "CPU"
     cuda.get_rng_state = lambda *_, **__: torch.get_rng_state()
     cuda.set_rng_state = lambda *_, **__: None
     cuda.manual_seed = torch.default_generator.manual_seed
-    idle = SimpleNamespace(synchronize=_nothing, wait_stream=_nothing, wait_event=_nothing, record_event=_nothing)
-    cuda.current_stream = lambda *_: idle
+    cuda.Stream = _Idle
+    cuda.current_stream = _Idle
+    cuda.stream = lambda *_: nullcontext()
     cuda.memory_allocated = cuda.max_memory_allocated = cuda.memory_reserved = lambda *_, **__: 0
     for name in ("synchronize", "empty_cache", "set_device"):
         setattr(cuda, name, lambda *_, **__: None)  # one for each: torch.compile keeps a rule for every function
     cuda.nvtx.range_push = cuda.nvtx.range_pop = lambda *_, **__: 0
     redirect_devices()
+
+
+class _Idle:
+    """A stream whose work is done when it is asked for."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    synchronize = wait_stream = wait_event = record_event = lambda *_: None
 
 
 def redirect_megatron_generator() -> None:

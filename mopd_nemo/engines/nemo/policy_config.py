@@ -115,6 +115,7 @@ def _megatron(config: Config, parallel: ParallelConfig) -> dict[str, Any]:
         "apply_rope_fusion": True,
         "bias_activation_fusion": True,
         "gradient_accumulation_fusion": False,
+        "use_fused_weighted_squared_relu": False,  # of models with that activation; none here has it
         "defer_fp32_logits": True,  # the loss widens them chunk by chunk
         "freeze_moe_router": True,
         "moe_router_dtype": "fp64",

@@ -1,92 +1,121 @@
-"""What lets NeMo-RL's and Megatron-Core's own code run on a machine without a GPU. Used by tests only.
+"""The shims: all that lets NeMo-RL's, Megatron-Bridge's and Megatron-Core's own code run without a GPU. Tests only.
 
-Three things are replaced, none of which is under test: CUDA calls and devices become CPU ones; packages that exist only
-for CUDA or only inside NeMo-RL's containers (Megatron-Bridge, megatron.training) become empty modules whose every name
-is an empty class; and before Python 3.12 `typing.TypedDict` becomes the one that pydantic accepts.
+- CUDA's devices, streams and generators are the CPU's, NCCL is gloo (`tests/integration/on_cpu.py`): no test is about
+  a kernel of CUDA's. A GPU's number is 0, and nothing is bound to its NUMA node.
+- `transformer_engine`, `megatron.energon`, `modelopt` are empty packages: Bridge names them where it is imported, for
+  formats and models that are not used here. Megatron-Core and Automodel are imported before, so they find no
+  Transformer Engine and take layers of their own.
+- Attention is torch's (`attention_class`), padded and packed: Megatron-Core's own knows no packed sequences. It comes
+  in by the hook for layer specs that NeMo-RL's worker has.
+- Adam is torch's AdamW, which Megatron takes where there is no Transformer Engine or Apex. A checkpoint asks an
+  optimiser for its state before the first step, which those make at once and AdamW then; here it is made when asked.
+- The index of Megatron's data sets is not compiled: there are none.
+- `FullyShardedDataParallelV1` and `V2` are empty classes where Megatron-Core is older than Bridge expects.
+- Several workers start in one process one after the other (`forget_megatron`), where a cluster has a process for each.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
+import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import itertools
 import os
 import sys
 import types
-import typing
 from pathlib import Path
 from typing import Any
 
 import torch
-import typing_extensions
 
 from tests.integration.on_cpu import redirect_cuda
 
+ROOT = Path(__file__).resolve().parents[3]
 SOURCE = "NEMO_RL_SOURCE"
-
-NEWER_MEGATRON = {
-    "megatron.core.dist_checkpointing.strategies.torch": ("get_async_strategy",),
-    "megatron.core.distributed.fsdp.mcore_fsdp_adapter": ("FullyShardedDataParallelV1", "FullyShardedDataParallelV2"),
-    "megatron.core.inference.engines.dynamic_engine": ("EngineState",),
-    "megatron.core.inference.utils": ("device_memory_summary",),
-    "megatron.core.resharding.refit": ("prepare_swap_model_weights",),
-    "megatron.core.transformer.enums": ("InferenceCudaGraphScope",),
-}
-"""What NeMo-RL's policy worker imports from a Megatron-Core newer than that on PyPI, for other purposes than ours."""
+MEGATRON = {"MEGATRON_BRIDGE_SOURCE": "src/megatron/bridge", "MEGATRON_LM_SOURCE": "megatron/core"}
+"""Checkouts to take in place of the packages of that name, and what must be in them."""
 
 
 def nemo_rl_missing() -> str | None:
-    """Why NeMo-RL cannot be imported here, or None."""
+    """Why NeMo-RL, or its Megatron worker, cannot be imported here; or None."""
     source = os.environ.get(SOURCE)
-    if source:
-        return None if (Path(source) / "nemo_rl" / "algorithms").is_dir() else f"{SOURCE}={source}: no nemo_rl in it"
-    if importlib.util.find_spec("nemo_rl") and importlib.util.find_spec("nemo_rl.algorithms"):
-        return None
-    return f"NeMo-RL is not importable; set {SOURCE} to a checkout of it"
+    if source and not (Path(source) / "nemo_rl" / "algorithms").is_dir():
+        return f"{SOURCE}={source}: no nemo_rl in it"
+    if not source and not _found("nemo_rl", "nemo_rl.algorithms"):
+        return f"NeMo-RL is not importable; set {SOURCE} to a checkout of it"
+    for variable, inside in MEGATRON.items():
+        if os.environ.get(variable) and not (Path(os.environ[variable]) / inside).is_dir():
+            return f"{variable}={os.environ[variable]}: no {inside} in it"
+    _order_path()
+    for package, name in (("megatron-core", "megatron.core"), ("megatron-bridge", "megatron.bridge")):
+        if not _found("megatron", name):
+            return f"{package} is not installed; make test-nemo installs it (docs/nemo.md)"
+    return None
 
 
-def prepare(*, megatron: bool = True) -> None:
-    """Make NeMo-RL importable in this process. With `megatron`, its Megatron modules too, on the CPU."""
-    source = os.environ.get(SOURCE)
-    if source and source not in sys.path:
-        sys.path.insert(0, source)
-    if sys.version_info < (3, 12):
-        typing.TypedDict = typing_extensions.TypedDict  # pyrefly: ignore
-    if megatron and importlib.util.find_spec("megatron") is None:
-        raise RuntimeError("megatron-core is not installed")
-    if megatron and not torch.cuda.is_available() and not any(isinstance(f, _Absent) for f in sys.meta_path):
-        sys.meta_path.append(_Absent())
-        redirect_cuda()
-        for name, missing in NEWER_MEGATRON.items():
-            module = importlib.import_module(name)
-            for attribute in missing:
-                if not hasattr(module, attribute):
-                    setattr(module, attribute, type(attribute, (), {}))
-        _widen_packed_seq_params()
+def _found(*names: str) -> bool:
+    return all(importlib.util.find_spec(name) for name in names)
 
 
-def _widen_packed_seq_params() -> None:
-    """Newer ones count their tokens, for Mamba's sake, and NeMo-RL fills that in."""
-    from megatron.core import packed_seq_params
+def _order_path() -> None:
+    """This checkout, Megatron's, the installed packages, NeMo-RL's: it and Megatron-LM have a package `tests` too."""
+    first = [str(ROOT)]
+    for variable, inside in MEGATRON.items():
+        if os.environ.get(variable):
+            first.append(str(Path(os.environ[variable]).resolve() / inside.partition("megatron/")[0]).rstrip("/"))
+    last = [os.environ[SOURCE]] if os.environ.get(SOURCE) else []
+    sys.path[:] = first + [entry for entry in sys.path if entry not in (*first, *last)] + last
 
-    older: Any = packed_seq_params.PackedSeqParams
-    if "total_tokens" not in older.__dataclass_fields__:
-        packed_seq_params.PackedSeqParams = dataclasses.make_dataclass(
-            "PackedSeqParams", [("total_tokens", int | None, None)], bases=(older,)
-        )
+
+def source_path() -> str:
+    """The PYTHONPATH that gives a new process the order of `_order_path`."""
+    _order_path()
+    megatron = [entry for entry in sys.path if Path(entry, "megatron").is_dir() and "site-packages" not in entry]
+    return os.pathsep.join([str(ROOT), *megatron, os.environ.get(SOURCE, "")]).rstrip(os.pathsep)
+
+
+def prepare() -> None:
+    """Make NeMo-RL and its workers importable in this process, on the CPU. All of it once."""
+    _order_path()
+    if torch.cuda.is_available() or any(isinstance(finder, _Absent) for finder in sys.meta_path):
+        return
+    for name in BEFORE_STUBS:
+        importlib.import_module(name)
+    sys.meta_path.append(_Absent())
+    modelopt()
+    redirect_cuda()
+    redirect_start()
+    adapter: Any = importlib.import_module("megatron.core.distributed.fsdp.mcore_fsdp_adapter")
+    for name in ("FullyShardedDataParallelV1", "FullyShardedDataParallelV2"):
+        if not hasattr(adapter, name):
+            setattr(adapter, name, type(name, (), {}))
+
+
+BEFORE_STUBS = (
+    "megatron.core.extensions.transformer_engine",
+    "megatron.core.models.gpt",
+    "megatron.core.transformer.transformer_block",
+    "megatron.core.optimizer",
+    "megatron.core.distributed",
+    "megatron.core.tensor_parallel",
+    "megatron.core.fusions.fused_softmax",
+    "megatron.core.fp8_utils",
+    "megatron.core.transformer.moe.experts",
+    "megatron.core.models.mamba",
+    "megatron.core.ssm.mamba_mixer",
+    "megatron.core.inference.engines",
+    "megatron.core.dist_checkpointing",
+    "nemo_rl.models.policy.utils",  # Automodel
+)
+"""Modules that ask whether there is a Transformer Engine, and shall hear the truth."""
 
 
 class _Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds, last of all finders, packages that need CUDA to exist."""
 
-    ROOTS = (
-        "megatron.bridge",
-        "megatron.training",
-        "megatron.core.inference.config",
-        "megatron.core.inference.shards",
-        "megatron.core.transformer.moe.moe_logging",
-    )
+    ROOTS = ("transformer_engine", "transformer_engine_torch", "megatron.energon", "modelopt")
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
         if any(name == root or name.startswith(f"{root}.") for root in self.ROOTS):
@@ -94,24 +123,147 @@ class _Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return None
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
-        module = _Empty(spec.name)
-        if spec.name == "megatron.training.utils":
-            module.get_ltor_masks_and_position_ids = _causal_masks  # type: ignore[attr-defined]
-        return module
+        return _Empty(spec.name)
 
     def exec_module(self, module: types.ModuleType) -> None:
         pass
 
 
 class _Empty(types.ModuleType):
+    """Every name of it is an empty class, or where it looks like a module's an empty module."""
+
+    __path__: list[str] = []  # noqa: RUF012
+    __version__ = "0.0.0"
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return type(name, (), {})
+        value = _Empty(f"{self.__name__}.{name}") if name[:1].islower() else type(name, (), {})
+        setattr(self, name, value)
+        return value
 
 
-def _causal_masks(data: torch.Tensor, **_: Any) -> tuple[torch.Tensor, None, torch.Tensor]:
-    """What megatron.training gives NeMo-RL for a padded micro-batch; True is masked."""
-    size = data.shape[1]
-    mask = torch.triu(torch.ones(1, 1, size, size, dtype=torch.bool), diagonal=1)
-    return mask, None, torch.arange(size).expand_as(data)
+def modelopt() -> None:
+    """No model is quantised, and none has a state of that to save."""
+    quantised: Any = importlib.import_module("modelopt.torch.quantization.utils")
+    quantised.is_quantized = lambda model: False
+    plugins: Any = importlib.import_module("modelopt.torch.opt.plugins")
+    for name in ("restore_modelopt_state", "save_modelopt_state", "save_sharded_modelopt_state"):
+        setattr(plugins, name, _nothing)
+    plugins.restore_sharded_modelopt_state = _nothing
+    sharded: Any = importlib.import_module("modelopt.torch.opt.plugins.mcore_dist_checkpointing")
+    sharded._load_extra_state_from_sharded_checkpoint = _nothing
+
+
+def redirect_start() -> None:
+    """What the start of a worker asks of NCCL, of a GPU and of a compiler."""
+    import megatron.core.tensor_parallel.random as generators
+    import ray
+    from megatron.bridge.training import initialize
+    from nemo_rl.distributed import numa_utils
+    from nemo_rl.models.megatron import setup
+
+    modules: Any = (generators, ray, initialize, numa_utils, setup, torch.distributed, torch.cuda)
+    generators, ray, initialize, numa_utils, setup, distributed, cuda = modules
+    generators._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
+    generators._set_cuda_rng_state = _nothing
+    ray.get_gpu_ids = lambda: [0]
+    numa_utils.bind_to_gpu_numa = lambda *_: False
+    initialize.compile_helpers = _nothing
+    start, on_gpu = distributed.init_process_group, setup.initialize_megatron
+    distributed.init_process_group = lambda backend=None, *a, **own: start(
+        "gloo", *a, **{name: value for name, value in own.items() if name != "device_id"}
+    )
+
+    def initialize_megatron(**own: Any) -> Any:
+        """It refuses to start without CUDA; nothing else may believe that there is one."""
+        here = cuda.is_available, cuda.device_count
+        cuda.is_available, cuda.device_count = lambda: True, lambda: distributed.get_world_size()
+        try:
+            return on_gpu(**own)
+        finally:
+            cuda.is_available, cuda.device_count = here
+
+    setup.initialize_megatron = initialize_megatron
+    _start_adam_before_saving()
+    from megatron.bridge.utils.instantiate_utils import register_allowed_target_prefix
+
+    register_allowed_target_prefix(f"{__name__}.")  # a checkpoint's configuration names `layer_spec`
+
+
+def _start_adam_before_saving() -> None:
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    optimizer: Any = DistributedOptimizer
+    own = optimizer.state_dict
+
+    def state_dict(self: Any) -> Any:
+        if not self.optimizer.state:
+            for group in self.optimizer.param_groups:
+                for parameter in group["params"]:
+                    self.optimizer.state[parameter] = {
+                        "step": torch.zeros(()),
+                        "exp_avg": torch.zeros_like(parameter),
+                        "exp_avg_sq": torch.zeros_like(parameter),
+                    }
+        return own(self)
+
+    optimizer.state_dict = state_dict
+
+
+def attention_class() -> type:
+    """Made where Megatron may be imported."""
+    from megatron.core.transformer.module import MegatronModule
+
+    class Attention(MegatronModule):
+        """Causal attention in torch over [S, B, heads, d], or packed [T, heads, d] with the sequences' ends."""
+
+        def __init__(self, config: Any, *_: Any, softmax_scale: float | None = None, **__: Any) -> None:
+            super().__init__(config=config)
+            self.scale = softmax_scale
+
+        def forward(
+            self, query: Any, key: Any, value: Any, *_: Any, packed_seq_params: Any = None, **__: Any
+        ) -> torch.Tensor:
+            if packed_seq_params is None:
+                return self._attend(query, key, value).flatten(2)
+            padded = packed_seq_params.cu_seqlens_q_padded
+            ends = (packed_seq_params.cu_seqlens_q if padded is None else padded).tolist()
+            parts = [
+                self._attend(*(part[start:end, None] for part in (query, key, value))).squeeze(1)
+                for start, end in itertools.pairwise(ends)
+                if end > start
+            ]
+            return torch.cat([*parts, torch.zeros_like(query[ends[-1] :])]).flatten(1)
+
+        def _attend(self, *qkv_SBHD: torch.Tensor) -> torch.Tensor:
+            query, key, value = (part.permute(1, 2, 0, 3) for part in qkv_SBHD)
+            out = torch.nn.functional.scaled_dot_product_attention(
+                query, key, value, is_causal=True, scale=self.scale, enable_gqa=True
+            )
+            return out.permute(2, 0, 1, 3)
+
+    return Attention
+
+
+def layer_spec(config: Any) -> Any:
+    """Megatron-Core's own layers, without Transformer Engine, and with `Attention`."""
+    from megatron.bridge.models.gpt_provider import local_layer_spec
+
+    spec = local_layer_spec(config)
+    spec.submodules.self_attention.submodules.core_attention = attention_class()
+    return spec
+
+
+def forget_megatron() -> None:
+    """End the Megatron of this process so that another can start in it."""
+    from megatron.bridge.training import initialize
+    from megatron.core import parallel_state
+
+    with contextlib.suppress(AttributeError):
+        initialize.destroy_global_state()
+    parallel_state.destroy_model_parallel()
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    return None

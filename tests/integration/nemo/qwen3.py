@@ -15,6 +15,13 @@ def start_megatron(tp: int = 1, pp: int = 1, cp: int = 1) -> None:
 
     from tests.integration.on_cpu import redirect_megatron_generator
 
+    if not torch.distributed.is_initialized():
+        import os
+
+        from tests.integration.nemo.ranks import _ports
+
+        os.environ["MASTER_PORT"] = str(_ports.pop())
+        torch.distributed.init_process_group("gloo")
     parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp, context_parallel_size=cp

@@ -1,20 +1,141 @@
-"""Run a function with NeMo-RL and Megatron on several processes and collect what each returns. Used by tests only."""
+"""NeMo-RL's real Megatron worker in processes of their own, as Ray starts it, and what each returns. Tests only.
+
+def what_to_do(settings: Config) -> Any:        # a module's function: processes find it by name
+    worker = start(settings)
+    ...
+    return worker.exported()
+
+by_rank = run_ranks(what_to_do, 2, settings)
+"""
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
+import os
+import socket
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from tests.integration.nemo import cpu
-from tests.ranks import spawn
+from tests.conftest import EMBEDDED
+from tests.ranks import in_processes
+
+RUNS_ON_CPU = {
+    "megatron_cfg": {"apply_rope_fusion": False, "bias_activation_fusion": False, "moe_permute_fusion": False}
+}
+"""`nemo.policy` without the kernels that are CUDA's."""
+
+
+def nemo_config(**changes: Any) -> Any:
+    """A small config of the engine on the embedded model in float32; sections are merged, `policy` too."""
+    from mopd_nemo.config_file import validate
+
+    values: dict[str, Any] = {
+        "engine": "nemo",
+        "method": "mopd",
+        "model": {"path": str(EMBEDDED), "dtype": "float32"},
+        "rollout": {"num_prompts_per_step": 2, "num_rollouts_per_prompt": 3, "max_response_tokens": 12},
+        "data": {"max_prompt_tokens": 20},
+        "peers": {"max_context_tokens": 60},
+        "divergence": {"k": 8},
+        "optimizer": {"learning_rate": 1e-3},
+        "train": {"tokens_per_micro_batch": 80},
+        "nemo": {"gpus_per_node": 1, "batching": "padded", "activation_checkpointing": False, "policy": RUNS_ON_CPU},
+    }
+    return validate(_merged(values, changes), "test")
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        own = merged.get(key)
+        merged[key] = _merged(own, value) if isinstance(own, dict) and isinstance(value, dict) else value
+    return merged
 
 
 def run_ranks(function: Callable[..., Any], world: int, *args: Any) -> list[Any]:
-    """`function(*args)` on every rank; results by rank."""
-    return spawn(world, partial(_prepared, function, args))
+    """`function(*args)` in `world` processes with what Ray would set; results by rank. An error in one is raised."""
+    # All are forked from one process that has imported NeMo-RL, which takes far longer than all else, and done nothing.
+    multiprocessing.set_forkserver_preload(["tests.integration.nemo.cpu_worker"])
+    work = partial(_prepared, function, args, world, _free_ports(STARTS), dict(os.environ))
+    return in_processes(world, work, "forkserver")
 
 
-def _prepared(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+STARTS = 8
+"""Workers that a process may start one after the other."""
+_ports: list[int] = []
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _prepared(
+    function: Callable[..., Any], args: tuple[Any, ...], world: int, ports: list[int], env: dict[str, str], rank: int
+) -> Any:
+    import torch
+
+    from tests.integration.nemo import cpu
+
+    _ports[:] = ports
+    os.environ.update(
+        env,
+        RANK=str(rank),
+        WORLD_SIZE=str(world),
+        MASTER_ADDR="127.0.0.1",
+        TORCH_CUDA_ARCH_LIST="9.0",
+        OMP_NUM_THREADS="1",
+    )
+    torch.set_num_threads(1)
     cpu.prepare()
-    return function(*args)
+    result = function(*args)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+    return result
+
+
+def start(
+    settings: Any, *, checkpoint: Path | None = None, teacher: bool = False, policy: dict[str, Any] | None = None
+) -> Any:
+    """The worker of this process, as `Policy` makes it; a worker that was started here before is over.
+
+    Args:
+        checkpoint: a step's directory to continue from.
+        teacher: an external teacher's, which does not train.
+        policy: in place of what `settings` say.
+    """
+    import numpy as np
+    import torch
+    from nemo_rl.distributed.named_sharding import NamedSharding
+    from transformers import AutoTokenizer
+
+    from mopd_nemo.engines.nemo.policy_config import student_policy, teacher_policy
+    from mopd_nemo.engines.nemo.runtime import resume_paths
+    from tests.integration.nemo import cpu
+    from tests.integration.nemo.cpu_worker import CpuWorkerImpl
+
+    policy = policy or (teacher_policy if teacher else student_policy)(settings)
+    sizes = [policy["megatron_cfg"][f"{axis}_parallel_size"] for axis in ("pipeline_model", "context", "tensor_model")]
+    pipeline, context, tensor = sizes
+    world = int(os.environ["WORLD_SIZE"])
+    layout = np.arange(world).reshape(pipeline, -1, context, tensor)
+    names = [f"{axis}_parallel" for axis in ("pipeline", "data", "context", "tensor")]
+    if torch.distributed.is_initialized():
+        cpu.forget_megatron()
+    os.environ["MASTER_PORT"] = str(_ports.pop())  # one for each: a rank must not meet the others' last meeting
+    return CpuWorkerImpl(
+        policy,
+        AutoTokenizer.from_pretrained(EMBEDDED),
+        init_optimizer=not teacher,
+        init_reference_model=False,
+        worker_sharding_annotations=NamedSharding(layout=layout, names=names),
+        pre_init_communication_queue=None,
+        **resume_paths(checkpoint),
+    )

@@ -29,7 +29,7 @@ def main(rollouts: Path, model: str) -> None:
     prompts: dict[str, list[tuple[int, tuple[int, ...]]]] = {name: [] for name in LABELS}
     for start in range(0, len(groups), BLOCK):
         block = groups[start : start + BLOCK]
-        for name, members in condition_contexts(block, engine.chat, config.peers, 0.5, f"0/{start}").items():
+        for name, members in condition_contexts(block, engine.chat, config.peers, f"0/{start}").items():
             for g, items in enumerate(members, start):
                 if items[-1].complete and items[-1].context.prompt_ids is not None:
                     prompts[name].append((g, items[-1].context.prompt_ids))

@@ -29,7 +29,7 @@ def main(rollouts: Path, model: str) -> None:
     config = load_config("configs/quickstart.yaml", [f"model.path={model}", "teacher.kind=live"])
     engine = LocalEngine(config)
     groups = [to_rollout_group(group, engine.chat, rollouts) for group in read_groups(rollouts)[:PROBLEMS]]
-    contexts = condition_contexts(groups, engine.chat, config.peers, 0.5, "bench")
+    contexts = condition_contexts(groups, engine.chat, config.peers, "bench")
     pairs = [
         (item.context.prompt_ids, rollout.response_ids)
         for members in contexts.values()

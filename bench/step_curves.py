@@ -16,6 +16,7 @@ from statistics import median
 import numpy as np
 
 from mopd_nemo.analysis.figures import COLOURS, MARKERS, SOFT, style_axes
+from mopd_nemo.chat import with_prompt_ids
 from mopd_nemo.config.load import load_config
 from mopd_nemo.data import load_problems
 from mopd_nemo.data.order import problems_of_step
@@ -42,7 +43,8 @@ class Job:
         self.config = load_config(config_file, settings)
         self.engine = LocalEngine(self.config)
         self.method = make_method(self.config, self.engine.chat)
-        self.problems = load_problems(self.config, "train")
+        problems = load_problems(self.config, "train")
+        self.problems = with_prompt_ids(problems, self.engine.chat, self.config.data.max_prompt_tokens)
         self.rows: list[TrainRow] = []
         self.samples: list[list[Rollout]] = []
         self.metrics: dict[str, float] = {}
@@ -56,19 +58,19 @@ class Job:
         """
         engine, rollout = self.engine, self.config.rollout
         problems = problems_of_step(self.problems, number, PROMPTS, self.config.seed)
-        prompts = [engine.chat.prompt_ids(problem.messages) for problem in problems]
+        prompts = [problem.prompt_ids for problem in problems]
         timer = PhaseTimer()
         with timer("generate"):
             sampling = Sampling(rollout.max_response_tokens)
             samples = engine.generate(prompts, rollout.num_rollouts_per_prompt, sampling, f"curve/{number}")
         if whole:
             assert all(len(r.response_ids) == rollout.max_response_tokens for group in samples for r in group)
-        right, wrong = Verdict(1.0, Outcome.CORRECT), Verdict(0.0, Outcome.WRONG)
+        right, wrong = Verdict(1.0, Outcome.CORRECT, success=True), Verdict(0.0, Outcome.WRONG, success=False)
         verdicts = [right if s % 2 else wrong for s in range(rollout.num_rollouts_per_prompt)]
         with timer("context"):
             groups = [
-                RolloutGroup(problem, prompt, tuple(group), tuple(verdicts))
-                for problem, prompt, group in zip(problems, prompts, samples, strict=True)
+                RolloutGroup(problem, tuple(group), tuple(verdicts))
+                for problem, group in zip(problems, samples, strict=True)
             ]
             lesson = self.method.build(groups, number)
         with timer("score"):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from mopd_nemo.config import UserError
-from mopd_nemo.types import Message
+from mopd_nemo.types import Message, Problem
 
 
 class Chat:
@@ -55,7 +56,7 @@ class Chat:
         """Text of token ids."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
-    def neutralise(self, text: str) -> str:
+    def escape_control_tokens(self, text: str) -> str:
         """Break up every chat control token in `text`, so that model-written text cannot end a turn or open another.
 
         `<|im_end|>` becomes `< |im_end|>`: still readable, no longer one special token.
@@ -63,3 +64,19 @@ class Chat:
         for token in self._control_tokens:
             text = text.replace(token, f"{token[0]} {token[1:]}")
         return text
+
+
+def with_prompt_ids(problems: Sequence[Problem], chat: Chat, max_tokens: int) -> list[Problem]:
+    """The problems with the token ids of their prompts.
+
+    Raises:
+        UserError: a prompt is longer than `data.max_prompt_tokens`.
+    """
+    tokenized = [replace(problem, prompt_ids=chat.prompt_ids(problem.messages)) for problem in problems]
+    for problem in tokenized:
+        if len(problem.prompt_ids) > max_tokens:
+            raise UserError(
+                f"problem {problem.id!r} has a prompt of {len(problem.prompt_ids)} tokens, over "
+                f"data.max_prompt_tokens={max_tokens}: raise the limit or remove the problem"
+            )
+    return tokenized

@@ -8,7 +8,7 @@ from typing import Literal
 
 from rich.console import Console
 
-from mopd_nemo.chat import Chat
+from mopd_nemo.chat import with_prompt_ids
 from mopd_nemo.config import Config, UserError
 from mopd_nemo.data import load_problems
 from mopd_nemo.data.order import problems_of_step
@@ -17,7 +17,6 @@ from mopd_nemo.engines.base import Sampling
 from mopd_nemo.evaluation.evaluate import evaluate
 from mopd_nemo.files import append_row, read_rows, write_rows
 from mopd_nemo.methods import make_method
-from mopd_nemo.peers.groups import is_success
 from mopd_nemo.peers.statistics import group_metrics
 from mopd_nemo.run.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
 from mopd_nemo.run.completions import CompletionStore
@@ -55,7 +54,9 @@ class Trainer:
         if self.verifiers.sandbox:
             console.print(f"programs run in the sandbox {self.verifiers.sandbox}", highlight=False, soft_wrap=True)
         self.engine = make_engine(config)
-        _check_prompts([*self.problems, *self.eval_problems], self.engine.chat, config.data.max_prompt_tokens)
+        limit = config.data.max_prompt_tokens
+        self.problems = with_prompt_ids(self.problems, self.engine.chat, limit)
+        self.eval_problems = with_prompt_ids(self.eval_problems, self.engine.chat, limit)
         self.method = make_method(config, self.engine.chat)
         self.completions = _completion_store(config, run) if self.method.writer == "teacher" else None
         self.step = 0
@@ -146,7 +147,7 @@ class Trainer:
             verdicts = verifying.collect(problems, samples)
         with timer("context"):
             groups = [
-                RolloutGroup(problem, engine.chat.prompt_ids(problem.messages), tuple(rollouts), verdict)
+                RolloutGroup(problem, tuple(rollouts), verdict)
                 for problem, rollouts, verdict in zip(problems, samples, verdicts, strict=True)
             ]
             lesson = self.method.build(groups, step)
@@ -159,7 +160,7 @@ class Trainer:
         if config.logging.save_rollouts_every and step % config.logging.save_rollouts_every == 0:
             write_rows(self.run.rollouts_file(step), rollout_records(step, groups, lesson.contexts, engine.chat))
         self.step = step
-        metrics = learned | group_metrics(groups, config.verifier.success_threshold) | lesson.metrics
+        metrics = learned | group_metrics(groups) | lesson.metrics
         metrics |= {"learning_rate": self._learning_rate(step), "ever_solved": self._count_solved(groups)}
         metrics |= timer.metrics()
         metrics["tokens_per_second"] = (
@@ -174,7 +175,7 @@ class Trainer:
 
         def write(some: list[Problem]) -> list[list[Rollout]]:
             return self.engine.generate(
-                [self.engine.chat.prompt_ids(problem.messages) for problem in some],
+                [problem.prompt_ids for problem in some],
                 rollout.num_rollouts_per_prompt,
                 sampling,
                 f"train/{self.config.seed}/{step}",
@@ -215,8 +216,7 @@ class Trainer:
 
     def _count_solved(self, groups: list[RolloutGroup]) -> float:
         """Training problems solved at least once so far (the paper's figure 3)."""
-        threshold = self.config.verifier.success_threshold
-        self.ever_solved |= {g.problem.id for g in groups if any(is_success(v, threshold) for v in g.verdicts)}
+        self.ever_solved |= {group.problem.id for group in groups if group.successes}
         return float(len(self.ever_solved))
 
     def _save(self) -> None:
@@ -250,13 +250,3 @@ def _completion_store(config: Config, run: RunDirectory) -> CompletionStore:
         "rollout.temperature": rollout.temperature,
     }
     return CompletionStore(directory, writer)
-
-
-def _check_prompts(problems: list[Problem], chat: Chat, max_tokens: int) -> None:
-    for problem in problems:
-        length = len(chat.prompt_ids(problem.messages))
-        if length > max_tokens:
-            raise UserError(
-                f"problem {problem.id!r} has a prompt of {length} tokens, over data.max_prompt_tokens={max_tokens}: "
-                "raise the limit or remove the problem"
-            )

@@ -38,6 +38,8 @@ class Problem:
     """What the verifier of `task` compares with."""
     task: str
     """Name of the verifier."""
+    prompt_ids: tuple[int, ...] = ()
+    """`messages` under the student's chat template; empty until `chat.with_prompt_ids`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,8 @@ class Verdict:
     feedback: str = ""
     """What an environment would tell the model about a failure; the gold answer only where the config reveals it."""
     details: dict[str, Any] = field(default_factory=dict)
+    success: bool | None = None
+    """Whether the reward reaches τ of eq. 3 (`verifiers.base.decide`). None: it could not be judged."""
     seconds: float = field(default=0.0, compare=False)
     """How long the judging took, wall clock, without waiting for a worker."""
 
@@ -72,7 +76,6 @@ class RolloutGroup:
     """All rollouts of one problem in one step, with their verdicts, in sampling order."""
 
     problem: Problem
-    prompt_ids: tuple[int, ...]
     rollouts: tuple[Rollout, ...]
     verdicts: tuple[Verdict, ...]
 
@@ -81,6 +84,21 @@ class RolloutGroup:
             raise ValueError(
                 f"group {self.problem.id}: {len(self.rollouts)} rollouts but {len(self.verdicts)} verdicts"
             )
+
+    @property
+    def successes(self) -> tuple[int, ...]:
+        """Indices of S(x), eq. 3."""
+        return tuple(i for i, verdict in enumerate(self.verdicts) if verdict.success)
+
+    @property
+    def failures(self) -> tuple[int, ...]:
+        """Indices of F(x), eq. 3."""
+        return tuple(i for i, verdict in enumerate(self.verdicts) if verdict.success is False)
+
+    @property
+    def judged(self) -> tuple[int, ...]:
+        """Indices of the rollouts that the verifier could judge."""
+        return tuple(i for i, verdict in enumerate(self.verdicts) if verdict.success is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +109,9 @@ class TrainRow:
     ids, so that token t of the response is the same event for both.
     """
 
-    group: int
+    group_index: int
     """Index of the rollout group within the step."""
-    rollout: int
+    rollout_index: int
     """Index of the rollout within its group."""
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]

@@ -82,7 +82,7 @@ def make_group(
     feedback: str = "",
 ) -> RolloutGroup:
     """A group from (response text, reward) pairs; reward None is a verifier error."""
-    problem = Problem("p", tuple(messages), "2", "arithmetic")
+    problem = Problem("p", tuple(messages), "2", "arithmetic", chat.prompt_ids(messages))
     rollouts, verdicts = [], []
     for text, reward in responses:
         ids = (*chat.encode(text), chat.tokenizer.eos_token_id)
@@ -90,10 +90,10 @@ def make_group(
         if reward is None:
             verdicts.append(Verdict(0.0, Outcome.VERIFIER_ERROR))
         elif reward > 0.5:
-            verdicts.append(Verdict(reward, Outcome.CORRECT))
+            verdicts.append(Verdict(reward, Outcome.CORRECT, success=True))
         else:
-            verdicts.append(Verdict(reward, Outcome.WRONG, feedback=feedback))
-    return RolloutGroup(problem, chat.prompt_ids(problem.messages), tuple(rollouts), tuple(verdicts))
+            verdicts.append(Verdict(reward, Outcome.WRONG, feedback=feedback, success=reward >= 0.5))
+    return RolloutGroup(problem, tuple(rollouts), tuple(verdicts))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

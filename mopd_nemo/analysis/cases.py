@@ -14,7 +14,7 @@ from mopd_nemo.analysis import plots
 from mopd_nemo.analysis.figures import save_figure
 from mopd_nemo.analysis.history import History, group_at, read_history, step_files
 from mopd_nemo.analysis.page import svgs, write_page
-from mopd_nemo.analysis.rollouts import RecordedGroup, Row, is_correct, read_groups, solved_fraction, teacher_prompts
+from mopd_nemo.analysis.rollouts import RecordedGroup, Row, num_successes, read_groups, solved_fraction, teacher_prompts
 from mopd_nemo.analysis.textdiff import diff
 from mopd_nemo.config import UserError
 from mopd_nemo.files import read_rows
@@ -44,16 +44,15 @@ def write_cases(
     Raises:
         UserError: a run has no recorded rollouts, or a problem or step that was asked for is not there.
     """
-    thresholds = {label: run.read_config().verifier.success_threshold for label, run in runs.items()}
-    histories = {label: read_history(run, patterns, thresholds[label]) for label, run in runs.items()}
-    held_out = _held_out(runs, thresholds, step)
+    histories = {label: read_history(run, patterns) for label, run in runs.items()}
+    held_out = _held_out(runs, step)
     if held_out is None and not all(history.visits for history in histories.values()):
         raise UserError(
             f"{', '.join(str(run.path) for run in runs.values())}: neither an evaluation at the same step nor training "
             "rollouts in both; record them with train.eval_every and logging.save_rollouts_every"
         )
     training = _training(histories)
-    asked = [_asked(problem, runs, histories, thresholds, held_out) for problem in problems]
+    asked = [_asked(problem, runs, histories, held_out) for problem in problems]
     figures = _figures(runs, histories, patterns)
     page = write_page(
         output / "cases.html",
@@ -62,9 +61,9 @@ def write_cases(
         patterns=patterns,
         figures=svgs(figures.values()),
         held_out=held_out,
-        held_out_cases=_held_out_cases(runs, thresholds, held_out, max_cases) if held_out else {},
+        held_out_cases=_held_out_cases(runs, held_out, max_cases) if held_out else {},
         training=training,
-        training_cases=_training_cases(runs, histories, thresholds, training, max_cases),
+        training_cases=_training_cases(runs, histories, training, max_cases),
         asked=asked,
         solved=SOLVED,
         max_cases=max_cases,
@@ -75,7 +74,7 @@ def write_cases(
     return [page, data, *(path for name, figure in figures.items() for path in save_figure(figure, output / name))]
 
 
-def _held_out(runs: Runs, thresholds: Mapping[str, float], asked: int | None) -> dict[str, Any] | None:
+def _held_out(runs: Runs, asked: int | None) -> dict[str, Any] | None:
     """An evaluation that both runs have: rate of each problem, and which only one of them solves."""
     steps = [{int(file.stem.rsplit("_", 1)[1]) for file in step_files(run, "eval")} for run in runs.values()]
     shared = set.intersection(*steps)
@@ -85,10 +84,7 @@ def _held_out(runs: Runs, thresholds: Mapping[str, float], asked: int | None) ->
         return None
     step = max(shared) if asked is None else asked
     rates = {
-        label: {
-            group.problem: solved_fraction(group.rows, thresholds[label])
-            for group in read_groups(run.rollouts_file(step, "eval"))
-        }
+        label: {group.problem: solved_fraction(group.rows) for group in read_groups(run.rollouts_file(step, "eval"))}
         for label, run in runs.items()
     }
     first, second = rates.values()
@@ -123,9 +119,7 @@ def _training(histories: Mapping[str, History]) -> dict[str, Any]:
     return {"num_problems": len(common), "first_solved": solved, "only": only, "earlier": earlier}
 
 
-def _held_out_cases(
-    runs: Runs, thresholds: Mapping[str, float], held_out: Mapping[str, Any], max_cases: int
-) -> dict[str, list[dict[str, Any]]]:
+def _held_out_cases(runs: Runs, held_out: Mapping[str, Any], max_cases: int) -> dict[str, list[dict[str, Any]]]:
     cases: dict[str, list[dict[str, Any]]] = {}
     for winner, other in _directions(runs):
         groups = {
@@ -135,8 +129,8 @@ def _held_out_cases(
         cases[winner] = [
             _case(
                 problem,
-                (winner, groups[winner][problem], thresholds[winner]),
-                (other, groups[other][problem], thresholds[other]),
+                (winner, groups[winner][problem]),
+                (other, groups[other][problem]),
             )
             for problem in held_out["only"][winner][:max_cases]
         ]
@@ -146,7 +140,6 @@ def _held_out_cases(
 def _training_cases(
     runs: Runs,
     histories: Mapping[str, History],
-    thresholds: Mapping[str, float],
     training: Mapping[str, Any],
     max_cases: int,
 ) -> dict[str, list[dict[str, Any]]]:
@@ -155,8 +148,8 @@ def _training_cases(
         winner: [
             _case(
                 problem,
-                (winner, group_at(runs[winner], histories[winner].first_solved[problem], problem), thresholds[winner]),
-                (other, group_at(runs[other], histories[other].visits[problem][-1], problem), thresholds[other]),
+                (winner, group_at(runs[winner], histories[winner].first_solved[problem], problem)),
+                (other, group_at(runs[other], histories[other].visits[problem][-1], problem)),
             )
             for problem in training["only"][winner][:max_cases]
         ]
@@ -168,7 +161,6 @@ def _asked(
     problem: str,
     runs: Runs,
     histories: Mapping[str, History],
-    thresholds: Mapping[str, float],
     held_out: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """A problem that was asked for: the last training visit of both, else the held-out samples."""
@@ -178,35 +170,33 @@ def _asked(
         groups = {label: group_at(run, held_out["step"], problem, "eval") for label, run in runs.items()}
     else:
         raise UserError(f"--problem {problem}: not among the problems that both runs have recorded")
-    first, second = ((label, group, thresholds[label]) for label, group in groups.items())
+    first, second = ((label, group) for label, group in groups.items())
     return _case(problem, first, second)
 
 
-def _case(
-    problem: str, first: tuple[str, RecordedGroup, float], second: tuple[str, RecordedGroup, float]
-) -> dict[str, Any]:
+def _case(problem: str, first: tuple[str, RecordedGroup], second: tuple[str, RecordedGroup]) -> dict[str, Any]:
     """A right response of one run beside a wrong one of the other where there are such, with what differs marked."""
-    second_fails = any(not is_correct(row, second[2]) for row in second[1].rows)
-    shown = [_pick(first[1], first[2], right=second_fails), _pick(second[1], second[2], right=not second_fails)]
+    second_fails = num_successes(second[1].rows) < len(second[1].rows)
+    shown = [_pick(first[1], right=second_fails), _pick(second[1], right=not second_fails)]
     sides = [
         {
             "label": label,
             "step": group.rows[0]["step"],
-            "num_correct": sum(is_correct(row, threshold) for row in group.rows),
+            "num_correct": num_successes(group.rows),
             "num_rollouts": len(group.rows),
             "row": row,
             "parts": parts,
             "contexts": _first_with(row, teacher_prompts(group.rows)),
         }
-        for (label, group, threshold), row, parts in zip(
+        for (label, group), row, parts in zip(
             (first, second), shown, diff(shown[0]["response"], shown[1]["response"]), strict=True
         )
     ]
     return {"problem": problem, "head": first[1].rows[0], "sides": sides}
 
 
-def _pick(group: RecordedGroup, threshold: float, right: bool) -> Row:
-    return next((row for row in group.rows if is_correct(row, threshold) is right), group.rows[0])
+def _pick(group: RecordedGroup, right: bool) -> Row:
+    return next((row for row in group.rows if (row["success"] is True) is right), group.rows[0])
 
 
 def _first_with(row: Row, contexts: list[dict[str, Any]]) -> list[dict[str, Any]]:

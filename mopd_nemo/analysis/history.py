@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mopd_nemo.analysis.rollouts import RecordedGroup, read_groups, solved_fraction
+from mopd_nemo.analysis.rollouts import RecordedGroup, num_successes, read_groups
 from mopd_nemo.run.directory import RunDirectory
 
 
@@ -24,7 +24,7 @@ class History:
     """Per step, the share of rollouts whose response matches each pattern."""
 
 
-def read_history(run: RunDirectory, patterns: Mapping[str, str], threshold: float) -> History:
+def read_history(run: RunDirectory, patterns: Mapping[str, str]) -> History:
     """Scan all recorded training steps.
 
     Args:
@@ -37,7 +37,7 @@ def read_history(run: RunDirectory, patterns: Mapping[str, str], threshold: floa
         step = groups[0].rows[0]["step"]
         for group in groups:
             history.visits.setdefault(group.problem, []).append(step)
-            if solved_fraction(group.rows, threshold) > 0:
+            if num_successes(group.rows) > 0:
                 history.first_solved.setdefault(group.problem, step)
         responses = [row["response"] for group in groups for row in group.rows]
         shares = {

@@ -15,7 +15,7 @@ from mopd_nemo.analysis import plots
 from mopd_nemo.analysis.figures import to_svg
 from mopd_nemo.analysis.overlay import label_runs, setting_differences, summary_table
 from mopd_nemo.analysis.page import svgs, write_page
-from mopd_nemo.analysis.rollouts import teacher_prompts
+from mopd_nemo.analysis.rollouts import num_successes, teacher_prompts
 from mopd_nemo.config import Config
 from mopd_nemo.config_methods import METHODS
 from mopd_nemo.files import read_rows
@@ -227,7 +227,7 @@ def _sample_groups(rows: Rows) -> list[dict[str, Any]]:
     return [
         {
             "rows": group,
-            "num_correct": sum(row["outcome"] == "correct" for row in group),
+            "num_correct": num_successes(group),
             "contexts": teacher_prompts(group),
         }
         for group in groups[:_SHOWN_GROUPS]

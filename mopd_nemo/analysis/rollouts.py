@@ -16,7 +16,7 @@ from mopd_nemo.types import Outcome, Problem, Rollout, RolloutGroup, Verdict
 
 Row = Mapping[str, Any]
 
-_NEEDED = ("step", "problem", "rollout", "response", "reward", "outcome")
+_NEEDED = ("step", "problem", "rollout", "response", "reward", "outcome", "success")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,19 +83,25 @@ def to_rollout_group(group: RecordedGroup, chat: Chat, source: Path) -> RolloutG
     for name in ("messages", "response_ids"):
         if any(name not in row for row in group.rows):
             raise UserError(f"{source}: the rows of {group.key} lack {name!r}; record the rollouts again")
-    problem = Problem(head["problem"], tuple(head["messages"]), head["answer"], head["task"])
-    prompt_ids = chat.prompt_ids(problem.messages)
-    if chat.decode(prompt_ids, skip_special_tokens=False) != head["prompt"]:
+    messages = tuple(head["messages"])
+    problem = Problem(head["problem"], messages, head["answer"], head["task"], chat.prompt_ids(messages))
+    if chat.decode(problem.prompt_ids, skip_special_tokens=False) != head["prompt"]:
         raise UserError(
             f"{source}: this model's chat template renders the prompt of {group.key} otherwise than it was when the "
             "rollouts were sampled; set model.chat_template_kwargs as in the run, or give a model of the same family"
         )
     rollouts = tuple(_rollout(row, chat, group.key, source) for row in group.rows)
     verdicts = tuple(
-        Verdict(row["reward"], Outcome(row["outcome"]), row.get("feedback", ""), dict(row.get("details", {})))
+        Verdict(
+            row["reward"],
+            Outcome(row["outcome"]),
+            row.get("feedback", ""),
+            dict(row.get("details", {})),
+            success=row["success"],
+        )
         for row in group.rows
     )
-    return RolloutGroup(problem, prompt_ids, rollouts, verdicts)
+    return RolloutGroup(problem, rollouts, verdicts)
 
 
 def _rollout(row: Row, chat: Chat, key: str, source: Path) -> Rollout:
@@ -108,14 +114,14 @@ def _rollout(row: Row, chat: Chat, key: str, source: Path) -> Rollout:
     return Rollout(ids, row["response"], row["finished"], logprobs=())
 
 
-def is_correct(row: Row, threshold: float = 0.5) -> bool:
-    """Success by eq. 3; a verifier error is none."""
-    return row["outcome"] != Outcome.VERIFIER_ERROR and row["reward"] >= threshold
+def num_successes(rows: Sequence[Row]) -> int:
+    """Successes among recorded rollouts; one that could not be judged is none."""
+    return sum(row["success"] is True for row in rows)
 
 
-def solved_fraction(rows: Sequence[Row], threshold: float = 0.5) -> float:
-    """Successes among the rollouts of a group."""
-    return sum(is_correct(row, threshold) for row in rows) / len(rows)
+def solved_fraction(rows: Sequence[Row]) -> float:
+    """Share of successes among the rollouts of a group."""
+    return num_successes(rows) / len(rows)
 
 
 def teacher_prompts(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -58,7 +58,7 @@ def teacher_signal(
     console = Console(stderr=True)
     _score(groups, source, config, store, console)
     about = {"rollouts": source.name, "scored by": Path(config.model.path).name}
-    result = collect(groups, store, config.verifier.success_threshold, about)
+    result = collect(groups, store, about)
     written = write_result(result, directory)
     _print_signal(result)
     _print_paths(written)

@@ -34,6 +34,7 @@ def evaluate(
     model = config.model.model_copy(update={"path": str(checkpoint)} if checkpoint else {})
     config = config.model_copy(update={"model": model, "teacher": TeacherConfig(kind="none")})
 
+    from mopd_nemo.chat import with_prompt_ids
     from mopd_nemo.data import load_problems
     from mopd_nemo.engines import make_engine
     from mopd_nemo.evaluation.evaluate import evaluate as evaluate_model
@@ -49,6 +50,7 @@ def evaluate(
     ):
         task = progress.add_task(f"evaluating {len(problems)} problems", total=1.0)
         engine = make_engine(config)
+        problems = with_prompt_ids(problems, engine.chat, config.data.max_prompt_tokens)
         metrics, groups = evaluate_model(
             engine, verifiers, problems, config, lambda done: progress.update(task, completed=done)
         )

@@ -55,7 +55,7 @@ def _list_problems(rows: Sequence[Mapping[str, Any]], run: RunDirectory, console
         table.add_column(name, overflow="fold")
     for problem, group in groupby(rows, key=lambda row: row["problem"]):
         members = list(group)
-        correct = sum(row["outcome"] == "correct" for row in members)
+        correct = sum(row["success"] is True for row in members)
         signal = sum(row["teacher_prompt"] is not None for row in members)
         table.add_row(problem, str(members[0]["answer"]), f"{correct}/{len(members)}", f"{signal}/{len(members)}")
     console.print(table)

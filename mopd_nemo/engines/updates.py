@@ -13,14 +13,14 @@ from mopd_nemo.types import TrainRow
 
 def cut_by_group(lesson: Lesson, count: int) -> list[list[Part]]:
     """The parts of each of `count` updates, without those that have no rows. Rows of one group stay together."""
-    groups = sorted({row.group for row in lesson.rows})
+    groups = sorted({row.group_index for row in lesson.rows})
     size = -(-len(groups) // count) if groups else 1
     number = {group: position // size for position, group in enumerate(groups)}
     updates = []
     for update in range(count):
 
         def mine(indices: tuple[int, ...], update: int = update) -> tuple[int, ...]:
-            return tuple(i for i in indices if number[lesson.rows[i].group] == update)
+            return tuple(i for i in indices if number[lesson.rows[i].group_index] == update)
 
         parts = [replace(part, rows=mine(part.rows), silent=mine(part.silent)) for part in lesson.parts]
         if any(part.rows for part in parts):

@@ -8,7 +8,6 @@ from statistics import fmean
 from mopd_nemo.config import Config
 from mopd_nemo.engines.base import Engine, Progress, Sampling
 from mopd_nemo.evaluation.metrics import bootstrap_interval, majority_at_k, mean_at_k, pass_at_k
-from mopd_nemo.peers.groups import is_success
 from mopd_nemo.peers.statistics import group_metrics
 from mopd_nemo.types import Problem, Rollout, RolloutGroup
 from mopd_nemo.verifiers.pending import PendingVerdicts
@@ -27,7 +26,7 @@ def evaluate(
     The draws depend on the config's seed alone, so evaluations at different steps share their random numbers.
     """
     n = config.eval.num_samples
-    prompts = [engine.chat.prompt_ids(problem.messages) for problem in problems]
+    prompts = [problem.prompt_ids for problem in problems]
     sampling = Sampling(config.rollout.max_response_tokens, config.eval.temperature, config.eval.top_p)
     verifying = PendingVerdicts(verifiers)
 
@@ -36,22 +35,20 @@ def evaluate(
 
     samples = engine.generate(prompts, n, sampling, f"eval/{config.seed}", on_progress, on_rollout=finished)
     groups = [
-        RolloutGroup(problem, prompt, tuple(rollouts), verdicts)
-        for problem, prompt, rollouts, verdicts in zip(
-            problems, prompts, samples, verifying.collect(problems, samples), strict=True
-        )
+        RolloutGroup(problem, tuple(rollouts), verdicts)
+        for problem, rollouts, verdicts in zip(problems, samples, verifying.collect(problems, samples), strict=True)
     ]
-    return evaluation_metrics(groups, n, config.verifier.success_threshold), groups
+    return evaluation_metrics(groups, n), groups
 
 
-def evaluation_metrics(groups: Sequence[RolloutGroup], n: int, threshold: float) -> dict[str, float]:
+def evaluation_metrics(groups: Sequence[RolloutGroup], n: int) -> dict[str, float]:
     """`mean@n` with its 95 % interval, `pass@k` for k = 1, 2, 4, ... n, `maj@n`, lengths and outcomes."""
-    correct = [[is_success(verdict, threshold) for verdict in group.verdicts] for group in groups]
+    correct = [[verdict.success is True for verdict in group.verdicts] for group in groups]
     num_correct = [sum(flags) for flags in correct]
     low, high = bootstrap_interval([c / n for c in num_correct])
     ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k < n] + [n]
     answers = [[verdict.details.get("found") for verdict in group.verdicts] for group in groups]
-    stats = group_metrics(groups, threshold)
+    stats = group_metrics(groups)
     return {
         f"mean@{n}": mean_at_k(num_correct, n),
         f"mean@{n}/low": low,

@@ -29,21 +29,21 @@ class Method(ABC):
 
 def train_row(
     groups: Sequence[RolloutGroup],
-    group: int,
-    rollout: int,
+    group_index: int,
+    rollout_index: int,
     *,
     teacher_prompt_ids: tuple[int, ...] | None = None,
     advantage: float = 0.0,
 ) -> TrainRow:
     """The row of one rollout."""
-    source = groups[group]
-    response = source.rollouts[rollout]
+    group = groups[group_index]
+    rollout = group.rollouts[rollout_index]
     return TrainRow(
-        group=group,
-        rollout=rollout,
-        prompt_ids=source.prompt_ids,
-        response_ids=response.response_ids,
-        sampled_logprobs=response.logprobs,
+        group_index=group_index,
+        rollout_index=rollout_index,
+        prompt_ids=group.problem.prompt_ids,
+        response_ids=rollout.response_ids,
+        sampled_logprobs=rollout.logprobs,
         teacher_prompt_ids=teacher_prompt_ids,
         advantage=advantage,
     )

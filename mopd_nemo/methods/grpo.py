@@ -10,7 +10,6 @@ from mopd_nemo.lesson import Lesson, Part
 from mopd_nemo.losses.objectives import PolicyGradient
 from mopd_nemo.losses.policy import group_advantages
 from mopd_nemo.methods.base import Method, signal, train_row
-from mopd_nemo.peers.groups import judged
 from mopd_nemo.types import RolloutGroup
 
 
@@ -32,10 +31,10 @@ def add_policy_gradient(
         weight: of the part; default `policy_gradient.weight`.
     """
     advantages = _advantages(groups, config.divide_by_std)
-    there = {(row.group, row.rollout) for row in lesson.rows}
+    there = {(row.group_index, row.rollout_index) for row in lesson.rows}
     rows = [*lesson.rows, *(train_row(groups, g, r) for g, r in advantages if (g, r) not in there)]
-    rows = [replace(row, advantage=advantages.get((row.group, row.rollout), 0.0)) for row in rows]
-    counted = [i for i, row in enumerate(rows) if (row.group, row.rollout) in advantages]
+    rows = [replace(row, advantage=advantages.get((row.group_index, row.rollout_index), 0.0)) for row in rows]
+    counted = [i for i, row in enumerate(rows) if (row.group_index, row.rollout_index) in advantages]
     taught = tuple(i for i in counted if rows[i].advantage != 0.0)
     silent = tuple(i for i in counted if rows[i].advantage == 0.0)
     objective = PolicyGradient(config.clip_low, config.clip_high)
@@ -48,9 +47,9 @@ def _advantages(groups: Sequence[RolloutGroup], divide_by_std: bool) -> dict[tup
     """Per (group, rollout). A rollout that could not be judged has none and does not move its group's mean."""
     advantages: dict[tuple[int, int], float] = {}
     for g, group in enumerate(groups):
-        members = judged(group)
-        rewards = [group.verdicts[r].reward for r in members]
+        rewards = [group.verdicts[r].reward for r in group.judged]
         advantages |= {
-            (g, r): advantage for r, advantage in zip(members, group_advantages(rewards, divide_by_std), strict=True)
+            (g, r): advantage
+            for r, advantage in zip(group.judged, group_advantages(rewards, divide_by_std), strict=True)
         }
     return advantages

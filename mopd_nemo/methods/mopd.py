@@ -21,8 +21,7 @@ class Mopd(Method):
     def build(self, groups: Sequence[RolloutGroup], step: int) -> Lesson:
         """Select and render peers for every rollout of every group; mix in the reward if asked."""
         config = self.config
-        threshold = config.verifier.success_threshold
-        contexts = build_contexts(groups, self.chat, config.peers, threshold, f"peers/{config.seed}/{step}")
+        contexts = build_contexts(groups, self.chat, config.peers, f"peers/{config.seed}/{step}")
         lesson = distil(groups, contexts, config.divergence)
         if config.policy_gradient.weight > 0:
             return add_policy_gradient(lesson, groups, config.policy_gradient)

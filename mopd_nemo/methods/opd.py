@@ -21,5 +21,7 @@ class Opd(Method):
 
     def build(self, groups: Sequence[RolloutGroup], step: int) -> Lesson:
         """Every rollout has a signal, whatever its verdict."""
-        contexts = [[PeerContext(Selection(plain=True), group.prompt_ids) for _ in group.rollouts] for group in groups]
+        contexts = [
+            [PeerContext(Selection(plain=True), group.problem.prompt_ids) for _ in group.rollouts] for group in groups
+        ]
         return distil(groups, contexts, self.config.divergence)

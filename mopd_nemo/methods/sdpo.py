@@ -27,6 +27,5 @@ class Sdpo(Method):
     def build(self, groups: Sequence[RolloutGroup], step: int) -> Lesson:
         """One success per context, feedback without one."""
         config = self.config
-        threshold = config.verifier.success_threshold
-        contexts = build_contexts(groups, self.chat, self._peers, threshold, f"peers/{config.seed}/{step}")
+        contexts = build_contexts(groups, self.chat, self._peers, f"peers/{config.seed}/{step}")
         return distil(groups, contexts, config.divergence)

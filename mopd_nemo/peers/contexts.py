@@ -32,15 +32,14 @@ class PeerContext:
 
 
 def build_contexts(
-    groups: Sequence[RolloutGroup], chat: Chat, config: PeersConfig, threshold: float, seed: str
+    groups: Sequence[RolloutGroup], chat: Chat, config: PeersConfig, seed: str
 ) -> list[list[PeerContext]]:
     """One context per group and rollout, in order. Equal contexts of a group share one tuple of ids.
 
     Args:
-        threshold: τ of eq. 3.
         seed: names the step uniquely within the run; the same seed and groups give the same contexts.
     """
-    pools = [candidates(group, chat, config, threshold) for group in groups]
+    pools = [candidates(group, chat, config) for group in groups]
     selections = [
         select_group(pool, [bool(v.feedback.strip()) for v in group.verdicts], config, f"{seed}/{group.problem.id}")
         for group, pool in zip(groups, pools, strict=True)
@@ -75,7 +74,7 @@ def _group_contexts(
         if not selection.has_signal:
             contexts.append(PeerContext(selection, None))
             continue
-        sections = tuple(_sections(selection, index, pools, chat.neutralise(verdict.feedback), chat, config))
+        sections = tuple(_sections(selection, index, pools, chat.escape_control_tokens(verdict.feedback), chat, config))
         if sections not in rendered:
             rendered[sections] = _render_context(group, selection, sections, chat, config)
         shared = rendered[sections]
@@ -104,7 +103,7 @@ def _render_context(
     group: RolloutGroup, selection: Selection, sections: Sequence[Section], chat: Chat, config: PeersConfig
 ) -> PeerContext:
     if not sections:
-        return PeerContext(selection, group.prompt_ids)
+        return PeerContext(selection, group.problem.prompt_ids)
     messages = group.problem.messages
 
     def prompt_ids(rendered: Rendered) -> tuple[int, ...]:

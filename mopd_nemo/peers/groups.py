@@ -1,4 +1,4 @@
-"""Split a rollout group into successes and failures (paper eq. 3) and clean their texts for showing."""
+"""The rollouts of a group that may serve as peers, with their texts cleaned for showing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import PeersConfig
 from mopd_nemo.peers.thinking import opens_thinking, strip_thinking
-from mopd_nemo.types import Outcome, RolloutGroup, Verdict
+from mopd_nemo.types import RolloutGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,21 +25,6 @@ class Candidates:
     """Indices of F(x), in sampling order."""
 
 
-def is_success(verdict: Verdict, threshold: float) -> bool:
-    """Eq. 3. A verifier error is neither a success nor a failure."""
-    return verdict.outcome is not Outcome.VERIFIER_ERROR and verdict.reward >= threshold
-
-
-def is_failure(verdict: Verdict, threshold: float) -> bool:
-    """Eq. 3. A verifier error is neither a success nor a failure."""
-    return verdict.outcome is not Outcome.VERIFIER_ERROR and verdict.reward < threshold
-
-
-def judged(group: RolloutGroup) -> list[int]:
-    """Indices of the rollouts that the verifier could judge."""
-    return [i for i, verdict in enumerate(group.verdicts) if verdict.outcome is not Outcome.VERIFIER_ERROR]
-
-
 def distinct(group: RolloutGroup, indices: Sequence[int]) -> list[int]:
     """Of some rollouts, the first of each response."""
     first: dict[tuple[int, ...], int] = {}
@@ -48,20 +33,14 @@ def distinct(group: RolloutGroup, indices: Sequence[int]) -> list[int]:
     return list(first.values())
 
 
-def candidates(group: RolloutGroup, chat: Chat, peers: PeersConfig, threshold: float) -> Candidates:
-    """Partition a group and clean its texts."""
-    opened = opens_thinking(chat.decode(group.prompt_ids, skip_special_tokens=False))
+def candidates(group: RolloutGroup, chat: Chat, config: PeersConfig) -> Candidates:
+    """Clean the texts of a group for showing."""
+    opened = opens_thinking(chat.decode(group.problem.prompt_ids, skip_special_tokens=False))
     texts: list[str] = []
-    successes: list[int] = []
-    failures: list[int] = []
-    for index, (rollout, verdict) in enumerate(zip(group.rollouts, group.verdicts, strict=True)):
+    for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True):
         text = rollout.text
-        if peers.strip_thinking_successes if is_success(verdict, threshold) else peers.strip_thinking_failures:
+        if config.strip_thinking_successes if verdict.success else config.strip_thinking_failures:
             text = strip_thinking(text, opened_in_prompt=opened)
-        texts.append(chat.neutralise(text).strip())
-        if is_success(verdict, threshold):
-            successes.append(index)
-        elif is_failure(verdict, threshold):
-            failures.append(index)
+        texts.append(chat.escape_control_tokens(text).strip())
     lengths = tuple(len(rollout.response_ids) for rollout in group.rollouts)
-    return Candidates(tuple(texts), lengths, tuple(successes), tuple(failures))
+    return Candidates(tuple(texts), lengths, group.successes, group.failures)

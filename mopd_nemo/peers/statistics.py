@@ -8,12 +8,11 @@ from statistics import fmean
 from typing import Literal
 
 from mopd_nemo.peers.contexts import PeerContext
-from mopd_nemo.peers.groups import is_failure, is_success
 from mopd_nemo.peers.select import Selection
 from mopd_nemo.types import Outcome, RolloutGroup
 
 
-def group_metrics(groups: Sequence[RolloutGroup], threshold: float) -> dict[str, float]:
+def group_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     """Success rate, outcomes and make-up of the groups of a step.
 
     `success_rate`: successes among judged rollouts (verifier errors are not counted).
@@ -22,8 +21,8 @@ def group_metrics(groups: Sequence[RolloutGroup], threshold: float) -> dict[str,
     """
     verdicts = [verdict for group in groups for verdict in group.verdicts]
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    successes = [sum(is_success(v, threshold) for v in group.verdicts) for group in groups]
-    failures = [sum(is_failure(v, threshold) for v in group.verdicts) for group in groups]
+    successes = [len(group.successes) for group in groups]
+    failures = [len(group.failures) for group in groups]
     outcomes = Counter(verdict.outcome for verdict in verdicts)
     judged = sum(successes) + sum(failures)
     return {

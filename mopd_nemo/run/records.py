@@ -16,7 +16,7 @@ def rollout_records(
 ) -> Iterator[dict[str, Any]]:
     """One row per rollout. `contexts` is None when no teacher reads anything."""
     for g, group in enumerate(groups):
-        prompt = chat.decode(group.prompt_ids, skip_special_tokens=False)
+        prompt = chat.decode(group.problem.prompt_ids, skip_special_tokens=False)
         for r, (rollout, verdict) in enumerate(zip(group.rollouts, group.verdicts, strict=True)):
             row: dict[str, Any] = {
                 "step": step,
@@ -32,6 +32,7 @@ def rollout_records(
                 "finished": rollout.finished,
                 "reward": verdict.reward,
                 "outcome": verdict.outcome,
+                "success": verdict.success,
                 "feedback": verdict.feedback,
                 "details": verdict.details,
             }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any
 
 from mopd_nemo.config.verifiers import FeedbackConfig, VerifierConfig
@@ -33,6 +34,16 @@ class Verifier(ABC):
 
 class AnswerError(ValueError):
     """The gold answer is not one that the verifier can compare with."""
+
+
+def decide(verdict: Verdict, threshold: float) -> Verdict:
+    """The verdict with its success, decided here and nowhere else (eq. 3).
+
+    Args:
+        threshold: τ, the least reward of a success.
+    """
+    success = None if verdict.outcome is Outcome.VERIFIER_ERROR else verdict.reward >= threshold
+    return replace(verdict, success=success)
 
 
 def missing_answer(what: str, finished: bool) -> Verdict:

@@ -28,6 +28,7 @@ from mopd_nemo.config import UserError
 from mopd_nemo.config.verifiers import VerifierConfig
 from mopd_nemo.types import Outcome, Verdict
 from mopd_nemo.verifiers import TASKS, deadline, make_verifier
+from mopd_nemo.verifiers.base import decide
 from mopd_nemo.verifiers.sandbox.choose import Choice, choose
 
 logger = logging.getLogger(__name__)
@@ -101,13 +102,14 @@ class VerifierPool:
             verdict = self._inline[task].judge(response, answer, finished)
         except Exception as error:  # a fault of the verifier must not be taken for a failure of the model
             verdict = verifier_error(f"{type(error).__name__}: {error}")
-        return replace(verdict, seconds=time.monotonic() - started)
+        return decide(replace(verdict, seconds=time.monotonic() - started), self._config.success_threshold)
 
     def _ask_worker(self, header: dict[str, Any], answer: Any) -> Verdict:
         worker = self._idle.get()
         try:
             encoded, seconds = self._encoded.get(header["task"], answer)
-            return worker.judge((json.dumps(header).encode(), encoded), seconds)
+            verdict = worker.judge((json.dumps(header).encode(), encoded), seconds)
+            return decide(verdict, self._config.success_threshold)
         except Exception as error:
             return verifier_error(f"{type(error).__name__}: {error}")
         finally:

@@ -34,7 +34,7 @@ def make_run(path: Path, chat: Chat, steps: Mapping[int, Responses], evals: Mapp
     run.create(Config())
     for step, problems in steps.items():
         step_groups = groups(chat, problems)
-        contexts = build_contexts(step_groups, chat, PeersConfig(), 0.5, f"{step}")
+        contexts = build_contexts(step_groups, chat, PeersConfig(), f"{step}")
         write_rows(run.rollouts_file(step), rollout_records(step, step_groups, contexts, chat))
     for step, problems in evals.items():
         write_rows(run.rollouts_file(step, "eval"), rollout_records(step, groups(chat, problems), None, chat))

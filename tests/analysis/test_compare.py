@@ -31,11 +31,7 @@ def write_run(path: Path, right: list[int], seconds: float = 1.0, steps: int = 8
     mean = sum(right) / (8 * len(right))
     evals = [{"step": 0, "mean@8": 0.25, "pass@8": 0.5}, {"step": 8, "mean@8": mean, "pass@8": 1.0}]
     write_rows(run.eval_file, evals)
-    samples = [
-        {"problem": f"p{i}", "rollout": r, "outcome": "correct" if r < c else "wrong", "reward": float(r < c)}
-        for i, c in enumerate(right)
-        for r in range(8)
-    ]
+    samples = [{"problem": f"p{i}", "rollout": r, "success": r < c} for i, c in enumerate(right) for r in range(8)]
     write_rows(run.rollouts_file(8, "eval"), samples)
     return path
 

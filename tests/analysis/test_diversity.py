@@ -95,6 +95,7 @@ def test_unique_ratio() -> None:
 def group(problem: str, responses: list[str], step: int = 0) -> RecordedGroup:
     rows = tuple(
         {"step": step, "problem": problem, "rollout": i, "response": text, "reward": float(i == 0), "outcome": "wrong"}
+        | {"success": i == 0}
         for i, text in enumerate(responses)
     )
     return RecordedGroup(f"{step}/{problem}", problem, rows)

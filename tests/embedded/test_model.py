@@ -4,6 +4,7 @@ from statistics import fmean
 
 import pytest
 
+from mopd_nemo.chat import with_prompt_ids
 from mopd_nemo.config.load import load_config
 from mopd_nemo.config.verifiers import VerifierConfig
 from mopd_nemo.data import load_problems
@@ -25,7 +26,8 @@ def engine() -> LocalEngine:
 def groups(engine: LocalEngine) -> list[RolloutGroup]:
     config = load_config(QUICKSTART, ["data.num_eval=64", "teacher.kind=live"])
     with VerifierPool(config.verifier, ["arithmetic"]) as verifiers:
-        metrics, groups = evaluate(engine, verifiers, load_problems(config, "eval"), config)
+        problems = with_prompt_ids(load_problems(config, "eval"), engine.chat, config.data.max_prompt_tokens)
+        metrics, groups = evaluate(engine, verifiers, problems, config)
     assert 0.3 < metrics["mean@8"] < 0.6
     assert metrics["pass@8"] > 0.9
     return groups
@@ -46,7 +48,7 @@ def test_peers_in_the_prompt_make_it_better(
     answers = engine.generate([row.teacher_prompt_ids for row in rows], 1, Sampling(96), "with peers")
     with VerifierPool(VerifierConfig(), ["arithmetic"]) as verifiers:
         informed = fmean(
-            verifiers.judge(groups[row.group].problem, answer)[0].reward
+            verifiers.judge(groups[row.group_index].problem, answer)[0].reward
             for row, answer in zip(rows, answers, strict=True)
         )
     alone = fmean(verdict.reward for group in groups for verdict in group.verdicts)

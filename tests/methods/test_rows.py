@@ -41,11 +41,11 @@ def groups(chat: Chat) -> list[RolloutGroup]:
 
 
 def taught(given: Lesson) -> set[tuple[int, int]]:
-    return {(given.rows[i].group, given.rows[i].rollout) for part in given.parts for i in part.rows}
+    return {(given.rows[i].group_index, given.rows[i].rollout_index) for part in given.parts for i in part.rows}
 
 
 def teacher_text(given: Lesson, chat: Chat, group: int, rollout: int) -> str:
-    (row,) = [row for row in given.rows if (row.group, row.rollout) == (group, rollout)]
+    (row,) = [row for row in given.rows if (row.group_index, row.rollout_index) == (group, rollout)]
     assert row.teacher_prompt_ids is not None
     return chat.decode(row.teacher_prompt_ids)
 
@@ -71,7 +71,7 @@ def test_opd_reads_the_student_s_prompt_for_every_rollout(chat: Chat, groups: li
 def test_grpo_centres_rewards_in_each_group_of_judged_rollouts(chat: Chat, groups: list[RolloutGroup]) -> None:
     given = build(chat, groups, "method=grpo")
     (part,) = given.parts
-    advantages = {(given.rows[i].group, given.rows[i].rollout): given.rows[i].advantage for i in part.rows}
+    advantages = {(given.rows[i].group_index, given.rows[i].rollout_index): given.rows[i].advantage for i in part.rows}
     third = pytest.approx(1 / 3)
     assert advantages == {
         (0, 0): third,
@@ -81,7 +81,7 @@ def test_grpo_centres_rewards_in_each_group_of_judged_rollouts(chat: Chat, group
         (1, 1): pytest.approx(2 / 3),
         (1, 2): pytest.approx(-1 / 3),
     }
-    assert {given.rows[i].group for i in part.silent} == {2, 3}, "equal rewards: counted in the mean, no pass"
+    assert {given.rows[i].group_index for i in part.silent} == {2, 3}, "equal rewards: counted in the mean, no pass"
     assert all(row.teacher_prompt_ids is None for row in given.rows) and given.contexts is None
     assert part.objective == PolicyGradient(0.2, 0.28)
     assert given.metrics["signal"] == 0.5
@@ -97,7 +97,7 @@ def test_preferences_pair_distinct_successes_and_failures(chat: Chat, groups: li
     given = build(chat, [*groups, make_group(chat, [F1, S1, S1, F2, F1])], f"method={method}")
     (part,) = given.parts
     rows = [given.rows[i] for i in part.rows]
-    pairs = [(rows[i].group, rows[i].rollout, rows[i + 1].rollout) for i in range(0, len(rows), 2)]
+    pairs = [(rows[i].group_index, rows[i].rollout_index, rows[i + 1].rollout_index) for i in range(0, len(rows), 2)]
     assert pairs == [(0, 0, 1), (1, 1, 0), (4, 1, 0)]
     assert isinstance(part.objective, lesson.Dpo if method == "dpo" else lesson.Simpo)
     assert all((row.teacher_prompt_ids == row.prompt_ids) == (method == "dpo") for row in given.rows)
@@ -121,8 +121,8 @@ def test_mopd_mixes_in_the_reward_over_shared_rows(chat: Chat, groups: list[Roll
     distil, reward = mixed.parts
     assert [mixed.rows[i].teacher_prompt_ids for i in distil.rows] == [row.teacher_prompt_ids for row in plain.rows]
     assert reward.weight == 0.3
-    assert len({(row.group, row.rollout) for row in mixed.rows}) == len(mixed.rows), "a rollout is one row"
-    assert {(mixed.rows[i].group, mixed.rows[i].rollout) for i in reward.rows} == {
+    assert len({(row.group_index, row.rollout_index) for row in mixed.rows}) == len(mixed.rows), "a rollout is one row"
+    assert {(mixed.rows[i].group_index, mixed.rows[i].rollout_index) for i in reward.rows} == {
         (g, r) for g in (0, 1) for r in range(3)
     }
 

@@ -45,7 +45,7 @@ CASES: dict[str, tuple[list[tuple[str, float]], dict[str, object]]] = {
 
 def contexts_of(group: RolloutGroup, chat: Chat, settings: dict[str, object]) -> list[PeerContext]:
     peers = PeersConfig.model_validate(settings)
-    return build_contexts([group], chat, peers, 0.5, seed="golden")[0]
+    return build_contexts([group], chat, peers, seed="golden")[0]
 
 
 @pytest.mark.parametrize("name", CASES)

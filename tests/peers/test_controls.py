@@ -20,7 +20,7 @@ def make_groups(chat: Chat, num_groups: int = 3) -> list[RolloutGroup]:
 
 
 def contexts(chat: Chat, groups: list[RolloutGroup], **settings: object) -> list[list[str]]:
-    built = build_contexts(groups, chat, PeersConfig.model_validate(settings), 0.5, "step 1")
+    built = build_contexts(groups, chat, PeersConfig.model_validate(settings), "step 1")
     return [[chat.decode(c.prompt_ids or (), skip_special_tokens=False) for c in group] for group in built]
 
 
@@ -67,5 +67,5 @@ def test_targets_without_signal_stay_so(chat: Chat) -> None:
     failed = make_group(chat, [("a", 0.0), ("b", 0.0)])
     for control in ("random_peer", "unrelated_prompt", "success_only"):
         peers = PeersConfig.model_validate({"control": control})
-        built = build_contexts([failed, *make_groups(chat)], chat, peers, 0.5, "s")
+        built = build_contexts([failed, *make_groups(chat)], chat, peers, "s")
         assert all(context.prompt_ids is None for context in built[0])

@@ -14,6 +14,7 @@ from mopd_nemo.config import UserError
 from mopd_nemo.config.verifiers import CodeConfig, FeedbackConfig, MathConfig, VerifierConfig
 from mopd_nemo.types import Message, Outcome, Problem, Rollout, Verdict
 from mopd_nemo.verifiers import TASKS, make_verifier
+from mopd_nemo.verifiers.base import decide
 from mopd_nemo.verifiers.pending import PendingVerdicts
 from mopd_nemo.verifiers.pool import VerifierPool
 from mopd_nemo.verifiers.sandbox.layers import LayerName
@@ -185,6 +186,22 @@ def test_rollouts_may_be_added_as_they_finish(pool: VerifierPool) -> None:
     verifying.add(problems[0], 0, samples[0][0])
     outcomes = [[verdict.outcome for verdict in verdicts] for verdicts in verifying.collect(problems, samples)]
     assert outcomes == [[Outcome.CORRECT, Outcome.WRONG], [Outcome.TRUNCATED, Outcome.CORRECT]]
+
+
+@pytest.mark.parametrize(("reward", "success"), [(0.0, False), (0.4, False), (0.5, True), (1.0, True)])
+def test_a_graded_reward_is_a_success_from_the_threshold_on(reward: float, success: bool) -> None:
+    assert decide(Verdict(reward, Outcome.WRONG), threshold=0.5).success is success
+
+
+def test_success_is_decided_in_workers_and_in_place_alike(pool: VerifierPool) -> None:
+    for task, answer, texts in (
+        ("math", "1", [r"\boxed{1}", r"\boxed{2}"]),
+        ("choice", "A", ["<answer>A</answer>", "B"]),
+    ):
+        verdicts = judge_all(pool, problem(task, answer), texts)
+        assert [verdict.success for verdict in verdicts] == [True, False]
+    (undecided,) = judge_all(pool, problem("choice", "Paris"), ["B"])
+    assert undecided.success is None and decide(undecided, threshold=0.0).success is None
 
 
 def test_a_batch_says_how_many_could_not_be_judged(pool: VerifierPool, caplog: pytest.LogCaptureFixture) -> None:

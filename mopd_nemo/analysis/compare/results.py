@@ -124,12 +124,10 @@ def _read(path: Path) -> RunResult:
     if not rollouts.exists():
         raise UserError(f"{rollouts}: missing; intervals by problem need the samples of the last evaluation")
     correct: dict[str, tuple[int, int]] = {}
-    config = flatten(run.read_config())
     for row in read_rows(rollouts):
         right, samples = correct.get(row["problem"], (0, 0))
-        success = row["outcome"] != "verifier_error" and row["reward"] >= config["verifier.success_threshold"]
-        correct[row["problem"]] = (right + success, samples + 1)
-    return RunResult(path, config, read_rows(run.metrics_file), evals, correct)
+        correct[row["problem"]] = (right + (row["success"] is True), samples + 1)
+    return RunResult(path, flatten(run.read_config()), read_rows(run.metrics_file), evals, correct)
 
 
 def _label(run: RunResult, varied: Sequence[str]) -> str:

@@ -56,18 +56,17 @@ class ConditionContext:
 
 
 def condition_contexts(
-    groups: Sequence[RolloutGroup], chat: Chat, config: PeersConfig, threshold: float, seed: str
+    groups: Sequence[RolloutGroup], chat: Chat, config: PeersConfig, seed: str
 ) -> dict[str, list[list[ConditionContext]]]:
     """Contexts by condition, then one per group and rollout, in order.
 
     Args:
         groups: problems scored together; the `unrelated_prompt` control draws from the others among them.
         config: order, budgets, stripping and templates; its counts and control are not used.
-        threshold: τ of eq. 3.
         seed: names these groups uniquely within the analysis.
     """
     config = config.model_copy(update={"summaries": 0, "min_successes": 0})
-    pools = [candidates(group, chat, config, threshold) for group in groups]
+    pools = [candidates(group, chat, config) for group in groups]
     contexts = {}
     for name in CONDITIONS:
         selections = [

@@ -39,12 +39,10 @@ SHIFT_NOTE = (
 )
 
 
-def collect(
-    groups: Sequence[RecordedGroup], store: ScoreStore, threshold: float, about: Mapping[str, str]
-) -> dict[str, Any]:
+def collect(groups: Sequence[RecordedGroup], store: ScoreStore, about: Mapping[str, str]) -> dict[str, Any]:
     """The whole result. `about`: what was scored, by what."""
     rows = [{name: store[group.key, name] for name in CONDITIONS} for group in groups]
-    prompts = [scored_prompt(group, row, threshold) for group, row in zip(groups, rows, strict=True)]
+    prompts = [scored_prompt(group, row) for group, row in zip(groups, rows, strict=True)]
     without_success, without_failure = one_class_fraction(prompts)
     return {
         "about": dict(about),

@@ -80,7 +80,6 @@ def manifest_of(rollouts: Path, num_prompts: int, config: Config) -> dict[str, A
         "model.dtype": config.model.dtype,
         "model.chat_template_kwargs": config.model.chat_template_kwargs,
         "peers": config.peers.model_dump(mode="json"),
-        "verifier.success_threshold": config.verifier.success_threshold,
         "rollout.num_prompts_per_step": config.rollout.num_prompts_per_step,
         "seed": config.seed,
         "conditions": list(CONDITIONS),
@@ -104,9 +103,7 @@ def score_rollouts(
     for number, block in enumerate(_blocks(groups, config.rollout.num_prompts_per_step)):
         if not all((group.key, name) in store for group in block for name in CONDITIONS):
             rebuilt = [to_rollout_group(group, engine.chat, source) for group in block]
-            contexts = condition_contexts(
-                rebuilt, engine.chat, config.peers, config.verifier.success_threshold, f"{config.seed}/{number}"
-            )
+            contexts = condition_contexts(rebuilt, engine.chat, config.peers, f"{config.seed}/{number}")
             for start in range(0, len(block), PROMPTS_AT_ONCE):
                 part = range(start, min(start + PROMPTS_AT_ONCE, len(block)))
                 _score_part(part, block, rebuilt, contexts, engine, store)

@@ -19,10 +19,9 @@ from typing import Any
 import numpy as np
 
 from mopd_nemo.analysis.intervals import bootstrap
-from mopd_nemo.analysis.rollouts import RecordedGroup, is_correct
+from mopd_nemo.analysis.rollouts import RecordedGroup
 from mopd_nemo.analysis.teacher_signal.conditions import CONDITIONS, CONTROLLED
 from mopd_nemo.analysis.teacher_signal.metrics import METRICS, prompt_metrics
-from mopd_nemo.types import Outcome
 
 READINGS = ("common", "all_prompts", "own_prompts")
 CLASSES = ("success", "failure")
@@ -44,12 +43,12 @@ class ScoredPrompt:
     """Length of each response."""
 
 
-def scored_prompt(group: RecordedGroup, rows: Mapping[str, Mapping[str, Any]], threshold: float) -> ScoredPrompt:
+def scored_prompt(group: RecordedGroup, rows: Mapping[str, Mapping[str, Any]]) -> ScoredPrompt:
     """Join a recorded group with its score rows by condition."""
-    judged = [i for i, row in enumerate(group.rows) if row["outcome"] != Outcome.VERIFIER_ERROR]
+    judged = [i for i, row in enumerate(group.rows) if row["success"] is not None]
     return ScoredPrompt(
         rewards=tuple(group.rows[i]["reward"] for i in judged),
-        success=tuple(is_correct(group.rows[i], threshold) for i in judged),
+        success=tuple(group.rows[i]["success"] for i in judged),
         scores={name: tuple(row["scores"][i] for i in judged) for name, row in rows.items()},
         complete={name: tuple(row["complete"][i] for i in judged) for name, row in rows.items()},
         tokens=tuple(group.rows[i]["response_tokens"] for i in judged),

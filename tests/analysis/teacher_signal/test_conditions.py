@@ -32,21 +32,23 @@ def groups(chat: Chat) -> list[RolloutGroup]:
 
 
 def contexts_of(groups: list[RolloutGroup], chat: Chat, **settings: object) -> dict[str, list[list[ConditionContext]]]:
-    return condition_contexts(groups, chat, PeersConfig.model_validate(settings), 0.5, "seed")
+    return condition_contexts(groups, chat, PeersConfig.model_validate(settings), "seed")
 
 
 @pytest.mark.parametrize("order", ["canonical", "random", "shortest", "diverse"])
 @pytest.mark.parametrize("name", TRAINED)
 def test_same_prompts_as_in_training(groups: list[RolloutGroup], chat: Chat, name: str, order: str) -> None:
     config = PeersConfig.model_validate({**TRAINED[name], "order": order})
-    trained = build_contexts(groups, chat, config, 0.5, "seed")
+    trained = build_contexts(groups, chat, config, "seed")
     for mine, theirs in zip(contexts_of(groups, chat, order=order)[name], trained, strict=True):
         assert [item.context.prompt_ids for item in mine] == [context.prompt_ids for context in theirs]
 
 
 def test_none_is_the_students_prompt_and_second_success_is_the_second(groups: list[RolloutGroup], chat: Chat) -> None:
     contexts = contexts_of(groups, chat)
-    assert all(item.context.prompt_ids == groups[0].prompt_ids and item.complete for item in contexts["none"][0])
+    assert all(
+        item.context.prompt_ids == groups[0].problem.prompt_ids and item.complete for item in contexts["none"][0]
+    )
     failure = contexts["2nd S"][0][1].context
     assert failure.selection.successes == (2,)
     assert contexts["1S"][0][1].context.selection.successes == (0,)
@@ -58,7 +60,7 @@ def test_what_is_missing_is_said(chat: Chat) -> None:
     contexts = {name: groups[0] for name, groups in contexts_of([lone], chat).items()}
     assert set(contexts) == set(CONDITIONS)
     assert [item.complete for item in contexts["1S"]] == [False, True, True]
-    assert contexts["1S"][0].context.prompt_ids == lone.prompt_ids, "nothing to show: the plain prompt"
+    assert contexts["1S"][0].context.prompt_ids == lone.problem.prompt_ids, "nothing to show: the plain prompt"
     assert [item.complete for item in contexts["1S+1F"]] == [False, True, True]
     assert not any(item.complete for item in contexts["2S+1F"])
     assert not any(item.complete for item in contexts["unrelated_prompt"]), "there is no other problem"

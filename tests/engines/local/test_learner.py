@@ -265,7 +265,7 @@ def test_mini_batches_keep_groups_together(make: Make) -> None:
     engine = make("method=grpo")
     rows = make_rows(engine, NO_TEACHER, advantages=(1.0, -1.0))
     updates = cut_by_group(lesson(rows, PolicyGradient()), 3)
-    groups = [{rows[i].group for part in parts for i in part.rows} for parts in updates]
+    groups = [{rows[i].group_index for part in parts for i in part.rows} for parts in updates]
     assert groups == [{0, 1}, {2, 3}]
     assert sorted(i for parts in updates for part in parts for i in part.rows) == list(range(len(rows)))
 

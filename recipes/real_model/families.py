@@ -1,0 +1,177 @@
+"""Families of one-line Python functions, disjoint for warm start, training and evaluation.
+
+A family is a sentence and an expression with constants `{a}` (2 to 9), `{b}` (1 to 9) and `{c}` (a vowel). Each pair of
+constants gives a problem: *write a function that does this*, with the expression's values as its hidden tests.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Split = Literal["warm", "train", "eval"]
+WORDS = (
+    *("a", "to", "sun", "noon", "level", "Hello", "banana"),
+    *("Python", "example", "umbrella", "education", "strawberry"),
+)
+NUM_TESTS = 8
+NUM_DRAWS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """`takes` is a key of `_TAKES`; `returns` and `expression` hold the constants in braces."""
+
+    name: str
+    takes: str
+    returns: str
+    expression: str
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A family with its constants."""
+
+    family: Family
+    constants: dict[str, int | str]
+
+    @property
+    def prompt(self) -> str:
+        words = _TAKES[self.family.takes][0]
+        wanted = self.family.returns.format(**self.constants)
+        return (
+            f"Write a Python function named f that takes {words} and returns {wanted}. "
+            "Answer with the code only, between ```python and ```."
+        )
+
+    @property
+    def solution(self) -> str:
+        expression = self.family.expression.format(**self.constants)
+        return f"```python\ndef f({_TAKES[self.family.takes][1]}):\n    return {expression}\n```"
+
+    def tests(self, rng: random.Random) -> dict[str, Any]:
+        """Hidden tests as the `code` task wants them: one JSON argument a line, the value as JSON.
+
+        As many different values as there are, in turn, so that no constant passes; inputs lie near the constants, so
+        that `>` for `>=` does not.
+        """
+        _, parameters, draw = _TAKES[self.family.takes]
+        function = eval(f"lambda {parameters}: {self.family.expression.format(**self.constants)}")
+        near = [value + by for value in self.constants.values() if isinstance(value, int) for by in (-1, 0, 1)]
+        by_value: dict[str, list[str]] = {}
+        for text in dict.fromkeys(json.dumps(draw(rng, near)) for _ in range(NUM_DRAWS)):
+            by_value.setdefault(json.dumps(function(*json.loads(text))), []).append(text)
+        turns = itertools.zip_longest(*([(text, value) for text in texts] for value, texts in by_value.items()))
+        chosen = [pair for turn in turns for pair in turn if pair is not None][:NUM_TESTS]
+        return {
+            "inputs": ["\n".join(json.dumps(value) for value in json.loads(text)) for text, _ in chosen],
+            "outputs": [value for _, value in chosen],
+            "fn_name": "f",
+        }
+
+
+def tasks(split: Split, each: int, seed: int) -> Iterator[Task]:
+    """Up to `each` tasks of every family of a split, with different constants where the family has any."""
+    for family in FAMILIES[split]:
+        rng = random.Random(f"{family.name}/{seed}")
+        yield from (Task(family, constants) for constants in _constants(family, each, rng))
+
+
+def problems(split: Split, each: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Rows of the project's `code` task."""
+    for task in tasks(split, each, seed):
+        name = "-".join([task.family.name, *map(str, task.constants.values())])
+        tests = task.tests(random.Random(f"{name}/{seed}/tests"))
+        yield {"id": f"{split}/{name}", "prompt": task.prompt, "task": "code", "answer": tests}
+
+
+def _constants(family: Family, each: int, rng: random.Random) -> list[dict[str, int | str]]:
+    text = family.returns
+    choices: dict[str, list[Any]] = {"a": [*range(2, 10)], "b": [*range(1, 10)], "c": [*"aeiou"]}
+    used = [name for name in choices if f"{{{name}}}" in text]
+    found: list[dict[str, int | str]] = [{}]
+    for name in used:
+        found = [{**one, name: value} for one in found for value in choices[name]]
+    return rng.sample(found, min(each, len(found)))
+
+
+def _number(rng: random.Random, near: Sequence[int]) -> int:
+    return rng.choice(near) if near and rng.random() < 0.4 else rng.randint(-20, 20)
+
+
+def _numbers(rng: random.Random, near: Sequence[int]) -> list[int]:
+    return [_number(rng, near) for _ in range(rng.randint(2, 6))]
+
+
+_TAKES: dict[str, tuple[str, str, Callable[[random.Random, Sequence[int]], list[Any]]]] = {
+    "number": ("a number x", "x", lambda rng, near: [_number(rng, near)]),
+    "pair": ("two numbers x and y", "x, y", lambda rng, near: [_number(rng, near), _number(rng, near)]),
+    "list": ("a list of numbers", "l", lambda rng, near: [_numbers(rng, near)]),
+    "string": ("a string", "s", lambda rng, near: [rng.choice(WORDS)]),
+}
+"""What f is given: in words, as parameters, and one draw of arguments, some of them near the constants."""
+
+FAMILIES: dict[Split, tuple[Family, ...]] = {
+    "warm": (
+        Family("minus", "number", "x minus {b}", "x - {b}"),
+        Family("square", "number", "the square of x", "x * x"),
+        Family("negative", "number", "True if x is negative, otherwise False", "x < 0"),
+        Family("smaller", "pair", "the smaller one", "min(x, y)"),
+        Family("product", "pair", "their product plus {b}", "x * y + {b}"),
+        Family("total", "list", "their sum", "sum(l)"),
+        Family("equal", "list", "how many of them are equal to {b}", "l.count({b})"),
+        Family("scaled", "list", "a new list with each number multiplied by {a}", "[v * {a} for v in l]"),
+        Family("capitals", "string", "it in capital letters", "s.upper()"),
+        Family("length", "string", "its length plus {b}", "len(s) + {b}"),
+        Family("last-letter", "string", "its last letter", "s[-1]"),
+        Family("below", "list", "how many of them are below {b}", "sum(v < {b} for v in l)"),
+    ),
+    "train": (
+        Family("linear", "number", "x times {a} plus {b}", "x * {a} + {b}"),
+        Family("divisible", "number", "True if x is divisible by {a}, otherwise False", "x % {a} == 0"),
+        Family("remainder", "number", "the remainder of x when divided by {a}", "x % {a}"),
+        Family("distance", "number", "the absolute difference between x and {b}", "abs(x - {b})"),
+        Family("larger", "pair", "the larger one", "max(x, y)"),
+        Family("sum-over", "pair", "True if their sum is greater than {b}, otherwise False", "x + y > {b}"),
+        Family("weighted", "pair", "x plus {a} times y", "x + {a} * y"),
+        Family("squares-pair", "pair", "the sum of their squares", "x * x + y * y"),
+        Family("even-sum", "list", "the sum of its even numbers", "sum(v for v in l if v % 2 == 0)"),
+        Family("count-over", "list", "how many of them are greater than {b}", "sum(v > {b} for v in l)"),
+        Family("added", "list", "a new list with {a} added to each number", "[v + {a} for v in l]"),
+        Family("descending", "list", "a new list sorted from largest to smallest", "sorted(l, reverse=True)"),
+        Family("smaller-only", "list", "a list with only the numbers smaller than {b}", "[v for v in l if v < {b}]"),
+        Family("last-number", "list", "its last number plus {b}", "l[-1] + {b}"),
+        Family("reversed", "string", "it reversed", "s[::-1]"),
+        Family("first-repeated", "string", "its first letter repeated {a} times", "s[0] * {a}"),
+        Family("contains", "string", "True if it contains the letter '{c}', otherwise False", '"{c}" in s'),
+        Family("without-first", "string", "it without its first letter", "s[1:]"),
+        Family("without", "string", "it without the letter '{c}'", 's.replace("{c}", "")'),
+        Family("longer-than", "string", "True if it has more than {a} letters, otherwise False", "len(s) > {a}"),
+    ),
+    "eval": (
+        Family("greater", "number", "True if x is greater than {a}, otherwise False", "x > {a}"),
+        Family("cube", "number", "the cube of x plus {b}", "x ** 3 + {b}"),
+        Family("parity", "number", "'even' if x is even, otherwise 'odd'", '"even" if x % 2 == 0 else "odd"'),
+        Family("capped", "number", "x if x is less than {b}, otherwise {b}", "min(x, {b})"),
+        Family("difference", "pair", "{a} times x minus y", "{a} * x - y"),
+        Family("both-over", "pair", "True if both are greater than {b}, otherwise False", "x > {b} and y > {b}"),
+        Family("average", "pair", "their average", "(x + y) / 2"),
+        Family("divides-sum", "pair", "the remainder of their sum when divided by {a}", "(x + y) % {a}"),
+        Family("range", "list", "the difference between the largest and the smallest", "max(l) - min(l)"),
+        Family("square-sum", "list", "the sum of their squares", "sum(v * v for v in l)"),
+        Family("multiples", "list", "a list with only the numbers divisible by {a}", "[v for v in l if v % {a} == 0]"),
+        Family("ends", "list", "the sum of its first and its last number", "l[0] + l[-1]"),
+        Family("backwards", "list", "a new list with the numbers in reverse order", "l[::-1]"),
+        Family("negatives", "list", "how many of them are negative", "sum(v < 0 for v in l)"),
+        Family("first-numbers", "list", "a new list with its first two numbers", "l[:2]"),
+        Family("count-letter", "string", "how many times the letter '{c}' occurs in it", 's.count("{c}")'),
+        Family("palindrome", "string", "True if it reads the same backwards, otherwise False", "s == s[::-1]"),
+        Family("ending", "string", "its last two letters", "s[-2:]"),
+        Family("replaced", "string", "it with every letter '{c}' replaced by '*'", 's.replace("{c}", "*")'),
+        Family("starred", "string", "it followed by {a} stars", 's + "*" * {a}'),
+    ),
+}

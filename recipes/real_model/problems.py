@@ -14,7 +14,7 @@ from recipes.real_model.families import problems
 
 def main(
     output: Annotated[Path, typer.Argument(help="Directory to write into. Left alone if it is there.")],
-    train: Annotated[int, typer.Option(help="Training problems of each family, at most.")] = 6,
+    train: Annotated[int, typer.Option(help="Training problems of each family, at most.")] = 5,
     held_out: Annotated[int, typer.Option(help="Held-out problems of each family, at most.")] = 2,
     seed: Annotated[int, typer.Option(help="Constants and hidden tests.")] = 0,
 ) -> None:

@@ -36,11 +36,11 @@ def main(
         say(f"{output} is there already")
         return
     student = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    fit(student, Chat(tokenizer), num_steps, learning_rate, seed)
+    chat = Chat(AutoTokenizer.from_pretrained(model))
+    fit(student, chat, num_steps, learning_rate, seed)
     with building(output) as new:
         student.save_pretrained(new)
-        tokenizer.save_pretrained(new)
+        chat.tokenizer.save_pretrained(new)
     say(f"wrote {output}")
 
 

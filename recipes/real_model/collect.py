@@ -66,6 +66,7 @@ def by_problem(rows: Iterable[Row]) -> Iterable[Row]:
             "samples": len(samples),
             "right": sum(row["outcome"] == "correct" for row in samples),
             "unfinished": sum(not row["finished"] for row in samples),
+            "outcomes": _outcomes(samples),
         }
 
 
@@ -78,15 +79,18 @@ def by_step(rows: Iterable[Row], config: Config) -> Iterable[Row]:
             len(peers["successes"]) == config.peers.successes and len(peers["failures"]) == config.peers.failures
             for peers in taught
         ]
-        outcomes = Counter(row["outcome"] for row in targets)
         yield {
             "step": step,
             "rollouts": len(targets),
             "taught": len(taught),
             "complete": sum(complete),
             "shown_failure": sum(bool(peers["failures"]) for peers in taught),
-            "outcomes": dict(sorted(outcomes.items())),
+            "outcomes": _outcomes(targets),
         }
+
+
+def _outcomes(rows: Iterable[Row]) -> dict[str, int]:
+    return dict(sorted(Counter(row["outcome"] for row in rows).items()))
 
 
 def _write(file: Path, rows: Iterable[Row]) -> None:

@@ -6,7 +6,7 @@ They stand between the page's two markers, so that no number of them is written 
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,9 +35,20 @@ class Kept:
     seed: int
     metrics: list[dict[str, Any]]
     targets: list[dict[str, Any]]
-    before: dict[str, dict[str, Any]]
-    """Rows of `problems.jsonl` by problem, of the first evaluation."""
-    after: dict[str, dict[str, Any]]
+    problems: list[dict[str, Any]]
+
+    @property
+    def before(self) -> dict[str, dict[str, Any]]:
+        """Rows of the first evaluation, by problem."""
+        return self._at(min(row["step"] for row in self.problems))
+
+    @property
+    def after(self) -> dict[str, dict[str, Any]]:
+        """Rows of the last evaluation, by problem."""
+        return self._at(max(row["step"] for row in self.problems))
+
+    def _at(self, step: int) -> dict[str, dict[str, Any]]:
+        return {row["problem"]: row for row in self.problems if row["step"] == step}
 
 
 def main(
@@ -57,24 +68,25 @@ def read(runs: Path) -> dict[str, list[Kept]]:
     found: dict[str, list[Kept]] = defaultdict(list)
     for path in sorted(runs.glob("*-seed*")):
         arm, _, seed = path.name.rpartition("-seed")
-        problems = read_rows(path / "problems.jsonl")
-        first, last = (pick(row["step"] for row in problems) for pick in (min, max))
-        before, after = ({row["problem"]: row for row in problems if row["step"] == step} for step in (first, last))
-        metrics, targets = read_rows(path / "metrics.jsonl"), read_rows(path / "targets.jsonl")
-        found[arm].append(Kept(arm, int(seed), metrics, targets, before, after))
+        files = (read_rows(path / f"{name}.jsonl") for name in ("metrics", "targets", "problems"))
+        found[arm].append(Kept(arm, int(seed), *files))
     if not found:
         raise UserError(f"{runs}: no kept runs; `python -m recipes.real_model.collect` writes them")
     return {arm: found[arm] for arm in ARMS if arm in found}
 
 
 def state(kept: Mapping[str, Sequence[Kept]]) -> str:
-    """How much of the plan is there."""
-    done, planned = sum(map(len, kept.values())), len(ARMS) * len(SEEDS)
-    if done == planned:
-        return f"All {planned} runs are finished."
-    return (
-        f"**Incomplete: {done} of {planned} runs are finished.** Read the intervals of an arm with one seed as its own."
+    """How much of the plan is there, and what the verifier could not judge."""
+    runs = [run for of_arm in kept.values() for run in of_arm]
+    planned = len(ARMS) * len(SEEDS)
+    outcomes = sum((Counter(row["outcomes"]) for run in runs for row in [*run.problems, *run.targets]), Counter())
+    judged = (
+        f"Of {outcomes.total():,} judged responses {outcomes['timeout']} timed out and {outcomes['verifier_error']} "
+        "could not be judged."
     )
+    if len(runs) == planned:
+        return f"All {planned} runs are finished. {judged}"
+    return f"**Incomplete: {len(runs)} of {planned} runs are finished.** {judged}"
 
 
 def outcome_table(kept: Mapping[str, Sequence[Kept]]) -> str:

@@ -10,7 +10,7 @@ from mopd_nemo.chat import Chat
 from mopd_nemo.config import UserError
 from mopd_nemo.config.load import load_config
 from mopd_nemo.data.jsonl import read_problems
-from mopd_nemo.types import Outcome, Rollout
+from mopd_nemo.types import Outcome
 from mopd_nemo.verifiers.pool import VerifierPool
 from recipes.real_model import fetch
 from recipes.real_model.building import building
@@ -62,8 +62,8 @@ def test_worked_solutions_are_right_in_the_sandbox_and_a_slip_is_not(tmp_path: P
         for problem in train[:6]:
             right = worked[problem.id].solution
             slip = right.replace("return ", "return not ")
-            rollouts = [Rollout((1,), text, True, (0.0,)) for text in (right, slip)]
-            verdicts = pool.judge(problem, rollouts)
+            futures = [pool.submit(problem.task, text, problem.answer) for text in (right, slip)]
+            verdicts = [future.result() for future in futures]
             assert [v.outcome for v in verdicts] == [Outcome.CORRECT, Outcome.WRONG], (problem.id, verdicts)
 
 

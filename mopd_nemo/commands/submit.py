@@ -12,7 +12,7 @@ import typer
 from mopd_nemo.commands import ConfigFile, Overrides
 from mopd_nemo.config import Config, UserError
 from mopd_nemo.config.load import load_config
-from mopd_nemo.slurm.checks import memory_line, problems_of
+from mopd_nemo.slurm.checks import memory_lines, problems_of
 from mopd_nemo.slurm.job import Job, Task, describe, parse_seeds, render
 from mopd_nemo.slurm.site import SiteConfig, load_site
 from mopd_nemo.slurm.submit import remove_job, sbatch, write_job
@@ -58,8 +58,7 @@ def submit(
         seeds=parse_seeds(seeds),
     )
     problems = problems_of(job)
-    memory = memory_line(job.config, job.site)
-    described = [*describe(job), *([memory] if memory else [])]
+    described = [*describe(job), *memory_lines(job.config, job.site)]
     if dry_run:
         print(render(job), end="", flush=True)
         for line in (*described, *(f"would be refused: {problem}" for problem in problems)):

@@ -1,4 +1,4 @@
-"""What can be known to be wrong before a job waits in a queue: paths, models, secrets, memory."""
+"""Mistakes that can be found before a job waits in a queue: in paths, models and secrets. Memory is only estimated."""
 
 from __future__ import annotations
 
@@ -7,73 +7,80 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mopd_nemo.config import Config
-from mopd_nemo.slurm.architecture import KNOWN, architecture_of, find_model
+from mopd_nemo.slurm.architecture import KNOWN, Architecture, architecture_of, find_model
 from mopd_nemo.slurm.job import Job
-from mopd_nemo.slurm.memory import Estimate, check_divisible, estimate, generation_weights
+from mopd_nemo.slurm.memory import check_divisible, estimate, generation_weights
 from mopd_nemo.slurm.site import SiteConfig
 
 
 def problems_of(job: Job) -> list[str]:
     """Everything that would make the job fail, each with its remedy; empty when nothing was found."""
     return [
-        *memory_problems(job.config, job.site),
+        *model_problems(job.config, job.site),
         *_paths(job),
         *_models(job),
         *_secrets(job.site),
     ]
 
 
-def memory_line(config: Config, site: SiteConfig) -> str | None:
-    """The estimate for a person to read, where the sizes of the models are known."""
-    student = architecture_of(config.model.path, site.hf_home)
-    if config.engine != "nemo" or student is None:
-        return None
-    path = config.teacher.path
-    teacher = architecture_of(path, site.hf_home) if path else None
-    needed = estimate(config, student, teacher, site.gpu_memory_gb)
-    return (
-        f"estimated GB on a GPU of {site.gpu_memory_gb}: train {needed.train:.0f}, score {needed.score:.0f}, "
-        f"generate {needed.generate:.0f}"
-    )
+def memory_lines(config: Config, site: SiteConfig) -> list[str]:
+    """The estimate of GPU memory for a person to read, and where it looks too much. Nothing is refused for it.
 
-
-def memory_problems(config: Config, site: SiteConfig) -> list[str]:
-    """What does not fit into a GPU or cannot be cut as configured. Models of unknown sizes are passed over."""
-    student = architecture_of(config.model.path, site.hf_home)
-    if config.engine != "nemo" or student is None:
+    Empty for models of unknown size.
+    """
+    student, teacher = _architectures(config, site)
+    if student is None:
         return []
-    path = config.teacher.path if config.teacher.kind == "external" else None
-    teacher = architecture_of(path, site.hf_home) if path else None
-    found = [check_divisible("student", student, config.nemo.student)]
-    if teacher is not None:
-        found.append(check_divisible("teacher", teacher, config.nemo.teacher))
-        if teacher.vocab != student.vocab:
-            found.append(
-                f"teacher.path={path} has a vocabulary of {teacher.vocab}, model.path={config.model.path} one of "
-                f"{student.vocab}: a teacher must have the student's"
-            )
-    if not any(found):
-        found += _too_much(estimate(config, student, teacher, site.gpu_memory_gb), site.gpu_memory_gb)
-        share = config.nemo.generation.gpu_memory_utilization * site.gpu_memory_gb
-        if (weights := generation_weights(config, student)) > 0.8 * share:
-            found.append(
-                f"nemo.generation.tensor={config.nemo.generation.tensor}: {weights:.0f} GB of weights a GPU leave vLLM "
-                f"too little of its {share:.0f} GB for responses: raise it, or nemo.generation.gpu_memory_utilization"
-            )
-    return [problem for problem in found if problem]
-
-
-def _too_much(needed: Estimate, gpu_gb: int) -> list[str]:
-    remedies = {
-        "train": "raise nemo.student.tensor, pipeline or nemo.num_nodes, or lower train.tokens_per_micro_batch",
-        "score": "raise tensor of nemo.student (of nemo.teacher, when it is external), or set nemo.offload_optimizer",
-        "generate": "lower nemo.generation.gpu_memory_utilization",
-    }
-    return [
-        f"{phase} needs about {gb:.0f} GB a GPU, more than the {gpu_gb} GB there are (gpu_memory_gb): {remedy}"
-        for phase, remedy in remedies.items()
+    gpu_gb = site.gpu_memory_gb
+    needed = estimate(config, student, teacher, gpu_gb)
+    lines = [
+        f"estimated GB on a GPU of {gpu_gb}: train {needed.train:.0f}, score {needed.score:.0f}, "
+        f"generate {needed.generate:.0f}"
+    ]
+    lines += [
+        f"{phase} may need {gb:.0f} GB a GPU, more than the {gpu_gb} GB there are (gpu_memory_gb): {remedy}"
+        for phase, remedy in _REMEDIES.items()
         if (gb := getattr(needed, phase)) > gpu_gb
     ]
+    share = config.nemo.generation.gpu_memory_utilization * gpu_gb
+    if (weights := generation_weights(config, student)) > 0.8 * share:
+        lines.append(
+            f"nemo.generation.tensor={config.nemo.generation.tensor}: {weights:.0f} GB of weights a GPU leave vLLM "
+            f"little of its {share:.0f} GB for responses: raise it, or nemo.generation.gpu_memory_utilization"
+        )
+    return lines
+
+
+_REMEDIES = {
+    "train": "raise nemo.student.tensor, pipeline or nemo.num_nodes, or lower train.tokens_per_micro_batch",
+    "score": "raise tensor of nemo.student (of nemo.teacher, when it is external), or set nemo.offload_optimizer",
+    "generate": "lower nemo.generation.gpu_memory_utilization",
+}
+
+
+def model_problems(config: Config, site: SiteConfig) -> list[str]:
+    """Models that cannot be sharded as configured, or do not go together. Models of unknown sizes are passed over."""
+    student, teacher = _architectures(config, site)
+    if student is None:
+        return []
+    problems = [check_divisible("student", student, config.nemo.student)]
+    if teacher is not None:
+        problems.append(check_divisible("teacher", teacher, config.nemo.teacher))
+        if teacher.vocab != student.vocab:
+            problems.append(
+                f"teacher.path={config.teacher.path} has a vocabulary of {teacher.vocab}, "
+                f"model.path={config.model.path} one of {student.vocab}: a teacher must have the student's"
+            )
+    return [problem for problem in problems if problem]
+
+
+def _architectures(config: Config, site: SiteConfig) -> tuple[Architecture | None, Architecture | None]:
+    """Sizes of the student and of an external teacher, where NeMo-RL runs them and they are known."""
+    if config.engine != "nemo":
+        return None, None
+    path = config.teacher.path
+    teacher = architecture_of(path, site.hf_home) if path else None
+    return architecture_of(config.model.path, site.hf_home), teacher
 
 
 def _paths(job: Job) -> Iterator[str]:

@@ -61,10 +61,6 @@ class Job:
         """The copy of this package that the job runs."""
         return self.directory / "job" / "code"
 
-    @property
-    def run_directories(self) -> list[Path]:
-        return [self.directory / f"seed={seed}" for seed in self.seeds] or [self.directory]
-
 
 def render(job: Job) -> str:
     """The sbatch script."""

@@ -1,4 +1,4 @@
-"""An estimate of GPU memory per phase, from sizes alone: enough to refuse what cannot fit, not a measurement.
+"""An estimate of GPU memory per phase, from sizes alone: for a person to judge by, not a measurement.
 
 With P the parameters on one GPU (layers divided by pipeline stages and tensor parallelism, experts by expert
 parallelism, embedding and output layer on the stages that have them), D the GPUs that share the optimiser's state
@@ -39,10 +39,6 @@ class Estimate:
     score: float
     generate: float
 
-    @property
-    def peak(self) -> float:
-        return max(self.train, self.score, self.generate)
-
 
 def estimate(config: Config, student: Architecture, teacher: Architecture | None, gpu_gb: float) -> Estimate:
     """Peak memory of a step.
@@ -51,7 +47,7 @@ def estimate(config: Config, student: Architecture, teacher: Architecture | None
         teacher: of `teacher.kind=external`, else None.
     """
     nemo, tokens = config.nemo, config.train.tokens_per_micro_batch
-    share = RESERVE_GB + _training(student, nemo, tokens, config.nemo.activation_checkpointing)
+    train = RESERVE_GB + _training(student, nemo, tokens, config.nemo.activation_checkpointing)
     own = _weights(student, nemo.student)
     score = 0.0
     if config.teacher.kind != "none" and (teacher is None or config.divergence.support == "student_topk"):
@@ -61,7 +57,7 @@ def estimate(config: Config, student: Architecture, teacher: Architecture | None
         score = max(score, RESERVE_GB + _scoring(teacher, nemo.teacher, tokens))
     handed_over = own if nemo.generation.gpus == 0 else 0.0
     generate = nemo.generation.gpu_memory_utilization * gpu_gb + handed_over + RESERVE_GB / 2
-    return Estimate(share, score, generate)
+    return Estimate(train, score, generate)
 
 
 def generation_weights(config: Config, student: Architecture) -> float:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from mopd_nemo.config.load import load_config
-from mopd_nemo.slurm.checks import memory_problems, problems_of, unwritable
+from mopd_nemo.slurm.checks import memory_lines, model_problems, problems_of, unwritable
 from mopd_nemo.slurm.job import Job
 from mopd_nemo.slurm.site import SiteConfig
 from tests.conftest import QUICKSTART
@@ -66,17 +66,22 @@ def test_place_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("config", "override", "message"),
     [
-        ("mopd-qwen3-8b-chemistry-1n8g-tp2", "nemo.student.tensor=1", "train needs about"),
-        ("mopd-qwen3-8b-chemistry-1n8g-tp2", "nemo.generation.gpu_memory_utilization=0.95", "generate needs about"),
-        ("mopd-qwen3-14b-to-4b-tooluse-2n8g-tp2", "model.path=Qwen/Qwen3-32B", "train needs about"),
-        (
-            "mopd-qwen3-14b-to-4b-tooluse-2n8g-tp2",
-            "teacher.path=meta-llama/Llama-3.3-70B-Instruct",
-            "a vocabulary of 128256",
-        ),
+        ("mopd-qwen3-8b-chemistry-1n8g-tp2", "nemo.student.tensor=1", "train may need"),
+        ("mopd-qwen3-8b-chemistry-1n8g-tp2", "nemo.generation.gpu_memory_utilization=0.95", "generate may need"),
+        ("mopd-qwen3-14b-to-4b-tooluse-2n8g-tp2", "model.path=Qwen/Qwen3-32B", "train may need"),
     ],
 )
-def test_what_does_not_fit_is_refused_with_the_keys_to_change(config: str, override: str, message: str) -> None:
+def test_what_looks_too_much_is_said_with_the_keys_to_change_and_not_refused(
+    config: str, override: str, message: str
+) -> None:
     overrides = [override, "nemo.student.sequence=false"] if override.endswith("tensor=1") else [override]
-    found = memory_problems(load_config(PAPER / f"{config}.yaml", overrides), SiteConfig())
-    assert message in found[0]
+    settings = load_config(PAPER / f"{config}.yaml", overrides)
+    estimated, remark, *_ = memory_lines(settings, SiteConfig())
+    assert estimated.startswith("estimated GB on a GPU of 80: train") and message in remark
+    assert model_problems(settings, SiteConfig()) == []
+
+
+def test_teacher_of_another_vocabulary_is_refused() -> None:
+    file = PAPER / "mopd-qwen3-14b-to-4b-tooluse-2n8g-tp2.yaml"
+    config = load_config(file, ["teacher.path=meta-llama/Llama-3.3-70B-Instruct"])
+    assert "a vocabulary of 128256" in model_problems(config, SiteConfig())[0]

@@ -41,7 +41,7 @@ class SiteConfig(ConfigBlock):
     root: str = "runs"
     """Where runs are kept: a directory on a file system that every node mounts."""
     image: str | None = None
-    """Container image for pyxis: a .sqsh file or `registry#name:tag`. Nothing: bare metal."""
+    """Container image for pyxis: a .sqsh file or `registry#name:tag`. `null`: bare metal."""
     mounts: tuple[str, ...] = ()
     """Directories that the container sees, `path` or `path:path_inside`. The working directory and the run's own are
     added. They must exist where the job is submitted."""

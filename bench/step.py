@@ -50,7 +50,7 @@ from mopd_nemo.embedded import resolve_model_path
 from mopd_nemo.files import read_rows
 from mopd_nemo.run import phases
 from mopd_nemo.run.directory import RunDirectory
-from mopd_nemo.run.phases import PHASES
+from mopd_nemo.run.display import PHASES
 from mopd_nemo.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent

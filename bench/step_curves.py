@@ -24,7 +24,7 @@ from mopd_nemo.engines.base import Sampling
 from mopd_nemo.engines.local.engine import LocalEngine
 from mopd_nemo.engines.local.model import load_model, load_tokenizer
 from mopd_nemo.methods import make_method
-from mopd_nemo.run.phases import PhaseTimer
+from mopd_nemo.run.display import PhaseTimer
 from mopd_nemo.types import Outcome, Rollout, RolloutGroup, TrainRow, Verdict
 
 PROMPTS, ROLLOUTS = 8, 8

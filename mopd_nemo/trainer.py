@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -20,12 +21,10 @@ from mopd_nemo.methods import make_method
 from mopd_nemo.peers.statistics import group_metrics
 from mopd_nemo.run.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
 from mopd_nemo.run.completions import CompletionStore
-from mopd_nemo.run.deadline import Deadline
 from mopd_nemo.run.directory import RunDirectory
-from mopd_nemo.run.display import Display
-from mopd_nemo.run.interrupt import TIME_IS_UP, Interrupt
-from mopd_nemo.run.phases import PhaseTimer
+from mopd_nemo.run.display import Display, PhaseTimer
 from mopd_nemo.run.records import rollout_records
+from mopd_nemo.run.stop import TIME_IS_UP, StopRequest
 from mopd_nemo.run.trackers import Tracker, check_trackers, make_trackers
 from mopd_nemo.types import Problem, Rollout, RolloutGroup
 from mopd_nemo.verifiers.pending import PendingVerdicts
@@ -37,9 +36,10 @@ class Trainer:
 
     Args:
         run: a run directory, new or with checkpoints to continue from.
+        started: `time.monotonic()` when the process began. Default: now.
     """
 
-    def __init__(self, config: Config, run: RunDirectory, console: Console) -> None:
+    def __init__(self, config: Config, run: RunDirectory, console: Console, started: float | None = None) -> None:
         check_trackers(config)
         self.config = config
         self.run = run
@@ -63,24 +63,25 @@ class Trainer:
         self.saved_step = -1
         self.evaluated_steps: set[int] = set()
         self.ever_solved: set[str] = set()
-        self.interrupt = Interrupt(self._announce_stop)
-        self.deadline = Deadline(config.train.must_save_by_seconds)
         self.display = Display(console, config.train.num_steps)
+        self.stop = StopRequest(config.train.must_save_by_seconds, started, self.display.notice)
         self.trackers: list[Tracker] = []
 
     @classmethod
-    def new(cls, config: Config, console: Console) -> Trainer:
+    def new(cls, config: Config, console: Console, started: float | None = None) -> Trainer:
         """A new run. Its directory is made last, when everything that can be checked has been."""
         run = RunDirectory.at(config)
-        trainer = cls(config, run, console)
+        trainer = cls(config, run, console, started)
         run.create(config)
         return trainer
 
     @classmethod
-    def resumed(cls, run: RunDirectory, overrides: Sequence[str], console: Console) -> Trainer:
+    def resumed(
+        cls, run: RunDirectory, overrides: Sequence[str], console: Console, started: float | None = None
+    ) -> Trainer:
         """A run that continues, with changed settings if overrides are given."""
         config = run.read_config(overrides)
-        trainer = cls(config, run, console)
+        trainer = cls(config, run, console, started)
         run.write_config(config)
         return trainer
 
@@ -93,7 +94,7 @@ class Trainer:
         self._restore()
         self.trackers = make_trackers(self.config, self.run)
         try:
-            with self.interrupt, self.display.starting_at(self.step):
+            with self.stop, self.display.starting_at(self.step):
                 self._loop()
         finally:
             self.verifiers.close()
@@ -105,7 +106,7 @@ class Trainer:
         """A checkpoint comes before the evaluation of its step; one that a stop left out is made after a resume."""
         train = self.config.train
         while (work := self._next_work()) and self._may_start(work):
-            with self.deadline.timed(work):
+            with self.stop.timed(work):
                 if work == "evaluation":
                     self._evaluate()
                     continue
@@ -122,12 +123,10 @@ class Trainer:
 
     def _may_start(self, work: str) -> bool:
         """Nobody has asked to stop, and there is time for it."""
-        if not self.interrupt.requested and not self.deadline.leaves_time_for(work):
-            self.interrupt.received = TIME_IS_UP
-            self.display.notice(
-                f"Stopping in time for train.checkpoint_must_save_by={self.config.train.checkpoint_must_save_by}."
-            )
-        return not self.interrupt.requested
+        if self.stop.reason is None and not self.stop.leaves_time_for(work):
+            limit = self.config.train.checkpoint_must_save_by
+            self.stop.ask(TIME_IS_UP, f"Stopping in time for train.checkpoint_must_save_by={limit}.")
+        return self.stop.reason is None
 
     def _evaluation_due(self) -> bool:
         """Before the first step, every so many, and after the last; unless recorded already."""
@@ -187,14 +186,14 @@ class Trainer:
         return self.completions.respond(problems, write) if self.completions else write(problems)
 
     def _evaluate(self) -> None:
-        timer = PhaseTimer()
+        started = time.perf_counter()
         self.display.phase("evaluating")
         metrics, groups = evaluate(self.engine, self.verifiers, self.eval_problems, self.config, self.display.progress)
         write_rows(
             self.run.rollouts_file(self.step, "eval"),
             rollout_records(self.step, groups, None, self.engine.chat),
         )
-        metrics["seconds"] = timer.metrics()["seconds/step"]
+        metrics["seconds"] = time.perf_counter() - started
         append_row(self.run.eval_file, {"step": self.step, **metrics})
         self.evaluated_steps.add(self.step)
         self._track({f"eval/{name}": value for name, value in metrics.items()})
@@ -222,7 +221,7 @@ class Trainer:
     def _save(self) -> None:
         self.display.phase("saving")
         state = {"step": self.step, "ever_solved": sorted(self.ever_solved)}
-        with self.deadline.timed("save"):
+        with self.stop.timed("save"):
             save_checkpoint(self.run.checkpoints, self.step, self.engine, state, self.config.train.keep_checkpoints)
         self.saved_step = self.step
 
@@ -235,9 +234,6 @@ class Trainer:
         self.run.forget_after(self.step)
         if self.run.eval_file.exists():
             self.evaluated_steps = {row["step"] for row in read_rows(self.run.eval_file)}
-
-    def _announce_stop(self) -> None:
-        self.display.notice("Stopping after this step; a checkpoint will be saved. Ctrl-C again stops at once.")
 
 
 def _completion_store(config: Config, run: RunDirectory) -> CompletionStore:

@@ -19,8 +19,8 @@ from mopd_nemo.config import UserError
 from mopd_nemo.config.load import load_config
 from mopd_nemo.files import read_rows
 from mopd_nemo.run.checkpoints import checkpoints
-from mopd_nemo.run.deadline import Deadline
 from mopd_nemo.run.directory import RunDirectory
+from mopd_nemo.run.stop import StopRequest
 from mopd_nemo.trainer import Trainer
 from tests.conftest import QUICKSTART
 
@@ -154,10 +154,10 @@ def test_run_with_a_deadline_stops_before_the_step_that_would_miss_it(whole_run:
     config = load_config(QUICKSTART, [f"run_dir={tmp_path / 'run'}", *SMALL])
     screen = io.StringIO()
     trainer = Trainer.new(config, Console(file=screen))
-    trainer.deadline = Deadline(39.0, clock=lambda: 10.0 * trainer.step)
+    trainer.stop = StopRequest(39.0, 0.0, trainer.display.notice, clock=lambda: 10.0 * trainer.step)
     assert not trainer.fit()
     assert checkpoints(trainer.run.checkpoints)[-1].name == "step_000003"
-    assert trainer.interrupt.received is signal.SIGUSR1 and "train.checkpoint_must_save_by" in screen.getvalue()
+    assert trainer.stop.reason is signal.SIGUSR1 and "train.checkpoint_must_save_by" in screen.getvalue()
     resume(trainer.run)
     assert_same_run(whole_run, trainer.run)
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mopd_nemo.analysis.figures import COLOURS, LINES, MARKERS, SOFT, new_axes, style_axes
-from mopd_nemo.run.phases import PHASES
+from mopd_nemo.run.display import PHASES
 
 Rows = Sequence[Mapping[str, Any]]
 Runs = Mapping[str, Rows]

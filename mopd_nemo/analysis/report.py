@@ -20,7 +20,7 @@ from mopd_nemo.config import Config
 from mopd_nemo.config_methods import METHODS
 from mopd_nemo.files import read_rows
 from mopd_nemo.run.directory import RunDirectory
-from mopd_nemo.run.phases import PHASES
+from mopd_nemo.run.display import PHASES
 from mopd_nemo.types import Outcome
 
 _SHOWN_GROUPS = 6

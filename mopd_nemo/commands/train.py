@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -33,6 +34,7 @@ def train(
 
 def run_training(config_file: Path | None, resume: Path | None, overrides: Sequence[str]) -> int:
     """Start or continue a run; the exit code: 0 complete, 130 stopped by Ctrl-C, 143 by a termination signal."""
+    started = time.monotonic()
     if (config_file is None) == (resume is None):
         raise UserError("give either --config FILE for a new run or --resume RUN_DIR to continue one")
     config = load_config(config_file, overrides) if config_file else None
@@ -42,10 +44,10 @@ def run_training(config_file: Path | None, resume: Path | None, overrides: Seque
         from mopd_nemo.trainer import Trainer
 
         if config is not None:
-            trainer = Trainer.new(config, console)
+            trainer = Trainer.new(config, console, started)
         else:
             assert resume is not None
-            trainer = Trainer.resumed(RunDirectory.open(resume), overrides, console)
+            trainer = Trainer.resumed(RunDirectory.open(resume), overrides, console, started)
     try:
         complete = trainer.fit()
     except KeyboardInterrupt:
@@ -54,7 +56,7 @@ def run_training(config_file: Path | None, resume: Path | None, overrides: Seque
     _say_where(trainer.run, trainer.config, complete, console)
     if complete:
         return 0
-    return 128 + (trainer.interrupt.received or signal.SIGINT)
+    return 128 + (trainer.stop.reason or signal.SIGINT)
 
 
 def _say_where(run: RunDirectory, config: Config, complete: bool, console: Console) -> None:

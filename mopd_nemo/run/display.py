@@ -1,10 +1,11 @@
-"""Progress on the terminal: a live panel where there is one, plain lines where there is not."""
+"""Progress on the terminal, as a live panel or as plain lines, and the time that each phase takes."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 
 from rich.console import Console, Group, RenderableType
@@ -13,6 +14,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+PHASES = ("generate", "reward", "context", "score", "update", "other")
+"""What the time of a step is told by; `other` is what no phase covers."""
 _SHOWN_STEPS = 8
 
 
@@ -123,3 +126,25 @@ class Display:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
+
+
+class PhaseTimer:
+    """Times the phases of one step; what no phase covers is `other`."""
+
+    def __init__(self, on_phase: Callable[[str], None] = lambda _: None) -> None:
+        self._started = time.perf_counter()
+        self._seconds = dict.fromkeys(PHASES, 0.0)
+        self._on_phase = on_phase
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        self._on_phase(phase)
+        started = time.perf_counter()
+        yield
+        self._seconds[phase] += time.perf_counter() - started
+
+    def metrics(self) -> dict[str, float]:
+        """`seconds/PHASE` for every phase and `seconds/step`, which is their sum."""
+        total = time.perf_counter() - self._started
+        seconds = self._seconds | {"other": total - sum(self._seconds.values())}
+        return {f"seconds/{phase}": value for phase, value in seconds.items()} | {"seconds/step": total}

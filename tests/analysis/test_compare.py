@@ -12,7 +12,7 @@ from mopd_nemo.config import UserError
 from mopd_nemo.config.load import load_config
 from mopd_nemo.files import write_rows
 from mopd_nemo.run.directory import RunDirectory
-from mopd_nemo.run.phases import PHASES
+from mopd_nemo.run.display import PHASES
 from tests.conftest import QUICKSTART
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from mopd_nemo.analysis import plots
 from mopd_nemo.analysis.figures import save_figure, to_svg
-from mopd_nemo.run.phases import PHASES
+from mopd_nemo.run.display import PHASES
 
 STEPS = [{"step": s, "ever_solved": 10 * s, "loss": 1 / s, **{f"seconds/{p}": 1.0 for p in PHASES}} for s in (1, 2, 3)]
 EVALS = [{"step": s, "mean@4": 0.5, "mean@4/low": 0.4, "mean@4/high": 0.6, "pass@4": 0.9, "maj@4": 0.7} for s in (0, 2)]

@@ -13,7 +13,7 @@ from mopd_nemo.config.load import flatten
 from mopd_nemo.evaluation.metrics import bootstrap_interval, pass_at_k
 from mopd_nemo.files import read_rows
 from mopd_nemo.run.directory import RunDirectory
-from mopd_nemo.run.phases import PHASES
+from mopd_nemo.run.display import PHASES
 
 WARM_UP_STEPS = 5
 """Steps left out of timings, as in the paper's appendix E: they load and compile."""

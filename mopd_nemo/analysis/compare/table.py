@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 from mopd_nemo.analysis.compare.results import Comparison, Setting
-from mopd_nemo.run.phases import PHASES
+from mopd_nemo.run.display import PHASES
 
 
 def rows(comparison: Comparison) -> list[dict[str, float | str]]:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from mopd_nemo.analysis.rollouts import read_groups, to_rollout_group
 from mopd_nemo.analysis.teacher_signal.conditions import LABELS, condition_contexts
 from mopd_nemo.config.load import load_config
 from mopd_nemo.engines.base import Sampling
 from mopd_nemo.engines.local.engine import LocalEngine
+from mopd_nemo.run.rollouts import read_groups, to_rollout_group
 from mopd_nemo.types import Outcome
 from mopd_nemo.verifiers.pending import PendingVerdicts
 from mopd_nemo.verifiers.pool import VerifierPool

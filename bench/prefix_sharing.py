@@ -15,11 +15,11 @@ from statistics import fmean
 
 import torch
 
-from mopd_nemo.analysis.rollouts import read_groups, to_rollout_group
 from mopd_nemo.analysis.teacher_signal.conditions import condition_contexts
 from mopd_nemo.config.load import load_config
 from mopd_nemo.engines.local.batching import micro_batches
 from mopd_nemo.engines.local.engine import LocalEngine
+from mopd_nemo.run.rollouts import read_groups, to_rollout_group
 
 PROBLEMS, REPEATS = 16, 3
 Ids = tuple[int, ...]

@@ -23,7 +23,7 @@ from mopd_nemo.run.checkpoints import latest_checkpoint, load_checkpoint, save_c
 from mopd_nemo.run.completions import CompletionStore
 from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.run.display import Display, PhaseTimer
-from mopd_nemo.run.records import rollout_records
+from mopd_nemo.run.rollouts import rollout_records
 from mopd_nemo.run.stop import TIME_IS_UP, StopRequest
 from mopd_nemo.run.trackers import Tracker, check_trackers, make_trackers
 from mopd_nemo.types import Problem, Rollout, RolloutGroup

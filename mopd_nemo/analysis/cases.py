@@ -12,13 +12,21 @@ from typing import Any
 
 from mopd_nemo.analysis import plots
 from mopd_nemo.analysis.figures import save_figure
-from mopd_nemo.analysis.history import History, group_at, read_history, step_files
+from mopd_nemo.analysis.history import History, read_history
 from mopd_nemo.analysis.page import svgs, write_page
-from mopd_nemo.analysis.rollouts import RecordedGroup, Row, num_successes, read_groups, solved_fraction, teacher_prompts
 from mopd_nemo.analysis.textdiff import diff
 from mopd_nemo.config import UserError
 from mopd_nemo.files import read_rows
 from mopd_nemo.run.directory import RunDirectory
+from mopd_nemo.run.rollouts import (
+    RecordedGroup,
+    Row,
+    group_at,
+    num_successes,
+    read_groups,
+    solved_fraction,
+    teacher_prompts,
+)
 
 SOLVED = 0.5
 """A held-out problem counts as solved when more than this share of its samples is right."""
@@ -76,8 +84,7 @@ def write_cases(
 
 def _held_out(runs: Runs, asked: int | None) -> dict[str, Any] | None:
     """An evaluation that both runs have: rate of each problem, and which only one of them solves."""
-    steps = [{int(file.stem.rsplit("_", 1)[1]) for file in step_files(run, "eval")} for run in runs.values()]
-    shared = set.intersection(*steps)
+    shared = set.intersection(*(set(run.rollout_files("eval")) for run in runs.values()))
     if asked is not None and asked not in shared:
         raise UserError(f"--step {asked}: both runs have evaluations at steps {', '.join(map(str, sorted(shared)))}")
     if not shared:

@@ -25,8 +25,8 @@ from mopd_nemo.analysis.figures import save_figure
 from mopd_nemo.analysis.intervals import bootstrap
 from mopd_nemo.analysis.markdown import table
 from mopd_nemo.analysis.plots import bars
-from mopd_nemo.analysis.rollouts import RecordedGroup, solved_fraction
 from mopd_nemo.config import UserError
+from mopd_nemo.run.rollouts import RecordedGroup, solved_fraction
 
 RESULT_FILE = "diversity.json"
 METRICS = {

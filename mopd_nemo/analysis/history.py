@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from mopd_nemo.analysis.rollouts import RecordedGroup, num_successes, read_groups
 from mopd_nemo.run.directory import RunDirectory
+from mopd_nemo.run.rollouts import num_successes, read_groups
 
 
 @dataclass
@@ -32,9 +31,8 @@ def read_history(run: RunDirectory, patterns: Mapping[str, str]) -> History:
     """
     history = History()
     compiled = {name: re.compile(pattern, re.DOTALL) for name, pattern in patterns.items()}
-    for file in step_files(run, "step"):
+    for step, file in run.rollout_files().items():
         groups = read_groups(file)
-        step = groups[0].rows[0]["step"]
         for group in groups:
             history.visits.setdefault(group.problem, []).append(step)
             if num_successes(group.rows) > 0:
@@ -46,13 +44,3 @@ def read_history(run: RunDirectory, patterns: Mapping[str, str]) -> History:
         }
         history.pattern_rows.append({"step": step, **shares})
     return history
-
-
-def step_files(run: RunDirectory, kind: str) -> list[Path]:
-    """Recorded rollouts of training steps (`step`) or evaluations (`eval`), oldest first."""
-    return sorted(run.rollouts.glob(f"{kind}_*.jsonl"))
-
-
-def group_at(run: RunDirectory, step: int, problem: str, kind: str = "step") -> RecordedGroup:
-    """One recorded group."""
-    return next(group for group in read_groups(run.rollouts_file(step, kind)) if group.problem == problem)

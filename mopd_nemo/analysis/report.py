@@ -15,12 +15,12 @@ from mopd_nemo.analysis import plots
 from mopd_nemo.analysis.figures import to_svg
 from mopd_nemo.analysis.overlay import label_runs, setting_differences, summary_table
 from mopd_nemo.analysis.page import svgs, write_page
-from mopd_nemo.analysis.rollouts import num_successes, teacher_prompts
 from mopd_nemo.config import Config
 from mopd_nemo.config_methods import METHODS
 from mopd_nemo.files import read_rows
 from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.run.display import PHASES
+from mopd_nemo.run.rollouts import num_successes, teacher_prompts
 from mopd_nemo.types import Outcome
 
 _SHOWN_GROUPS = 6
@@ -33,7 +33,7 @@ Rows = Sequence[Mapping[str, Any]]
 def write_report(run: RunDirectory, output: Path | None = None) -> Path:
     """Write the report of a run from what it has recorded so far; parts without data are left out."""
     metrics, evals = read_metrics(run)
-    recorded = sorted(run.rollouts.glob("step_*.jsonl"))
+    recorded = list(run.rollout_files().values())
     config = run.read_config()
     return write_page(
         output or run.report_file,

@@ -19,8 +19,8 @@ from mopd_nemo.config.load import load_config
 from mopd_nemo.run.directory import RunDirectory
 
 if TYPE_CHECKING:
-    from mopd_nemo.analysis.rollouts import RecordedGroup
     from mopd_nemo.analysis.teacher_signal.scoring import ScoreStore
+    from mopd_nemo.run.rollouts import RecordedGroup
 
 
 app = typer.Typer(
@@ -46,11 +46,11 @@ def teacher_signal(
 
     mopd analyze teacher-signal --rollouts runs/a/rollouts/eval_000000.jsonl --output runs/a/teacher_signal
     """
-    from mopd_nemo.analysis.rollouts import read_groups, rollouts_file
     from mopd_nemo.analysis.teacher_signal.output import collect, write_result
     from mopd_nemo.analysis.teacher_signal.scoring import ScoreStore, manifest_of
+    from mopd_nemo.run.rollouts import find_rollouts, read_groups
 
-    source = rollouts_file(rollouts)
+    source = find_rollouts(rollouts)
     config = _scoring_config(source, model, config_file, overrides or [])
     directory = output or _default_output(rollouts)
     groups = read_groups(source)[:num_prompts]
@@ -78,9 +78,9 @@ def diversity(
     mopd analyze diversity base=a/rollouts/eval_000000.jsonl mopd=a/rollouts/eval_000040.jsonl --output diversity
     """
     from mopd_nemo.analysis.diversity import METRICS, compare, write_result
-    from mopd_nemo.analysis.rollouts import read_groups, rollouts_file
+    from mopd_nemo.run.rollouts import find_rollouts, read_groups
 
-    sources = {label: rollouts_file(path) for label, path in labelled(methods).items()}
+    sources = {label: find_rollouts(path) for label, path in labelled(methods).items()}
     result = compare({label: read_groups(path) for label, path in sources.items()}, samples, code)
     output.mkdir(parents=True, exist_ok=True)
     written = write_result(result, output)

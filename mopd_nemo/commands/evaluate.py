@@ -39,7 +39,7 @@ def evaluate(
     from mopd_nemo.engines import make_engine
     from mopd_nemo.evaluation.evaluate import evaluate as evaluate_model
     from mopd_nemo.files import write_json, write_rows
-    from mopd_nemo.run.records import rollout_records
+    from mopd_nemo.run.rollouts import rollout_records
     from mopd_nemo.verifiers.pool import VerifierPool
 
     problems = load_problems(config, "eval")

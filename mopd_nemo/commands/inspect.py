@@ -16,7 +16,7 @@ from rich.text import Text
 from mopd_nemo.config import UserError
 from mopd_nemo.files import read_rows
 from mopd_nemo.run.directory import RunDirectory
-from mopd_nemo.run.records import describe_peers
+from mopd_nemo.run.rollouts import describe_peers
 
 _STYLE = {"correct": "green", "verifier_error": "yellow"}
 
@@ -41,7 +41,7 @@ def inspect(
 
 
 def _read_step(run: RunDirectory, step: int | None) -> list[dict[str, Any]]:
-    recorded = sorted(int(file.stem.removeprefix("step_")) for file in run.rollouts.glob("step_*.jsonl"))
+    recorded = list(run.rollout_files())
     if not recorded:
         raise UserError(f"{run.rollouts}: no rollouts recorded; set logging.save_rollouts_every=1")
     if step is not None and step not in recorded:

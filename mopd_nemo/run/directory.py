@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 from mopd_nemo.config import Config, UserError
 from mopd_nemo.config.load import dump_config, load_config
@@ -81,15 +82,19 @@ class RunDirectory:
         """Record the resolved settings."""
         write_text(self.config_file, dump_config(config))
 
-    def rollouts_file(self, step: int, kind: str = "step") -> Path:
-        """Where the rollouts of a step (`kind` step) or of an evaluation (`kind` eval) are."""
+    def rollouts_file(self, step: int, kind: Literal["step", "eval"] = "step") -> Path:
+        """Where the rollouts of a training step, or of the evaluation after it, are or will be."""
         return self.rollouts / f"{kind}_{step:06d}.jsonl"
+
+    def rollout_files(self, kind: Literal["step", "eval"] = "step") -> dict[int, Path]:
+        """Recorded rollouts by step, oldest first."""
+        return {int(file.stem.removeprefix(f"{kind}_")): file for file in sorted(self.rollouts.glob(f"{kind}_*.jsonl"))}
 
     def forget_after(self, step: int) -> None:
         """Drop rows and files of steps later than `step`: a resumed run makes them again."""
         for file in (self.metrics_file, self.eval_file):
             if file.exists():
                 write_rows(file, [row for row in read_rows(file) if row["step"] <= step])
-        for file in self.rollouts.glob("*_*.jsonl"):
-            if int(file.stem.rsplit("_", 1)[1]) > step:
+        for recorded, file in (*self.rollout_files("step").items(), *self.rollout_files("eval").items()):
+            if recorded > step:
                 file.unlink()

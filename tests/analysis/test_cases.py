@@ -12,7 +12,7 @@ from mopd_nemo.config import Config, PeersConfig, UserError
 from mopd_nemo.files import write_rows
 from mopd_nemo.peers.contexts import build_contexts
 from mopd_nemo.run.directory import RunDirectory
-from mopd_nemo.run.records import rollout_records
+from mopd_nemo.run.rollouts import rollout_records
 from mopd_nemo.types import RolloutGroup
 from tests.conftest import make_group
 

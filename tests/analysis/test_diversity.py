@@ -20,8 +20,8 @@ from mopd_nemo.analysis.diversity import (
     unique_ratio,
     write_result,
 )
-from mopd_nemo.analysis.rollouts import RecordedGroup
 from mopd_nemo.config import UserError
+from mopd_nemo.run.rollouts import RecordedGroup
 
 
 @pytest.mark.parametrize(

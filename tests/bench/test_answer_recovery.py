@@ -6,7 +6,7 @@ from bench import answer_recovery
 from mopd_nemo.analysis.teacher_signal.conditions import LABELS
 from mopd_nemo.chat import Chat
 from mopd_nemo.files import write_rows
-from mopd_nemo.run.records import rollout_records
+from mopd_nemo.run.rollouts import rollout_records
 from tests.conftest import make_group
 
 

@@ -10,12 +10,12 @@ from typing import Any
 from mopd_nemo.analysis.figures import save_figure
 from mopd_nemo.analysis.markdown import table
 from mopd_nemo.analysis.plots import metric_grid
-from mopd_nemo.analysis.rollouts import RecordedGroup
 from mopd_nemo.analysis.teacher_signal import metrics
 from mopd_nemo.analysis.teacher_signal.conditions import CONDITIONS, CONTROLLED, CONTROLS, LABELS
 from mopd_nemo.analysis.teacher_signal.scoring import ScoreStore
 from mopd_nemo.analysis.teacher_signal.table import CLASSES, READINGS, one_class_fraction, scored_prompt, signal_table
 from mopd_nemo.files import write_json
+from mopd_nemo.run.rollouts import RecordedGroup
 
 RESULT_FILE = "teacher_signal.json"
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from mopd_nemo.analysis.rollouts import RecordedGroup, to_rollout_group
 from mopd_nemo.analysis.teacher_signal.conditions import CONDITIONS, ConditionContext, condition_contexts
 from mopd_nemo.config import Config, UserError
 from mopd_nemo.embedded import resolve_model_path
 from mopd_nemo.engines.base import Engine
 from mopd_nemo.files import append_row, read_rows, write_json, write_rows
+from mopd_nemo.run.rollouts import RecordedGroup, to_rollout_group
 from mopd_nemo.types import RolloutGroup
 
 PROMPTS_AT_ONCE = 8

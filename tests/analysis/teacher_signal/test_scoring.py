@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from mopd_nemo.analysis.rollouts import RecordedGroup, read_groups, to_rollout_group
 from mopd_nemo.analysis.teacher_signal.conditions import CONDITIONS, condition_contexts
 from mopd_nemo.analysis.teacher_signal.output import collect, to_markdown, write_result
 from mopd_nemo.analysis.teacher_signal.scoring import ScoreStore, manifest_of, score_rollouts
@@ -16,7 +15,7 @@ from mopd_nemo.config import Config, UserError
 from mopd_nemo.engines.base import Sampling
 from mopd_nemo.engines.local.engine import LocalEngine
 from mopd_nemo.files import read_rows, write_rows
-from mopd_nemo.run.records import rollout_records
+from mopd_nemo.run.rollouts import RecordedGroup, read_groups, rollout_records, to_rollout_group
 from tests.conftest import make_group
 from tests.engines.local.conftest import config as local_config
 

@@ -1,22 +1,73 @@
-"""Recorded rollouts (`run/records.py`) read back, as rows and as the groups that the pipeline works on."""
+"""Rollout files: what was sampled, how it was judged, and exactly what its teacher read, written and read back."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import UserError
 from mopd_nemo.files import read_rows
-from mopd_nemo.run.records import describe_peers
+from mopd_nemo.peers.contexts import PeerContext
+from mopd_nemo.peers.select import Selection
+from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.types import Outcome, Problem, Rollout, RolloutGroup, Verdict
 
 Row = Mapping[str, Any]
 
 _NEEDED = ("step", "problem", "rollout", "response", "reward", "outcome", "success")
+
+
+def rollout_records(
+    step: int, groups: Sequence[RolloutGroup], contexts: Sequence[Sequence[PeerContext]] | None, chat: Chat
+) -> Iterator[dict[str, Any]]:
+    """One row per rollout. `contexts` is None when no teacher reads anything."""
+    for g, group in enumerate(groups):
+        prompt = chat.decode(group.problem.prompt_ids, skip_special_tokens=False)
+        for r, (rollout, verdict) in enumerate(zip(group.rollouts, group.verdicts, strict=True)):
+            row: dict[str, Any] = {
+                "step": step,
+                "problem": group.problem.id,
+                "rollout": r,
+                "task": group.problem.task,
+                "answer": group.problem.answer,
+                "messages": list(group.problem.messages),
+                "prompt": prompt,
+                "response": rollout.text,
+                "response_ids": list(rollout.response_ids),
+                "response_tokens": len(rollout.response_ids),
+                "finished": rollout.finished,
+                "reward": verdict.reward,
+                "outcome": verdict.outcome,
+                "success": verdict.success,
+                "feedback": verdict.feedback,
+                "details": verdict.details,
+            }
+            yield row | _teacher_view(
+                contexts[g][r] if contexts is not None else PeerContext(Selection(), None), groups, chat
+            )
+
+
+def _teacher_view(context: PeerContext, groups: Sequence[RolloutGroup], chat: Chat) -> dict[str, Any]:
+    shown = context.prompt_ids is not None
+    selection = context.selection
+    return {
+        "peers": {
+            "successes": list(selection.successes),
+            "failures": list(selection.failures),
+            "summaries": list(selection.summaries),
+            "others": [
+                {"kind": peer.kind, "problem": groups[peer.group].problem.id, "rollout": peer.rollout}
+                for peer in selection.others
+            ],
+        },
+        "uses_feedback": selection.feedback,
+        "teacher_prompt": chat.decode(context.prompt_ids or (), skip_special_tokens=False) if shown else None,
+        "teacher_prompt_tokens": len(context.prompt_ids or ()) if shown else None,
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +80,7 @@ class RecordedGroup:
     rows: tuple[Row, ...]
 
 
-def rollouts_file(path: Path) -> Path:
+def find_rollouts(path: Path) -> Path:
     """The file itself, or of a run directory its newest evaluation samples, else its newest training step.
 
     One file is one policy: steps are never pooled.
@@ -39,10 +90,10 @@ def rollouts_file(path: Path) -> Path:
     """
     if path.is_file():
         return path
-    for pattern in ("eval_*.jsonl", "step_*.jsonl"):
-        files = sorted((path / "rollouts").glob(pattern))
+    run = RunDirectory(path)
+    for files in (run.rollout_files("eval"), run.rollout_files("step")):
         if files:
-            return files[-1]
+            return files[max(files)]
     raise UserError(f"{path}: neither a rollouts file (JSONL) nor a run directory with files in rollouts/")
 
 
@@ -71,6 +122,11 @@ def read_groups(file: Path) -> list[RecordedGroup]:
         twice = next(key for key in keys if keys.count(key) > 1)
         raise UserError(f"{file}: the rollouts of {twice} are not in one block; was the file put together from others?")
     return groups
+
+
+def group_at(run: RunDirectory, step: int, problem: str, kind: Literal["step", "eval"] = "step") -> RecordedGroup:
+    """One recorded group."""
+    return next(group for group in read_groups(run.rollouts_file(step, kind)) if group.problem == problem)
 
 
 def to_rollout_group(group: RecordedGroup, chat: Chat, source: Path) -> RolloutGroup:
@@ -134,3 +190,14 @@ def teacher_prompts(rows: Sequence[Row]) -> list[dict[str, Any]]:
         {"prompt": prompt, "targets": [row["rollout"] for row in members], "shown": describe_peers(members[0])}
         for prompt, members in targets.items()
     ]
+
+
+def describe_peers(row: Mapping[str, Any]) -> str:
+    """What the teacher of a recorded rollout was shown, in words."""
+    peers = row["peers"]
+    shown = [f"success {i}" for i in peers["successes"]] + [f"failure {i}" for i in peers["failures"]]
+    shown += [f"summary of {i}" for i in peers["summaries"]]
+    shown += [f"{peer['kind']} {peer['rollout']} of {peer['problem']}" for peer in peers["others"]]
+    if row["uses_feedback"]:
+        shown.append("feedback")
+    return ", ".join(shown) or "the plain prompt"

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from mopd_nemo.config.load import load_config
-from mopd_nemo.data import load_problems
+from mopd_nemo.data.load import load_problems
 from mopd_nemo.engines.base import Sampling
 from mopd_nemo.engines.local.batching import left_padded
 from mopd_nemo.engines.local.engine import LocalEngine

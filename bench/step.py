@@ -44,8 +44,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from bench.step_curves import curves
 from mopd_nemo.config import Config
 from mopd_nemo.config.load import load_config
-from mopd_nemo.data import load_problems
-from mopd_nemo.data.order import problems_of_step
+from mopd_nemo.data.load import load_problems, problems_of_step
 from mopd_nemo.embedded import resolve_model_path
 from mopd_nemo.files import read_rows
 from mopd_nemo.run import phases

@@ -18,8 +18,7 @@ import numpy as np
 from mopd_nemo.analysis.figures import COLOURS, MARKERS, SOFT, style_axes
 from mopd_nemo.chat import with_prompt_ids
 from mopd_nemo.config.load import load_config
-from mopd_nemo.data import load_problems
-from mopd_nemo.data.order import problems_of_step
+from mopd_nemo.data.load import load_problems, problems_of_step
 from mopd_nemo.engines.base import Sampling
 from mopd_nemo.engines.local.engine import LocalEngine
 from mopd_nemo.engines.local.model import load_model, load_tokenizer

@@ -11,8 +11,7 @@ from rich.console import Console
 
 from mopd_nemo.chat import with_prompt_ids
 from mopd_nemo.config import Config, UserError
-from mopd_nemo.data import load_problems
-from mopd_nemo.data.order import problems_of_step
+from mopd_nemo.data.load import load_problems, problems_of_step
 from mopd_nemo.engines import make_engine
 from mopd_nemo.engines.base import Sampling
 from mopd_nemo.evaluation.evaluate import evaluate

@@ -35,7 +35,7 @@ def evaluate(
     config = config.model_copy(update={"model": model, "teacher": TeacherConfig(kind="none")})
 
     from mopd_nemo.chat import with_prompt_ids
-    from mopd_nemo.data import load_problems
+    from mopd_nemo.data.load import load_problems
     from mopd_nemo.engines import make_engine
     from mopd_nemo.evaluation.evaluate import evaluate as evaluate_model
     from mopd_nemo.files import write_json, write_rows

@@ -37,12 +37,11 @@ def prepare(source: Source, inputs: Sequence[Path], revision: str | None, bad: B
     Raises:
         UserError: nothing to read, no network, or a malformed row with a policy to stop.
     """
-    parts = _local_parts(inputs) if inputs else _hub_parts(source, revision)
-    found: dict[str, list[Problem]] = {}
-    for split, where, rows in parts:
-        problems = found.setdefault(split, [])
-        problems += _problems(source, split, where, rows if rows is not None else read_rows(Path(where), bad), bad)
-    splits = {split: problems for split, problems in source.assign(found).items() if problems}
+    parts = _local_parts(inputs, bad) if inputs else _hub_parts(source, revision)
+    by_split: dict[str, list[Problem]] = {}
+    for part in parts:
+        by_split.setdefault(part.split, []).extend(_problems(source, part, bad))
+    splits = {split: problems for split, problems in source.assign(by_split).items() if problems}
     if not splits:
         read = ", ".join(map(str, inputs)) or "the hub"
         raise UserError(f"{source.name}: none of the rows of {read} belong to it; see {source.download}")
@@ -52,23 +51,32 @@ def prepare(source: Source, inputs: Sequence[Path], revision: str | None, bad: B
     return Prepared(splits, sum(bad.skipped.values()), repeated, _notes(source, splits, repeated))
 
 
-def _problems(
-    source: Source, split: str, where: str, rows: Iterable[tuple[str, Row]], bad: BadRows
-) -> Iterator[Problem]:
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A file, or a split on the hub."""
+
+    split: str
+    """`train`, `test`, or `all` where the source has no splits."""
+    where: str
+    rows: Iterable[tuple[str, Row]]
+    """Position and content of each row."""
+
+
+def _problems(source: Source, part: _Part, bad: BadRows) -> Iterator[Problem]:
     number = 0
-    for position, row in rows:
+    for position, row in part.rows:
         try:
-            for part in source.expand(row):
-                problem = source.to_problem(part, f"{source.name}/{split}/{number}")
+            for single in source.expand(row):
+                problem = source.to_problem(single, f"{source.name}/{part.split}/{number}")
                 if problem is not None:
                     number += 1
                     yield problem
         except RowError as error:
-            bad.report(where, position, str(error))
+            bad.report(part.where, position, str(error))
 
 
-def _local_parts(inputs: Sequence[Path]) -> Iterator[tuple[str, str, None]]:
-    """(split, file, None): a directory's train.* and test.* are splits; a file named otherwise is `all`."""
+def _local_parts(inputs: Sequence[Path], bad: BadRows) -> Iterator[_Part]:
+    """A directory's train.* and test.* are splits; a file named otherwise is `all`."""
     for path in inputs:
         if not path.exists():
             raise UserError(f"--input {path}: no such file or directory")
@@ -77,17 +85,18 @@ def _local_parts(inputs: Sequence[Path]) -> Iterator[tuple[str, str, None]]:
             raise UserError(f"--input {path}: no {', '.join(_SUFFIXES)} file in it")
         for file in files:
             name = file.stem.split("-")[0]
-            yield (name if path.is_dir() and name in ("train", "test") else "all"), str(file), None
+            split = name if path.is_dir() and name in ("train", "test") else "all"
+            yield _Part(split, str(file), read_rows(file, bad))
 
 
-def _hub_parts(source: Source, revision: str | None) -> Iterator[tuple[str, str, Iterable[tuple[str, Row]]]]:
+def _hub_parts(source: Source, revision: str | None) -> Iterator[_Part]:
     if source.hub is None:
         raise UserError(f"{source.name} is not on the Hugging Face hub: download {source.download}, {_then(source)}")
     hub = source.hub
     revision = revision or hub.revision
     for split in hub.splits:
-        where = f"{hub.repo}@{revision} ({split})"
-        yield (split if len(hub.splits) > 1 else "all"), where, _numbered(_load(source, split, revision))
+        rows = ((f"row {number}", row) for number, row in enumerate(_load(source, split, revision), start=1))
+        yield _Part(split if len(hub.splits) > 1 else "all", f"{hub.repo}@{revision} ({split})", rows)
 
 
 def _load(source: Source, split: str, revision: str) -> Iterable[Row]:
@@ -112,11 +121,6 @@ def _load(source: Source, split: str, revision: str) -> Iterable[Row]:
 
 def _then(source: Source) -> str:
     return f"and run `mopd data prepare {source.name} --input PATH --output DIR` with the files' place as PATH"
-
-
-def _numbered(rows: Iterable[Row]) -> Iterator[tuple[str, Row]]:
-    for number, row in enumerate(rows, start=1):
-        yield f"row {number}", row
 
 
 def _drop_repeated(splits: Splits) -> int:

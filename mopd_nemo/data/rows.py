@@ -55,9 +55,9 @@ def read_rows(path: Path, bad: BadRows) -> Iterator[tuple[str, Row]]:
         yield from _parquet_rows(path)
         return
     with path.open(encoding="utf-8") as file:
-        first = next((character for character in iter(lambda: file.read(1), "") if not character.isspace()), "")
+        beginning = file.read(4096).lstrip()
         file.seek(0)
-        if first == "[":
+        if beginning.startswith("["):
             yield from _json_rows(path, file.read(), bad)
             return
         for number, line in enumerate(file, start=1):

@@ -7,7 +7,7 @@ import pytest
 from mopd_nemo.chat import with_prompt_ids
 from mopd_nemo.config.load import load_config
 from mopd_nemo.config.verifiers import VerifierConfig
-from mopd_nemo.data import load_problems
+from mopd_nemo.data.load import load_problems
 from mopd_nemo.engines.base import Sampling
 from mopd_nemo.engines.local.engine import LocalEngine
 from mopd_nemo.evaluation.evaluate import evaluate

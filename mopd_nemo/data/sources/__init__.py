@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mopd_nemo.config import UserError
-from mopd_nemo.data.sources import competition, deepmath, gsm8k, livecodebench, sciknoweval, toolalpaca
+from mopd_nemo.data.sources import livecodebench, maths, sciknoweval, toolalpaca
 from mopd_nemo.data.sources.base import Source
 
 SOURCES: dict[str, Source] = {
@@ -12,9 +12,7 @@ SOURCES: dict[str, Source] = {
         *sciknoweval.SOURCES,
         toolalpaca.SOURCE,
         *livecodebench.SOURCES,
-        deepmath.SOURCE,
-        *competition.SOURCES,
-        gsm8k.SOURCE,
+        *maths.SOURCES,
     )
 }
 

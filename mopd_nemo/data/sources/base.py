@@ -11,9 +11,6 @@ from mopd_nemo.types import Message, Problem
 Splits = dict[str, list[Problem]]
 """Problems by split: `train` and `eval`, either of which may be missing."""
 
-BOXED = "{problem}\n\nReason step by step, and put the final answer inside \\boxed{{}}."
-"""Prompt of the mathematical sources."""
-
 
 @dataclass(frozen=True, slots=True)
 class Hub:

@@ -57,7 +57,7 @@ def to_problem(row: Row, default_id: str) -> Problem | None:
     answer = {
         "inputs": [test["input"] for test in (*public, *private)],
         "outputs": [test["output"] for test in (*public, *private)],
-        "fn_name": _json(row, "metadata").get("func_name"),
+        "fn_name": _metadata(row).get("func_name"),
         "num_public": len(public),
     }
     try:
@@ -86,18 +86,20 @@ def _tests(row: Row, field: str) -> list[dict[str, str]]:
             text = _TextOnly(io.BytesIO(zlib.decompress(base64.b64decode(text)))).load()
         except (ValueError, zlib.error, pickle.UnpicklingError, EOFError) as error:
             raise RowError(f"{field}: neither JSON nor packed tests: {error}") from error
-    tests = _json({field: text}, field)
+    tests = _parse_json(text, field)
     if not isinstance(tests, list) or not all(isinstance(t, dict) and {"input", "output"} <= t.keys() for t in tests):
         raise RowError(f"{field}: not a list of tests with input and output")
     return tests
 
 
-def _json(row: Row, field: str) -> Any:
-    value = row.get(field)
-    if isinstance(value, Mapping):
-        return value
+def _metadata(row: Row) -> Mapping[str, Any]:
+    value = row.get("metadata")
+    return value if isinstance(value, Mapping) else _parse_json(value or "{}", "metadata")
+
+
+def _parse_json(text: str, field: str) -> Any:
     try:
-        return json.loads(value or "{}")
+        return json.loads(text)
     except (TypeError, ValueError) as error:
         raise RowError(f"{field}: not valid JSON: {error}") from error
 

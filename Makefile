@@ -4,6 +4,7 @@
 # make lint         format check, lint, types, shell scripts, Dockerfiles
 # make test-slurm   the launcher on a real Slurm of virtual nodes, with real Ray (Linux, root; docs/cluster.md)
 # make docs         regenerate docs/configuration.md
+# make site         build the documentation with search and an API reference into site/
 # make test-vllm    generation.backend=vllm with vLLM's CPU build (an environment of its own, 4 GB)
 # make test-nemo NEMO_RL_SOURCE=DIR   tests of the NeMo-RL engine against a NeMo-RL checkout, its real Megatron worker
 #                   started on CPUs; needs Python 3.12 (NEMO_PYTHON=...). MEGATRON_BRIDGE_SOURCE=DIR and
@@ -21,7 +22,7 @@ BIN := .venv/bin
 SHELL_SCRIPTS = .ci/run slurm/*.sh recipes/*.sh mopd_nemo/slurm/scripts/*.sh tests/integration/slurm/*.sh
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) $(PIP_ARGS)
 
-.PHONY: quickstart real test lint docs test-nemo test-slurm test-vllm
+.PHONY: quickstart real test lint docs site test-nemo test-slurm test-vllm
 .DEFAULT_GOAL := quickstart
 
 quickstart: .venv/ready
@@ -61,6 +62,11 @@ lint: .venv/ready-dev
 
 docs: .venv/ready
 	$(BIN)/python -m docs.configuration
+
+site: .venv/ready-dev
+	@$(INSTALL) -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "site/index.html"
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

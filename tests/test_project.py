@@ -54,7 +54,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 def _exists(page: Path, target: str) -> bool:
     path, _, anchor = target.partition("#")
     file = page.parent / path if path else page
-    return file.exists() and (not anchor or anchor in _anchors(file.read_text()))
+    return file.exists() and (not anchor or file.suffix != ".md" or anchor in _anchors(file.read_text()))
 
 
 def _anchors(text: str) -> set[str]:

@@ -37,7 +37,7 @@ def main(rollouts: Path, model: str) -> None:
     pool = VerifierPool(config.verifier, {group.problem.task for group in groups})
     for name, chosen in prompts.items():
         samples = engine.generate([prompt for _, prompt in chosen], SAMPLES, sampling, "recovery")
-        found = PendingVerdicts(pool).collect([groups[g].problem for g, _ in chosen], samples)
+        found = PendingVerdicts(pool, None).collect([groups[g].problem for g, _ in chosen], samples)
         outcomes = [verdict.outcome for verdicts in found for verdict in verdicts]
         print(f"{LABELS[name]:32} {outcomes.count(Outcome.CORRECT) / max(len(outcomes), 1):6.1%} of {len(outcomes)}")
     pool.close()

@@ -138,7 +138,7 @@ class Trainer:
         config, engine, display = self.config, self.engine, self.display
         timer = PhaseTimer(display.phase)
         problems = problems_of_step(self.problems, step, config.rollout.num_prompts_per_step, config.seed)
-        verifying = PendingVerdicts(self.verifiers)
+        verifying = PendingVerdicts(self.verifiers, engine.chat)
         with timer("generate"):
             samples = self._respond(problems, step, verifying)
         with timer("reward"):

@@ -13,7 +13,7 @@ class MathConfig(ConfigBlock):
     """Task `math`: the last boxed or stated final answer, compared symbolically."""
 
     seconds_per_answer: PositiveFloat = 5.0
-    """An answer that is not decided by then is a verifier error: its worker is killed and replaced."""
+    """An answer that is not decided by then is wrong: its worker is killed and replaced."""
 
 
 class ChoiceConfig(ConfigBlock):

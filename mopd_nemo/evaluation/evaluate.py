@@ -28,7 +28,7 @@ def evaluate(
     n = config.eval.num_samples
     prompts = [problem.prompt_ids for problem in problems]
     sampling = Sampling(config.rollout.max_response_tokens, config.eval.temperature, config.eval.top_p)
-    verifying = PendingVerdicts(verifiers)
+    verifying = PendingVerdicts(verifiers, engine.chat)
 
     def finished(number: int, sample: int, rollout: Rollout) -> None:
         verifying.add(problems[number], sample, rollout)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import PeersConfig
-from mopd_nemo.peers.thinking import opens_thinking, strip_thinking
+from mopd_nemo.thinking import opens_thinking, strip_thinking
 from mopd_nemo.types import RolloutGroup
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 from mopd_nemo.peers.contexts import PeerContext
 from mopd_nemo.peers.select import Selection
+from mopd_nemo.thinking import after_thinking
 from mopd_nemo.types import Outcome, RolloutGroup
 
 
@@ -16,7 +17,9 @@ def group_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
     """Success rate, outcomes and make-up of the groups of a step.
 
     `success_rate`: successes among judged rollouts (verifier errors are not counted).
-    `outcome/*`: fraction of all rollouts.
+    `outcome/*`: fraction of all rollouts; `outcome/undecided` are those wrong ones that could not be compared with the
+    gold answer in time.
+    `success_without_text`: fraction of the successes that say nothing outside their thinking; they teach nobody.
     `group/all_failed`, `group/lone_success`, `group/all_succeeded`: fraction of groups.
     """
     verdicts = [verdict for group in groups for verdict in group.verdicts]
@@ -29,12 +32,18 @@ def group_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
         "success_rate": sum(successes) / max(judged, 1),
         "reward": fmean(verdict.reward for verdict in verdicts),
         **{f"outcome/{outcome}": outcomes[outcome] / len(verdicts) for outcome in Outcome},
+        "outcome/undecided": fmean("undecided" in verdict.details for verdict in verdicts),
+        "success_without_text": sum(map(_says_nothing, groups)) / max(sum(successes), 1),
         "group/all_failed": fmean(s == 0 for s in successes),
         "group/lone_success": fmean(s == 1 for s in successes),
         "group/all_succeeded": fmean(f == 0 for f in failures),
         "response/tokens": fmean(len(rollout.response_ids) for rollout in rollouts),
         "response/unfinished": fmean(not rollout.finished for rollout in rollouts),
     }
+
+
+def _says_nothing(group: RolloutGroup) -> int:
+    return sum(not after_thinking(group.rollouts[index].text).strip() for index in group.successes)
 
 
 def context_metrics(contexts: Sequence[Sequence[PeerContext]]) -> dict[str, float]:

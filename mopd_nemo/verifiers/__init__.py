@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mopd_nemo.config.verifiers import VerifierConfig
-from mopd_nemo.verifiers.answers import gold_text
+from mopd_nemo.verifiers.answers import gold_text, is_plain_number
 from mopd_nemo.verifiers.arithmetic import ArithmeticVerifier
 from mopd_nemo.verifiers.base import Verifier
 from mopd_nemo.verifiers.choice import ChoiceVerifier, gold_letter
@@ -28,6 +28,10 @@ class Task:
     """Raises `AnswerError` on a gold answer that the verifier could not use."""
     needs_worker: bool
     """Judging may take long or run hostile input: it happens in a worker process that can be killed."""
+    compares: bool = False
+    """Judging is comparing with the gold answer: a response that cannot be compared in time is wrong."""
+    is_plain: Callable[[Any], bool] = lambda _: True
+    """Whether a gold answer of the right form is surely sound; others are compared with themselves first."""
 
 
 def _math(config: VerifierConfig) -> Verifier:
@@ -40,7 +44,7 @@ TASKS: dict[str, Task] = {
     "arithmetic": Task(ArithmeticVerifier, gold_text, needs_worker=False),
     "choice": Task(ChoiceVerifier, gold_letter, needs_worker=False),
     "tool": Task(ToolVerifier, gold_calls, needs_worker=False),
-    "math": Task(_math, gold_text, needs_worker=True),
+    "math": Task(_math, gold_text, needs_worker=True, compares=True, is_plain=is_plain_number),
     "code": Task(CodeVerifier, HiddenTests.read, needs_worker=True),
 }
 

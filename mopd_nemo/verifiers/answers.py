@@ -7,51 +7,101 @@ from fractions import Fraction
 from typing import Any
 
 from mopd_nemo.verifiers.base import AnswerError
+from mopd_nemo.verifiers.notation import plain, tidy
+from mopd_nemo.verifiers.numbers import read_number
+from mopd_nemo.verifiers.units import split_unit
 
-_OPENING = "\\boxed{"
+_BOX = re.compile(r"\\+(?:boxed|fbox)\s*\{")
 _STATED = re.compile(
-    r"(?im)^\s*(?:####|(?:\*\*)?(?:the\s+)?(?:final\s+)?answer(?:\*\*)?(?:\s+is)?\s*(?:\*\*)?\s*:(?:\*\*)?)\s*(.+?)\s*$"
-    r"|(?:the\s+)?(?:final\s+)answer\s+is\s+:?\s*(.+?)(?:[.]?\s*$|\.\s)"
+    r"(?im)^\s*####\s*(?!\s*\**(?:the\s+)?(?:final\s+)?answer)(?P<hashes>.+?)\s*$"
+    r"|^[^\w\n\\$({\[-]*(?:the\s+)?(?:final\s+|correct\s+)?answer[*_`\s]*(?:is\s*)?:[*_`\s]*(?P<line>\S.*?)\s*$"
+    r"|^[^\w\n\\$]*final\s+answer[*_:\s]*\n+\s*(?P<below>\S.*?)\s*$"
+    r"|(?:the\s+)?final\s+answer\s+is\s*:?\s*(?P<sentence>.+?)(?:[.]?\s*$|\.\s)"
 )
-"""`#### x`, a line `Answer: x`, and `the final answer is x`."""
-
-
-def after_thinking(text: str) -> str:
-    """What follows the last closed thinking block: an answer inside it is not an answer."""
-    return text.rpartition("</think>")[2]
+"""`#### x`, a line `Answer: x`, a heading `Final answer` with x below it, and `the final answer is x`."""
+_BETWEEN = re.compile(r"\\(?:quad|qquad|text|mbox|textbf|[()\[\],;:! ])|[\s$&{}.,;]")
+_JOINS = re.compile(r"(?<![a-zA-Z])(?:and|or)(?![a-zA-Z])|[,;]")
+_REPLACES = re.compile(
+    r"(?i)(?<![a-z])(?:wait|no|not|wrong|actually|but|instead|correct\w*|hmm|mistake|should|rather|sorry|equiv\w*|same|"
+    r"approx\w*|about|simpl\w*|hence|therefore|so|thus|then|now|is|if|i\.e)(?![a-z])|[.?!:]\s|≈"
+)
 
 
 def last_boxed(text: str) -> str | None:
-    """Content of the last complete `\\boxed{...}`, nested braces included; None without one."""
-    start = text.rfind(_OPENING)
-    while start != -1:
-        depth = 0
-        for end in range(start + len(_OPENING) - 1, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[end], 0)
-            if depth == 0:
-                return text[start + len(_OPENING) : end]
-        start = text.rfind(_OPENING, 0, start)
+    r"""Content of the last complete `\boxed{...}`, with those right before it that are part of the same answer.
+
+    `\boxed{4}` and `\boxed{-7}` are the answer `4,-7`; a box that a later one takes back is not. None without a box.
+    """
+    boxes = _boxes(text)
+    if not boxes:
+        return None
+    contents = [text[boxes[-1][1] : boxes[-1][2]]]
+    for (_, _, end), (start, *_) in zip(reversed(boxes[:-1]), reversed(boxes[1:]), strict=True):
+        if not _same_answer_goes_on(text[end + 1 : start]):
+            break
+        contents.append(text[boxes[len(boxes) - len(contents) - 1][1] : end])
+    return ",".join(dict.fromkeys(content.strip() for content in reversed(contents)))
+
+
+def _boxes(text: str) -> list[tuple[int, int, int]]:
+    """Of every complete box, not of one inside another: where it starts, and where its content starts and ends."""
+    boxes: list[tuple[int, int, int]] = []
+    position = 0
+    while match := _BOX.search(text, position):
+        end = _closing_brace(text, match.end())
+        position = match.end() if end is None else end + 1
+        if end is not None:
+            boxes.append((match.start(), match.end(), end))
+    return boxes
+
+
+def _closing_brace(text: str, start: int) -> int | None:
+    """Where the group whose content starts at `start` ends. Escaped braces are not braces."""
+    depth, position = 1, start
+    while position < len(text):
+        character = text[position]
+        if character == "\\":
+            position += 2
+            continue
+        depth += (character == "{") - (character == "}")
+        if depth == 0:
+            return position
+        position += 1
     return None
+
+
+def _same_answer_goes_on(between: str) -> bool:
+    """Whether what stands between two boxes makes them one answer."""
+    if not _BETWEEN.sub("", between).strip():
+        return True  # nothing but space, commas and marks of mathematics
+    words = _BETWEEN.sub(" ", between)
+    return len(between) < 70 and bool(_JOINS.search(between)) and not _REPLACES.search(words + " ")
 
 
 def final_answer(text: str) -> str | None:
     """The last boxed answer, else the last one stated in words."""
-    text = after_thinking(text)
     boxed = last_boxed(text)
     if boxed is not None:
         return boxed.strip() or None
-    stated = [match[1] or match[2] for match in _STATED.finditer(text)]
-    return stated[-1].strip(" .*") or None if stated else None
+    stated = list(_STATED.finditer(text))
+    if not stated:
+        return None
+    answer = next(group for group in stated[-1].groups() if group is not None)
+    answer = re.sub(r"(?i)^.*?\banswer\s+is\s*:?\s*", "", answer)
+    answer = re.sub(r"(?i)[.]\s+I hope .*$", "", answer)
+    return answer.strip(" .*_`") or None
 
 
-def canonical(answer: str) -> Fraction | str:
-    """`1,000`, `$1000$`, `50\\%` and `2000/2` compare as numbers; anything else as text without spaces."""
-    text = re.sub(r"[\s$]|\\?%|\.$", "", answer.replace("\\$", ""))
-    number = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
-    # Only plain numbers reach Fraction: "1e999999999" would be computed for hours.
-    if len(number) <= 100 and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)|[+-]?\d+/[1-9]\d*", number):
-        return Fraction(number)
-    return text
+def is_plain_number(answer: Any) -> bool:
+    """Whether a gold answer is a number that needs no algebra."""
+    return read_number(tidy(gold_text(answer))) is not None
+
+
+def number_or_text(answer: str) -> Fraction | str:
+    """What an answer is compared by where nothing but numbers is asked for: its value, else its text."""
+    text = tidy(answer)
+    number = read_number(split_unit(text).value)
+    return number.value if number is not None else plain(text)
 
 
 def gold_text(answer: Any) -> str:
@@ -65,7 +115,7 @@ def gold_text(answer: Any) -> str:
     text = str(answer)
     if "####" in text:
         text = text.rpartition("####")[2]
-    text = (last_boxed(text) or text).strip()
+    text = (last_boxed(text) or _BOX.sub("", text)).strip()
     if not text:
         raise AnswerError(f"answer={answer!r}: a math answer cannot be empty")
     return text

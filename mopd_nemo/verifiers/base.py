@@ -28,6 +28,17 @@ class Verifier(ABC):
             Exception: the verifier is at fault, not the response; whoever calls makes a verifier error of it.
         """
 
+    def check_gold(self, answer: Any) -> None:  # noqa: B027
+        """Whether a gold answer can be judged by: what takes longer than its form, which is checked when rows are read.
+
+        Raises:
+            AnswerError: it cannot.
+        """
+
+    def same(self, first: str, second: str) -> bool:
+        """Whether two answers found in responses (`details["found"]`) are one, for a vote."""
+        return first == second
+
     def close(self) -> None:  # noqa: B027
         """End what the verifier has started: nothing, unless a subclass says otherwise."""
 

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from mopd_nemo.config.verifiers import VerifierConfig
+from mopd_nemo.thinking import after_thinking
 from mopd_nemo.types import Outcome, Verdict
 from mopd_nemo.verifiers import outputs
 from mopd_nemo.verifiers.base import AnswerError, Verifier, missing_answer, shorten, with_gold
@@ -73,7 +74,8 @@ class CodeVerifier(Verifier):
     def judge(self, response: str, answer: Any, finished: bool) -> Verdict:
         tests = HiddenTests.read(answer)
         paper = self._config.code.mode == "paper"
-        source = longest_block(response) if paper else last_block(response)
+        text = after_thinking(response)
+        source = longest_block(text) if paper else last_block(text)
         if source is None:
             return missing_answer("No program was found: put it between ``` and ```.", finished)
         try:

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import Future
 
+from mopd_nemo.chat import Chat
+from mopd_nemo.thinking import OPEN, opens_thinking
 from mopd_nemo.types import Outcome, Problem, Rollout, Verdict
 from mopd_nemo.verifiers.pool import VerifierPool
 
@@ -17,16 +19,31 @@ class PendingVerdicts:
 
     `add` may be called for any rollout as soon as it is finished; `collect` judges those that were not added, and waits
     for all.
+
+    Args:
+        chat: says whether a problem's prompt ends inside a thinking block, as templates of thinking-only models do. Its
+            responses then begin in one. None: no prompt does.
     """
 
-    def __init__(self, pool: VerifierPool) -> None:
+    def __init__(self, pool: VerifierPool, chat: Chat | None) -> None:
         self._pool = pool
+        self._chat = chat
+        self._in_thinking: dict[str, bool] = {}
         self._futures: dict[tuple[str, int], Future[Verdict]] = {}
 
     def add(self, problem: Problem, sample: int, rollout: Rollout) -> None:
         """Start judging a problem's rollout number `sample`."""
-        future = self._pool.submit(problem.task, rollout.text, problem.answer, rollout.finished)
+        text = OPEN + rollout.text if self._begins_in_thinking(problem) else rollout.text
+        future = self._pool.submit(problem.task, text, problem.answer, rollout.finished)
         self._futures[problem.id, sample] = future
+
+    def _begins_in_thinking(self, problem: Problem) -> bool:
+        if self._chat is None:
+            return False
+        if problem.id not in self._in_thinking:
+            prompt = self._chat.decode(problem.prompt_ids, skip_special_tokens=False)
+            self._in_thinking[problem.id] = opens_thinking(prompt)
+        return self._in_thinking[problem.id]
 
     def collect(self, problems: Sequence[Problem], samples: Sequence[Sequence[Rollout]]) -> list[tuple[Verdict, ...]]:
         """Verdicts of all samples of all problems, in their order."""

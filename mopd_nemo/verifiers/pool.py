@@ -17,12 +17,12 @@ import sys
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from mopd_nemo.config import UserError
 from mopd_nemo.config.verifiers import VerifierConfig
@@ -32,6 +32,7 @@ from mopd_nemo.verifiers.base import decide
 from mopd_nemo.verifiers.sandbox.choose import Choice, choose
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 _START_SECONDS = 120.0
 _KEPT_ANSWERS = 64
 
@@ -58,6 +59,7 @@ class VerifierPool:
         self._idle: SimpleQueue[_Worker] = SimpleQueue()
         self._threads: ThreadPoolExecutor | None = None
         self._encoded = _EncodedAnswers(config)
+        self._gold_faults: dict[tuple[str, bytes], str] = {}
         if remote:
             self._workers = [_Worker(config, remote) for _ in range(config.workers or os.cpu_count() or 1)]
             self._threads = ThreadPoolExecutor(len(self._workers), thread_name_prefix="verifier")
@@ -77,11 +79,30 @@ class VerifierPool:
     def submit(self, task: str, response: str, answer: Any, finished: bool = True) -> Future[Verdict]:
         """Judge a response some time soon; the future never fails, a verifier error is a verdict."""
         if self._threads is not None and task not in self._inline:
-            header = {"task": task, "response": response, "finished": finished}
+            header = {"ask": "verdict", "task": task, "response": response, "finished": finished}
             return self._threads.submit(self._ask_worker, header, answer)
-        future: Future[Verdict] = Future()
-        future.set_result(self._judge_here(task, response, answer, finished))
-        return future
+        return _done(self._judge_here(task, response, answer, finished))
+
+    def gold_fault(self, task: str, answer: Any) -> Future[str]:
+        """Why a gold answer, whose form is right, cannot be judged by; empty when it can. Each is looked at once."""
+        if self._threads is not None and task not in self._inline and not TASKS[task].is_plain(answer):
+            return self._threads.submit(self._with_worker, lambda worker: self._gold_fault(worker, task, answer))
+        return _done("")
+
+    def same(self, task: str, first: str, second: str) -> Future[bool]:
+        """Whether two answers found in responses are one; what cannot be decided is not."""
+        if self._threads is None or task in self._inline:
+            return _done(self._inline[task].same(first, second))
+        header = {"ask": "same", "task": task}
+        seconds = self._config.math.seconds_per_answer
+
+        def ask(worker: _Worker) -> bool:
+            try:
+                return worker.ask((json.dumps(header).encode(), json.dumps([first, second]).encode()), seconds)["same"]
+            except (UndecidedError, WorkerEndedError, KeyError):
+                return False
+
+        return self._threads.submit(self._with_worker, ask)
 
     def close(self) -> None:
         """Kill the workers; what they are judging is lost."""
@@ -105,15 +126,63 @@ class VerifierPool:
         return decide(replace(verdict, seconds=time.monotonic() - started), self._config.success_threshold)
 
     def _ask_worker(self, header: dict[str, Any], answer: Any) -> Verdict:
+        return self._with_worker(lambda worker: self._verdict(worker, header, answer))
+
+    def _with_worker(self, use: Callable[[_Worker], T]) -> T:
         worker = self._idle.get()
         try:
-            encoded, seconds = self._encoded.get(header["task"], answer)
-            verdict = worker.judge((json.dumps(header).encode(), encoded), seconds)
-            return decide(verdict, self._config.success_threshold)
-        except Exception as error:
-            return verifier_error(f"{type(error).__name__}: {error}")
+            return use(worker)
         finally:
             self._idle.put(worker)
+
+    def _verdict(self, worker: _Worker, header: dict[str, Any], answer: Any) -> Verdict:
+        try:
+            encoded, seconds = self._encoded.get(header["task"], answer)
+            started = time.monotonic()
+            try:
+                reply = worker.ask((json.dumps(header).encode(), encoded), seconds)
+            except (UndecidedError, WorkerEndedError) as error:
+                verdict = self._undecided(worker, header["task"], answer, error)
+            else:
+                verdict = _verdict_of(reply)
+        except Exception as error:
+            return verifier_error(f"{type(error).__name__}: {error}")
+        verdict = replace(verdict, seconds=time.monotonic() - started)
+        return decide(verdict, self._config.success_threshold)
+
+    def _undecided(self, worker: _Worker, task: str, answer: Any, error: Exception) -> Verdict:
+        """A response that is too hard to compare with a sound gold answer is not that answer."""
+        fault = str(error)
+        if TASKS[task].compares:
+            fault = self._gold_fault(worker, task, answer)
+            if not fault:
+                return Verdict(0.0, Outcome.WRONG, "The final answer is wrong.", {"undecided": str(error)})
+        return verifier_error(fault)
+
+    def _gold_fault(self, worker: _Worker, task: str, answer: Any) -> str:
+        header, encoded = {"ask": "gold", "task": task}, json.dumps(answer).encode()
+        if (task, encoded) not in self._gold_faults:
+            try:
+                request = (json.dumps(header).encode(), encoded)
+                fault = worker.ask(request, self._config.math.seconds_per_answer).get("error", "")
+            except WorkerEndedError as error:
+                return str(error)  # not a finding about the answer
+            except UndecidedError as error:
+                fault = f"answer={answer!r}: cannot be compared: {error}"
+            self._gold_faults[task, encoded] = fault
+        return self._gold_faults[task, encoded]
+
+
+def _done(result: T) -> Future[T]:
+    future: Future[T] = Future()
+    future.set_result(result)
+    return future
+
+
+def _verdict_of(reply: dict[str, Any]) -> Verdict:
+    if "error" in reply:
+        return verifier_error(reply["error"])
+    return Verdict(reply["reward"], Outcome(reply["outcome"]), reply["feedback"], reply["details"])
 
 
 class _EncodedAnswers:
@@ -147,6 +216,10 @@ def verifier_error(reason: str) -> Verdict:
     return Verdict(0.0, Outcome.VERIFIER_ERROR, details={"error": reason})
 
 
+class UndecidedError(Exception):
+    """A worker did not answer in time."""
+
+
 class WorkerEndedError(Exception):
     """The process is gone."""
 
@@ -164,25 +237,22 @@ class _Worker:
         self._closed = False
         self._lock = threading.Lock()
 
-    def judge(self, request: tuple[bytes, bytes], seconds: float) -> Verdict:
-        """Have a response judged within `seconds`, on a new process if this one dies of something else."""
+    def ask(self, request: tuple[bytes, bytes], seconds: float) -> dict[str, Any]:
+        """The worker's answer, of a new process if this one ends while it works.
+
+        Raises:
+            UndecidedError: it did not answer within `seconds`.
+            WorkerEndedError: both processes ended.
+        """
         try:
-            return self._judge_once(request, seconds)
+            self.get_ready()
+            return self._ask(request, seconds)
         except WorkerEndedError:
             self._kill()
             if self._closed:
                 raise
-            return self._judge_once(request, seconds)
-
-    def _judge_once(self, request: tuple[bytes, bytes], seconds: float) -> Verdict:
-        self.get_ready()
-        started = time.monotonic()
-        answer = self._ask(request, seconds)
-        if "error" in answer:
-            verdict = verifier_error(answer["error"])
-        else:
-            verdict = Verdict(answer["reward"], Outcome(answer["outcome"]), answer["feedback"], answer["details"])
-        return replace(verdict, seconds=time.monotonic() - started)
+            self.get_ready()
+            return self._ask(request, seconds)
 
     def begin(self) -> None:
         """Start the process; it is ready some time later."""
@@ -235,7 +305,7 @@ class _Worker:
         answer = self._receive(seconds)
         if answer is None:
             self._kill()
-            return {"error": f"not decided within {seconds:g} s"}
+            raise UndecidedError(f"not decided within {seconds:g} s")
         return answer
 
     def _receive(self, seconds: float) -> dict[str, Any] | None:

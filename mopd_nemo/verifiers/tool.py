@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from mopd_nemo.thinking import after_thinking
 from mopd_nemo.types import Outcome, Verdict
-from mopd_nemo.verifiers.answers import after_thinking
 from mopd_nemo.verifiers.base import AnswerError, Verifier, missing_answer, with_gold
 
 _ACTION = re.compile(r"^[ \t*#>-]*Action\**:[* \t]*(.*)$", re.MULTILINE)

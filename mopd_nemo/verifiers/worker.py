@@ -49,8 +49,16 @@ def main() -> None:
 
 
 def _judge(verifiers: dict[str, Verifier], request: dict[str, Any]) -> dict[str, Any]:
+    """Do what is asked: judge a response, check the gold answer, or say whether two found answers are the same."""
+    verifier = verifiers[request["task"]]
     try:
-        verdict = verifiers[request["task"]].judge(request["response"], request["answer"], request["finished"])
+        match request["ask"]:
+            case "gold":
+                verifier.check_gold(request["answer"])
+                return {}
+            case "same":
+                return {"same": verifier.same(*request["answer"])}
+        verdict = verifier.judge(request["response"], request["answer"], request["finished"])
     except Exception as error:  # a fault of the verifier must not be taken for a failure of the model
         return {"error": _describe(error)}
     return asdict(verdict)

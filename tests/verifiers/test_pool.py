@@ -72,14 +72,15 @@ def test_tasks_of_every_kind_share_a_pool(pool: VerifierPool) -> None:
     assert [future.result().outcome for future in futures] == [Outcome.CORRECT] * 5
 
 
-def test_an_undecided_answer_is_a_verifier_error_and_disturbs_nobody(pool: VerifierPool) -> None:
+def test_an_undecided_answer_is_wrong_and_disturbs_nobody(pool: VerifierPool) -> None:
     started = time.monotonic()
     answers = [ENDLESS, r"\boxed{4}", ENDLESS, r"\boxed{5}"]
     verdicts = judge_all(pool, problem("math", "4"), answers)
     assert [v.outcome for v in verdicts] == [
-        Outcome.VERIFIER_ERROR, Outcome.CORRECT, Outcome.VERIFIER_ERROR, Outcome.WRONG,
+        Outcome.WRONG, Outcome.CORRECT, Outcome.WRONG, Outcome.WRONG,
     ]  # fmt: skip
-    assert "not decided within 1 s" in verdicts[0].details["error"]
+    assert "not decided within 1 s" in verdicts[0].details["undecided"]
+    assert [v.success for v in verdicts] == [False, True, False, False]
     assert time.monotonic() - started < 20
 
 
@@ -101,6 +102,30 @@ def test_a_killed_worker_is_replaced_and_its_response_judged_again(best_layer: L
         assert process is not None
         os.killpg(process.pid, signal.SIGKILL)
         assert slow.result().outcome is Outcome.CORRECT
+
+
+@pytest.mark.parametrize("gold", ["9^{9^{9^{9^{9}}}}", r"\sum_{k=1}^{10^{12}} \sin(k^{k})"])
+def test_a_gold_answer_that_cannot_be_compared_is_a_verifier_error_whatever_the_response(
+    pool: VerifierPool, gold: str
+) -> None:
+    assert "cannot be compared" in pool.gold_fault("math", gold).result()
+    started = time.monotonic()
+    verdict = pool.submit("math", r"\boxed{\frac{\pi}{4}}", gold).result()
+    assert verdict.outcome is Outcome.VERIFIER_ERROR and verdict.success is None
+    assert "cannot be compared" in verdict.details["error"] and repr(gold) in verdict.details["error"]
+    assert time.monotonic() - started < 5  # its fault is known
+
+
+def test_sound_gold_answers_have_no_fault(pool: VerifierPool) -> None:
+    golds = [5, "12:30", "1:0", r"\frac{1}{0}", "x \\ne 3", r"\$5", r"\begin{cases}1&x>0\\0&x\le 0\end{cases}", "ABC"]
+    assert [pool.gold_fault("math", gold).result() for gold in golds] == [""] * len(golds)
+    assert pool.gold_fault("choice", "A").result() == ""
+
+
+def test_votes_are_counted_by_the_verifiers_own_equality(pool: VerifierPool) -> None:
+    assert pool.same("math", r"\frac12", "0.5").result() and not pool.same("math", "0.5", "0.6").result()
+    assert pool.same("choice", "A", "A").result() and not pool.same("choice", "A", "B").result()
+    assert not pool.same("math", ENDLESS.removeprefix(r"\boxed{")[:-1], "9^{9}").result()
 
 
 def test_a_response_that_kills_its_worker_twice_is_a_verifier_error(best_layer: LayerName) -> None:
@@ -166,7 +191,7 @@ time.sleep(60)
 
 
 def test_verifiers_that_cannot_start_are_an_error_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "math_verify.py").write_text("raise ImportError('broken installation')")
+    (tmp_path / "latex2sympy2_extended.py").write_text("raise ImportError('broken installation')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(UserError, match="broken installation"):
         VerifierPool(VerifierConfig(workers=1), ["math"])
@@ -181,7 +206,7 @@ def test_string_tasks_need_no_process() -> None:
 def test_rollouts_may_be_added_as_they_finish(pool: VerifierPool) -> None:
     samples = [[rollout(r"\boxed{1}"), rollout(r"\boxed{2}")], [rollout("cut", finished=False), rollout(r"\boxed{2}")]]
     problems = [replace(problem("math", "1"), id="a"), replace(problem("math", "2"), id="b")]
-    verifying = PendingVerdicts(pool)
+    verifying = PendingVerdicts(pool, None)
     verifying.add(problems[1], 1, samples[1][1])
     verifying.add(problems[0], 0, samples[0][0])
     outcomes = [[verdict.outcome for verdict in verdicts] for verdicts in verifying.collect(problems, samples)]
@@ -206,7 +231,7 @@ def test_success_is_decided_in_workers_and_in_place_alike(pool: VerifierPool) ->
 
 def test_a_batch_says_how_many_could_not_be_judged(pool: VerifierPool, caplog: pytest.LogCaptureFixture) -> None:
     of = problem("choice", "Paris")
-    PendingVerdicts(pool).collect([of], [[rollout("<answer>A</answer>"), rollout("B")]])
+    PendingVerdicts(pool, None).collect([of], [[rollout("<answer>A</answer>"), rollout("B")]])
     assert "2 of 2 responses could not be judged; the first: AnswerError: answer='Paris'" in caplog.text
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from mopd_nemo.peers.thinking import opens_thinking, strip_thinking
+from mopd_nemo.thinking import after_thinking, opens_thinking, strip_thinking
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,21 @@ from mopd_nemo.peers.thinking import opens_thinking, strip_thinking
 )
 def test_thinking_is_removed(text: str, visible: str) -> None:
     assert strip_thinking(text) == visible
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("a</think>b</think>c", "c"),
+        ("<think>a", ""),
+        ("<think>a</think>b<think>c", "b"),
+        ("a<think>b", "a"),
+        ("plain", "plain"),
+        ("<think>a<think>b</think>c", "c"),
+    ],
+)
+def test_what_is_judged(text: str, answer: str) -> None:
+    assert after_thinking(text) == answer
 
 
 def test_response_that_never_leaves_thinking_opened_by_the_prompt_shows_nothing() -> None:

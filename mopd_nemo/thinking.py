@@ -1,4 +1,4 @@
-"""Thinking blocks: what comes before the answer and is not shown to others."""
+"""Thinking blocks: what comes before the answer, is not judged, and is not shown to others."""
 
 from __future__ import annotations
 
@@ -24,3 +24,11 @@ def strip_thinking(text: str, *, opened_in_prompt: bool = False) -> str:
         text = text[close + len(CLOSE) :]
     text = re.sub(f"{OPEN}.*?({CLOSE}|$)", "", text, flags=re.DOTALL)
     return text.strip()
+
+
+def after_thinking(text: str) -> str:
+    """The part of a response that is its answer: after the last closed block, before a block that is still open.
+
+    Give a response whose opening tag sits in the prompt with that tag before it.
+    """
+    return text.rpartition(CLOSE)[2].partition(OPEN)[0]

@@ -1,0 +1,316 @@
+r"""Whether two final answers are the same, as a mathematician reads them.
+
+An answer is taken apart from the outside in: lists, tuples, intervals and their unions, relations, matrices and cases,
+and at last single values with their units. Each part is compared with its counterpart. A part that nothing here and no
+parser reads completely is compared as text; it is never accepted by what could be read of it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+from mopd_nemo.verifiers.notation import closing, plain, split_top, tidy
+from mopd_nemo.verifiers.numbers import read_number, same_number
+from mopd_nemo.verifiers.structure import (
+    FLIPPED,
+    ORDERED,
+    RELATION,
+    TEXT_ONLY,
+    Interval,
+    assigned_value,
+    intervals_of,
+    is_interval,
+    is_time,
+    is_word,
+    is_words,
+    items_of,
+    parts_of,
+    ratio_of,
+    table_of,
+    without_name,
+)
+from mopd_nemo.verifiers.units import Quantity, split_unit
+
+_DEEPEST = 12
+
+
+def equivalent(gold: str, found: str) -> bool:
+    """Whether a found answer is the gold answer.
+
+    Raises:
+        Exception: SymPy, or the parser, failed on one of them.
+    """
+    gold, found = tidy(gold), tidy(found)
+    return gold == found or same(gold, found)
+
+
+def equals_itself(gold: str) -> bool:
+    """Whether an answer equals itself when it is taken apart, without a look at the text as a whole.
+
+    Raises:
+        Exception: SymPy, or the parser, failed on it.
+    """
+    return same(tidy(gold), tidy(gold))
+
+
+def same(gold: str, found: str, depth: int = 0) -> bool:
+    """The same, of tidied texts."""
+    gold, found = _unwrapped(gold), _unwrapped(found)
+    if depth > _DEEPEST or not gold or not found:
+        return gold == found
+    for compare in (_numbers, _texts, _unions, _lists, _relations, _tables, _ratios):
+        decided = compare(gold, found, depth + 1)
+        if decided is not None:
+            return decided
+    return _values(split_unit(gold), split_unit(found))
+
+
+def _unwrapped(text: str) -> str:
+    """Without parentheses or braces round a single value."""
+    text = re.sub(r"^\\text\s*\{([^{}]*)\}$", r"\1", text.strip()).strip()
+    while text[:1] in ("(", "{") and closing(text, 0) == len(text) - 1 and text[-1] in ")}":
+        inside = text[1:-1].strip()
+        if len(parts_of(inside)) > 1 or ratio_of(inside):
+            break
+        text = inside
+    return text
+
+
+# --- one kind after the other: True, False, or None for "not of this kind" -------------------------------------------
+
+
+def _numbers(gold: str, found: str, depth: int) -> bool | None:
+    """Two plain numbers; a decimal comma where the other answer has the same digits with a point."""
+    a, b = read_number(gold), read_number(found)
+    if a is not None and b is not None:
+        return same_number(a, b)
+    for one, other in ((gold, found), (found, gold)):
+        if re.fullmatch(r"-?\d+,\d+", one) and one.replace(",", ".") == other:
+            return True
+    return None
+
+
+def _texts(gold: str, found: str, depth: int) -> bool | None:
+    """Answers of words, and those with parts that no parser reads."""
+    if plain(gold) == plain(found) and not _readable(gold):
+        return True
+    if is_words(gold) or is_words(found):
+        return _same_words(gold, found)
+    if len(parts_of(gold)) == 1 and (TEXT_ONLY.search(gold) or TEXT_ONLY.search(found)) and len(parts_of(found)) == 1:
+        return plain(without_name(gold)) == plain(without_name(found))
+    return None
+
+
+def _readable(text: str) -> bool:
+    """Whether the parts of an answer are worth comparing although the texts are equal: to find golds that cannot be."""
+    return bool(re.search(r"\d|\\frac|\\sqrt", text)) and not TEXT_ONLY.search(text)
+
+
+def _unions(gold: str, found: str, depth: int) -> bool | None:
+    """Intervals and inequalities in one variable."""
+    a, b = intervals_of(gold), intervals_of(found)
+    if a is None or b is None or not (is_interval(gold) or is_interval(found)):
+        return None
+    if len(a) == 1 and len(b) == 1 and "," in gold and "," in found and gold[:1] == "(" == found[:1]:
+        pass  # a pair and an open interval look alike, and are equal alike
+    return _matched(a, b, lambda x, y: _same_interval(x, y, depth), ordered=False)
+
+
+def _lists(gold: str, found: str, depth: int) -> bool | None:
+    """Sets, tuples, and values in a row."""
+    a, b = items_of(gold), items_of(found)
+    if a is None and b is None:
+        return None
+    if a is None or b is None:
+        alone = gold if a is None else found
+        return None if split_top(alone, RELATION)[1] else False
+    if (a.kind == "tuple" and b.kind == "set") or (a.kind == "set" and b.kind == "tuple"):
+        return False
+    if a.kind == b.kind == "tuple" and len(a.parts) == 2 and a.brackets != b.brackets:
+        return False
+    if a.names and b.names:
+        if sorted(a.names) != sorted(b.names):
+            return False
+        values = dict(zip(b.names, b.parts, strict=True))
+        return all(same(part, values[name], depth) for name, part in zip(a.names, a.parts, strict=True))
+    ordered = "tuple" in (a.kind, b.kind) or bool(a.names or b.names) or all(map(is_word, a.parts))
+    once = not ordered and ("set" in (a.kind, b.kind) or all(part[:1] == "(" for part in a.parts))
+    return _matched(a.parts, b.parts, lambda x, y: same(x, y, depth), ordered=ordered, once=once)
+
+
+def _relations(gold: str, found: str, depth: int) -> bool | None:
+    """Equations, inequalities, assignments. `x = 5` is `5`, on either side; `2x = 10` is not."""
+    (a, a_signs), (b, b_signs) = split_top(gold, RELATION), split_top(found, RELATION)
+    if not a_signs and not b_signs:
+        return None
+    if not (a_signs and b_signs):
+        value = assigned_value(found if b_signs else gold)
+        if value is None:
+            return False
+        return same(gold, value, depth) if b_signs else same(value, found, depth)
+    if set(a_signs) <= {"=", r"\approx", r"\in"} and set(b_signs) <= {"=", r"\approx", r"\in"}:
+        return _same_equations(a, b, gold, found, depth)
+    if len(a) == len(b) == 2:
+        return _same_inequality(a, a_signs[0], b, b_signs[0])
+    if len(a) != len(b):
+        return False
+    if a_signs[0] != b_signs[0]:
+        b, b_signs = b[::-1], [FLIPPED.get(sign, sign) for sign in reversed(b_signs)]
+    return a_signs == b_signs and all(same(x, y, depth) for x, y in zip(a, b, strict=True))
+
+
+def _tables(gold: str, found: str, depth: int) -> bool | None:
+    """Matrices, and functions given by cases."""
+    a, b = table_of(gold), table_of(found)
+    if a is None and b is None:
+        return None
+    if a is None or b is None:
+        return _values(split_unit(gold), split_unit(found))
+    if a[0] != b[0] or [len(row) for row in a[1]] != [len(row) for row in b[1]]:
+        return False
+    rows = zip(a[1], b[1], strict=True)
+    return all(same(x, y, depth) for one, other in rows for x, y in zip(one, other, strict=True))
+
+
+def _ratios(gold: str, found: str, depth: int) -> bool | None:
+    """`1:2`, `1:4:9` and times of day."""
+    a, b = ratio_of(gold), ratio_of(found)
+    if not a and not b:
+        return None
+    if a and b:
+        if len(a) == len(b) and all(same(x, y, depth) for x, y in zip(a, b, strict=True)):
+            return True
+        if len(a) != len(b) or is_time(gold) or is_time(found):
+            return False
+        return all(
+            same(rf"\frac{{{x}}}{{{y}}}", rf"\frac{{{u}}}{{{v}}}")
+            for (x, y), (u, v) in zip(pairwise(a), pairwise(b), strict=True)
+        )
+    parts = a or b
+    if len(parts) != 2 or is_time(gold) or is_time(found):
+        return False
+    quotient = rf"\frac{{{parts[0]}}}{{{parts[1]}}}"
+    return same(quotient, found, depth) if a else same(gold, quotient, depth)
+
+
+def _values(gold: Quantity, found: Quantity) -> bool:
+    """Single values: numbers with their units, expressions."""
+    if not gold.unit and not found.unit and read_number(gold.value) is not None:
+        found = split_unit(found.value + ("%" if found.percent else ""), letters=True)
+    if gold.unit and found.unit and gold.unit != found.unit:
+        return False
+    if "deg" in (gold.unit, found.unit) and gold.unit != found.unit and r"\pi" in gold.value + found.value:
+        gold, found = (_in_radians(quantity) for quantity in (gold, found))
+    if gold.percent != found.percent:
+        return _same_percentage(*((gold, found) if gold.percent else (found, gold)))
+    return _same_value(_unwrapped(gold.value), _unwrapped(found.value))
+
+
+def _in_radians(quantity: Quantity) -> Quantity:
+    if quantity.unit != "deg":
+        return quantity
+    return Quantity(rf"\frac{{{quantity.value}}}{{180}} \cdot \pi", "", quantity.percent)
+
+
+def _same_value(gold: str, found: str) -> bool:
+    a, b = read_number(gold), read_number(found)
+    if a is not None and b is not None:
+        return same_number(a, b)
+    if is_words(gold) or is_words(found) or TEXT_ONLY.search(gold) or TEXT_ONLY.search(found):
+        return plain(gold) == plain(found)
+    from mopd_nemo.verifiers import algebra  # SymPy takes a second to import, and most answers need none of it
+
+    x = algebra.exact(a) if a is not None else algebra.read(gold)
+    y = algebra.exact(b) if b is not None else algebra.read(found)
+    if x is None or y is None:
+        return plain(gold) == plain(found)
+    if algebra.same_expression(x, y):
+        return True
+    if a is not None and a.digits:
+        return algebra.is_rounded(y, a, number_is_gold=True) and not _finite(algebra.constant(y))
+    if b is not None and b.digits:
+        return algebra.is_rounded(x, b, number_is_gold=False) and not _finite(algebra.constant(x))
+    return False
+
+
+def _finite(value: object) -> bool:
+    """Whether a rational number has a finite decimal; an irrational one (None) has not."""
+    number = read_number(str(value)) if value is not None else None
+    return number is not None and number.terminates
+
+
+def _same_percentage(percentage: Quantity, bare: Quantity) -> bool:
+    """50% is 0.5; and 50, as the number before a sign that the question has already. 0.5% is not 0.5."""
+    if _same_value(rf"\frac{{{percentage.value}}}{{100}}", bare.value):
+        return True
+    a, b = read_number(percentage.value), read_number(bare.value)
+    return a is not None and b is not None and b.value > 1 and same_number(a, b)
+
+
+def _same_interval(a: Interval, b: Interval, depth: int) -> bool:
+    closed = (a.low_closed, a.high_closed) == (b.low_closed, b.high_closed)
+    return closed and same(a.low, b.low, depth) and same(a.high, b.high, depth)
+
+
+def _same_equations(a: list[str], b: list[str], gold: str, found: str, depth: int) -> bool:
+    x, y = assigned_value(gold), assigned_value(found)
+    if x is not None and y is not None:
+        names = plain(a[0]), plain(b[0])
+        if names[0] == names[1]:
+            return same(x, y, depth)
+        unknown = [re.sub(r"\([a-z]\)$", "", name) for name in names]
+        if unknown[0] == unknown[1] != "" and not re.search("[a-zA-Z]", x + y):
+            return same(x, y, depth)
+    if len(a) != 2 or len(b) != 2:
+        return False
+    return _same_sides((a[0], a[1]), (b[0], b[1]), directed=False)
+
+
+def _same_inequality(a: list[str], a_sign: str, b: list[str], b_sign: str) -> bool:
+    if FLIPPED.get(b_sign) == a_sign:
+        b, b_sign = b[::-1], a_sign
+    return a_sign == b_sign and _same_sides((a[0], a[1]), (b[0], b[1]), directed=a_sign in ORDERED)
+
+
+def _same_sides(a: tuple[str, str], b: tuple[str, str], *, directed: bool) -> bool:
+    """Two relations of one sign, by their sides."""
+    if [plain(side) for side in a] == [plain(side) for side in b]:
+        return True
+    from mopd_nemo.verifiers import algebra
+
+    a_left, a_right, b_left, b_right = expressions = [algebra.read(side) for side in (*a, *b)]
+    if any(e is None or hasattr(e, "shape") for e in expressions):
+        return False
+    return algebra.same_equation((a_left, a_right), (b_left, b_right), directed=directed)
+
+
+def _same_words(gold: str, found: str) -> bool:
+    clean = [
+        re.sub(r"[()\s.!·]+|,?\\text\{|\}", " ", re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", t)).casefold().split()
+        for t in (gold, found)
+    ]
+    return clean[0] == clean[1] or "".join(clean[0]) == "".join(clean[1])
+
+
+def _matched(
+    gold: Sequence[Any],
+    found: Sequence[Any],
+    same_part: Callable[[Any, Any], bool],
+    *,
+    ordered: bool,
+    once: bool = False,
+) -> bool:
+    """Whether parts correspond one to one; with `once`, as in a set, repeated parts count once."""
+    if ordered:
+        return len(gold) == len(found) and all(same_part(a, b) for a, b in zip(gold, found, strict=True))
+    left = list(found)
+    for part in gold:
+        matches = [other for other in left if same_part(part, other)]
+        if not matches and not (once and any(same_part(part, other) for other in found)):
+            return False
+        for other in matches if once else matches[:1]:
+            left.remove(other)
+    return not left

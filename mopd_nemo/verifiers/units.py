@@ -1,0 +1,85 @@
+"""What stands behind a number: a unit, a currency, a counted thing, a percent sign."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_NAMES = {
+    "mm": "millimeter millimetre", "cm": "centimeter centimetre", "m": "meter metre", "km": "kilometer kilometre",
+    "in": "inch inches", "ft": "foot feet", "yd": "yard", "mi": "mile", "mg": "milligram", "g": "gram gm",
+    "kg": "kilogram kilo", "lb": "pound lbs", "oz": "ounce", "ton": "tonne", "s": "second sec secs",
+    "ms": "millisecond",
+    "min": "minute mins", "h": "hour hr hrs", "day": "", "week": "", "month": "", "year": "yr yrs", "l": "liter litre",
+    "ml": "milliliter millilitre", "gal": "gallon", "deg": "degree degrees deg", "rad": "radian", "n": "newton",
+    "j": "joule", "kj": "kilojoule", "w": "watt", "kw": "kilowatt", "v": "volt", "hz": "hertz", "pa": "pascal",
+    "mol": "mole", "k": "kelvin", "ev": "", "cal": "calorie", "kcal": "kilocalorie", "acre": "", "hectare": "ha",
+    "¤": "dollar usd bucks", "cent": "", "€": "euro eur", "£": "gbp", "¥": "yen yuan", "₹": "rupee rs", "unit": "",
+    "mph": "", "kmph": "kph kmh", "%": "",
+}  # fmt: skip
+_CANONICAL = {
+    spelling: name
+    for name, others in _NAMES.items()
+    for word in (name, *others.split())
+    for spelling in (word, f"{word}s")
+}
+_SINGLE_LETTERS = frozenset("mgshlnjwvk")
+"""Units that as a bare letter would rather be a variable: they need `\\text{}`, or a slash as in m/s."""
+_WORDS = sorted(
+    (w for w in _CANONICAL if w.isalpha() and w not in _SINGLE_LETTERS and w != "in"), key=len, reverse=True
+)
+_POWER = r"(?:\s*\^\s*(?:\{\s*-?\d\s*\}|\d))?"
+_BARE = rf"(?:(?:square|cubic|sq\.?|cu\.?)\s+)?(?:{'|'.join(_WORDS)})(?![a-zA-Z]){_POWER}"
+_IN_TEXT = rf"\\text\s*\{{[^{{}}]*\}}{_POWER}"
+_CURRENCY = "¤£€¥₹"
+_RATE = rf"(?:km|cm|m|mi|ft|kg|g|l)\s*/\s*(?:s|h|hr|min|m|l|cm)(?![a-zA-Z]){_POWER}"
+_ONE = rf"(?:{_IN_TEXT}|{_RATE}|(?i:{_BARE})|\^\\circ(?:\s*(?:[CF](?![a-zA-Z])|\\text\{{\s*[CF]\s*\}}))?|[{_CURRENCY}])"
+_UNIT = re.compile(rf"(?:(?<=[\d)}}%.])|(?<=\\pi)|\s)\s*({_ONE}(?:\s*(?:/|\\cdot|per(?![a-z]))?\s*{_ONE})*)$")
+_LETTER = re.compile(r"(?<=\d)(\s+[mgsl]|\s*m\s*\^\s*(?:\{\s*[23]\s*\}|[23]))$")
+_BEFORE = re.compile(rf"([-+]?)\s*([{_CURRENCY}])\s*(?=[-+.\d\\(])")
+_NOT_A_UNIT = re.compile(r"(?i)\\text\s*\{\s*(?:mod|if|or|and|for|base|where|when|otherwise|even|odd|undefined)\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """A tidied text taken apart."""
+
+    value: str
+    unit: str
+    """In one spelling, `cm^2`; empty: none is written."""
+    percent: bool
+
+
+def split_unit(text: str, *, letters: bool = False) -> Quantity:
+    """The value of a tidied text, and what it is a number of.
+
+    Args:
+        letters: also take `5 m` and `5m^2` for meters, which could be variables.
+    """
+    unit = ""
+    before = _BEFORE.match(text)
+    if before:
+        unit, text = before[2], before[1] + text[before.end() :]
+    behind = _UNIT.search(text) or (_LETTER.search(text) if letters else None)
+    if behind and behind[1].startswith("^") and re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", text):
+        behind = None  # the degrees are the function's
+    if behind and text[: behind.start()].strip() and not _NOT_A_UNIT.search(behind[1]):
+        named = canonical_unit(behind[1])
+        unit, text = named or unit, text[: behind.start()].strip()
+    percent = text.endswith("%") or unit == "%"
+    return Quantity(text.rstrip("% "), "" if unit == "%" else unit, percent)
+
+
+def canonical_unit(text: str) -> str:
+    """One spelling of a unit: `square centimeters`, `\\text{cm}^2` and `cm^{2}` are `cm^2`."""
+    text = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text).replace("\\circ", " deg ").lower().replace("\\cdot", "*")
+    text = re.sub(r"\bper\b", "/", text.replace("^ deg", "deg").replace("{", "").replace("}", ""))
+    text = re.sub(r"\b(?:square|sq\.?)\s+([a-z]+)", r"\1^2", re.sub(r"\b(?:cubic|cu\.?)\s+([a-z]+)", r"\1^3", text))
+    text = re.sub(r"([a-z]+)\s+(?:squared)\b", r"\1^2", re.sub(r"([a-z]+)\s+(?:cubed)\b", r"\1^3", text))
+    text = re.sub(r"\s*([\^/*])\s*", r"\1", text).strip(" .,;:")
+    text = re.sub(r"[a-z¤£€¥₹]+", lambda m: _CANONICAL.get(m[0], _singular(m[0])), text)
+    return {"mi/h": "mph", "km/h": "kmph"}.get(" ".join(text.split()), " ".join(text.split()))
+
+
+def _singular(word: str) -> str:
+    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word

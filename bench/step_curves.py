@@ -15,7 +15,7 @@ from statistics import median
 
 import numpy as np
 
-from mopd_nemo.analysis.figures import COLOURS, MARKERS, SOFT, style_axes
+from mopd_nemo.analysis.plots import COLOURS, MARKERS, SOFT, style_axes
 from mopd_nemo.chat import with_prompt_ids
 from mopd_nemo.config.load import load_config
 from mopd_nemo.data.load import load_problems, problems_of_step

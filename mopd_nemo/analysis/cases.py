@@ -5,18 +5,18 @@ cases.html   for people       cases.json   the same facts for programs
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mopd_nemo.analysis import plots
-from mopd_nemo.analysis.figures import save_figure
-from mopd_nemo.analysis.history import History, read_history
 from mopd_nemo.analysis.page import svgs, write_page
+from mopd_nemo.analysis.plots import save_figure
 from mopd_nemo.analysis.textdiff import diff
 from mopd_nemo.config import UserError
-from mopd_nemo.files import read_rows
+from mopd_nemo.files import read_rows, write_json
 from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.run.rollouts import (
     RecordedGroup,
@@ -32,6 +32,54 @@ SOLVED = 0.5
 """A held-out problem counts as solved when more than this share of its samples is right."""
 
 Runs = Mapping[str, RunDirectory]
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One run's rollouts of a problem."""
+
+    label: str
+    group: RecordedGroup
+
+    def pick(self, right: bool) -> Row:
+        """The first right or wrong response; the first of all where there is none."""
+        rows = self.group.rows
+        return next((row for row in rows if (row["success"] is True) is right), rows[0])
+
+
+@dataclass
+class History:
+    """What happened to each training problem."""
+
+    visits: dict[str, list[int]] = field(default_factory=dict)
+    """By problem, the recorded steps in which it was sampled."""
+    first_solved: dict[str, int] = field(default_factory=dict)
+    """By problem, the first step with a success."""
+    pattern_rows: list[dict[str, Any]] = field(default_factory=list)
+    """Per step, the share of rollouts whose response matches each pattern."""
+
+
+def read_history(run: RunDirectory, patterns: Mapping[str, str]) -> History:
+    """Scan all recorded training steps.
+
+    Args:
+        patterns: name -> regular expression, searched in each response (`.` crosses lines).
+    """
+    history = History()
+    compiled = {name: re.compile(pattern, re.DOTALL) for name, pattern in patterns.items()}
+    for step, file in run.rollout_files().items():
+        groups = read_groups(file)
+        for group in groups:
+            history.visits.setdefault(group.problem_id, []).append(step)
+            if num_successes(group.rows) > 0:
+                history.first_solved.setdefault(group.problem_id, step)
+        responses = [row["response"] for group in groups for row in group.rows]
+        shares = {
+            name: sum(bool(regex.search(text)) for text in responses) / len(responses)
+            for name, regex in compiled.items()
+        }
+        history.pattern_rows.append({"step": step, **shares})
+    return history
 
 
 def write_cases(
@@ -78,7 +126,7 @@ def write_cases(
     )
     data = output / "cases.json"
     rows = {label: history.pattern_rows for label, history in histories.items()}
-    data.write_text(json.dumps({"held_out": held_out, "training": training, "patterns": rows}, indent=1) + "\n")
+    write_json(data, {"held_out": held_out, "training": training, "patterns": rows})
     return [page, data, *(path for name, figure in figures.items() for path in save_figure(figure, output / name))]
 
 
@@ -91,7 +139,7 @@ def _held_out(runs: Runs, asked: int | None) -> dict[str, Any] | None:
         return None
     step = max(shared) if asked is None else asked
     rates = {
-        label: {group.problem: solved_fraction(group.rows) for group in read_groups(run.rollouts_file(step, "eval"))}
+        label: {group.problem_id: solved_fraction(group.rows) for group in read_groups(run.rollouts_file(step, "eval"))}
         for label, run in runs.items()
     }
     first, second = rates.values()
@@ -130,14 +178,14 @@ def _held_out_cases(runs: Runs, held_out: Mapping[str, Any], max_cases: int) -> 
     cases: dict[str, list[dict[str, Any]]] = {}
     for winner, other in _directions(runs):
         groups = {
-            label: {g.problem: g for g in read_groups(runs[label].rollouts_file(held_out["step"], "eval"))}
+            label: {g.problem_id: g for g in read_groups(runs[label].rollouts_file(held_out["step"], "eval"))}
             for label in (winner, other)
         }
         cases[winner] = [
             _case(
                 problem,
-                (winner, groups[winner][problem]),
-                (other, groups[other][problem]),
+                Side(winner, groups[winner][problem]),
+                Side(other, groups[other][problem]),
             )
             for problem in held_out["only"][winner][:max_cases]
         ]
@@ -155,8 +203,8 @@ def _training_cases(
         winner: [
             _case(
                 problem,
-                (winner, group_at(runs[winner], histories[winner].first_solved[problem], problem)),
-                (other, group_at(runs[other], histories[other].visits[problem][-1], problem)),
+                Side(winner, group_at(runs[winner], histories[winner].first_solved[problem], problem)),
+                Side(other, group_at(runs[other], histories[other].visits[problem][-1], problem)),
             )
             for problem in training["only"][winner][:max_cases]
         ]
@@ -177,33 +225,29 @@ def _asked(
         groups = {label: group_at(run, held_out["step"], problem, "eval") for label, run in runs.items()}
     else:
         raise UserError(f"--problem {problem}: not among the problems that both runs have recorded")
-    first, second = ((label, group) for label, group in groups.items())
+    first, second = (Side(label, group) for label, group in groups.items())
     return _case(problem, first, second)
 
 
-def _case(problem: str, first: tuple[str, RecordedGroup], second: tuple[str, RecordedGroup]) -> dict[str, Any]:
+def _case(problem: str, first: Side, second: Side) -> dict[str, Any]:
     """A right response of one run beside a wrong one of the other where there are such, with what differs marked."""
-    second_fails = num_successes(second[1].rows) < len(second[1].rows)
-    shown = [_pick(first[1], right=second_fails), _pick(second[1], right=not second_fails)]
+    second_fails = num_successes(second.group.rows) < len(second.group.rows)
+    shown = [first.pick(right=second_fails), second.pick(right=not second_fails)]
     sides = [
         {
-            "label": label,
-            "step": group.rows[0]["step"],
-            "num_correct": num_successes(group.rows),
-            "num_rollouts": len(group.rows),
+            "label": side.label,
+            "step": side.group.rows[0]["step"],
+            "num_correct": num_successes(side.group.rows),
+            "num_rollouts": len(side.group.rows),
             "row": row,
             "parts": parts,
-            "contexts": _first_with(row, teacher_prompts(group.rows)),
+            "contexts": _first_with(row, teacher_prompts(side.group.rows)),
         }
-        for (label, group), row, parts in zip(
+        for side, row, parts in zip(
             (first, second), shown, diff(shown[0]["response"], shown[1]["response"]), strict=True
         )
     ]
-    return {"problem": problem, "head": first[1].rows[0], "sides": sides}
-
-
-def _pick(group: RecordedGroup, right: bool) -> Row:
-    return next((row for row in group.rows if (row["success"] is True) is right), group.rows[0])
+    return {"problem": problem, "head": first.group.rows[0], "sides": sides}
 
 
 def _first_with(row: Row, contexts: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ falls with the number of tokens, so shorter responses look more diverse; `distin
 from __future__ import annotations
 
 import ast
-import json
 import re
 import warnings
 from collections import Counter
@@ -21,11 +20,11 @@ from typing import Any
 import numpy as np
 from scipy.special import gammaln
 
-from mopd_nemo.analysis.figures import save_figure
-from mopd_nemo.analysis.intervals import bootstrap
-from mopd_nemo.analysis.markdown import table
-from mopd_nemo.analysis.plots import bars
+from mopd_nemo.analysis.page import markdown_table
+from mopd_nemo.analysis.plots import bars, save_figure
 from mopd_nemo.config import UserError
+from mopd_nemo.evaluation.metrics import bootstrap
+from mopd_nemo.files import write_json, write_text
 from mopd_nemo.run.rollouts import RecordedGroup, solved_fraction
 
 RESULT_FILE = "diversity.json"
@@ -141,8 +140,8 @@ def compare(methods: Mapping[str, Sequence[RecordedGroup]], samples: int | None,
 def write_result(result: Mapping[str, Any], directory: Path) -> list[Path]:
     """Write JSON, Markdown and a figure; their paths, the one for people first."""
     markdown, data = directory / "diversity.md", directory / RESULT_FILE
-    markdown.write_text(to_markdown(result), encoding="utf-8")
-    data.write_text(json.dumps(result, indent=1) + "\n")
+    write_text(markdown, to_markdown(result))
+    write_json(data, result)
     names = {name: text for name, text in METRICS.items() if name not in ("tokens", "success")}
     figure = bars(result["methods"], names, "diversity of the responses to one prompt", columns=4)
     return [markdown, *(save_figure(figure, directory / "diversity") if figure else []), data]
@@ -158,32 +157,34 @@ def to_markdown(result: Mapping[str, Any]) -> str:
         f"{reduced}. Mean over prompts with its 95 % interval. Distinct-n falls with length; compare "
         "the rows of equal length, where every method gets as many n-grams of a prompt as the shortest has. "
         "`–`: fewer than two responses parse as Python.",
-        table(["", *methods], [[text, *(_cell(row[m]) for row in methods.values())] for m, text in METRICS.items()]),
+        _markdown(methods),
     ]
     if result["minus_first"]:
         differences = result["minus_first"]
         blocks += [
             f"## Minus {baseline}, prompt by prompt",
-            table(
-                ["", *differences],
-                [[text, *(_cell(row[m], "+") for row in differences.values())] for m, text in METRICS.items()],
-            ),
+            _markdown(differences, "+"),
         ]
     return "\n\n".join(blocks) + "\n"
 
 
+def _markdown(table: Mapping[str, Any], sign: str = "") -> str:
+    rows = [[text, *(_cell(row[name], sign) for row in table.values())] for name, text in METRICS.items()]
+    return markdown_table(["", *table], rows)
+
+
 def _by_problem(label: str, groups: Sequence[RecordedGroup]) -> dict[str, RecordedGroup]:
-    found = {group.problem: group for group in groups}
-    if len(found) < len(groups):
+    by_problem = {group.problem_id: group for group in groups}
+    if len(by_problem) < len(groups):
         raise UserError(f"{label}: a problem occurs in several steps of the file; give the rollouts of one step")
-    return found
+    return by_problem
 
 
 def _values(
     methods: Mapping[str, Mapping[str, RecordedGroup]], problems: Sequence[str], count: int, code: bool
 ) -> dict[str, list[dict[str, float | None]]]:
     """By method and prompt: every metric."""
-    found: dict[str, list[dict[str, float | None]]] = {label: [] for label in methods}
+    values: dict[str, list[dict[str, float | None]]] = {label: [] for label in methods}
     view: Callable[[str], str] = extract_code if code else str.strip
     for problem in problems:
         rows = {label: groups[problem].rows[:count] for label, groups in methods.items()}
@@ -192,7 +193,7 @@ def _values(
         counts = {label: [ngram_counts(items, n) for n in (1, 2)] for label, items in tokens.items()}
         equal = [min(c[n].total() for c in counts.values()) for n in (0, 1)]
         for label in methods:
-            found[label].append(
+            values[label].append(
                 {
                     **{f"distinct_{n + 1}": distinct(counts[label][n]) for n in (0, 1)},
                     **{f"distinct_{n + 1}_equal": distinct_at(counts[label][n], equal[n]) for n in (0, 1)},
@@ -203,7 +204,7 @@ def _values(
                     "success": solved_fraction(rows[label]),
                 }
             )
-    return found
+    return values
 
 
 def _difference(a: Sequence[Mapping[str, float | None]], b: Sequence[Mapping[str, float | None]]) -> list[dict]:

@@ -1,15 +1,15 @@
-"""Self-contained HTML pages from templates, written as a whole."""
+"""Self-contained HTML pages from templates, and tables in Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from mopd_nemo.analysis.figures import to_svg
+from mopd_nemo.analysis.plots import to_svg
 from mopd_nemo.files import write_text
 
 
@@ -31,3 +31,9 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
 def svgs(figures: Iterable[Figure | None]) -> list[str]:
     """The figures that there are, as `<svg>` elements."""
     return [to_svg(figure) for figure in figures if figure is not None]
+
+
+def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A table whose first column is text and whose others are numbers."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

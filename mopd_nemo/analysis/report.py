@@ -1,9 +1,10 @@
-"""report.html: one self-contained page about a run, or one that lays several runs over each other; readable offline."""
+"""report.html: one self-contained page about a run or several, readable offline."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
@@ -12,60 +13,58 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from mopd_nemo.analysis import plots
-from mopd_nemo.analysis.figures import to_svg
-from mopd_nemo.analysis.overlay import label_runs, setting_differences, summary_table
 from mopd_nemo.analysis.page import svgs, write_page
+from mopd_nemo.analysis.plots import to_svg
 from mopd_nemo.config import Config
+from mopd_nemo.config.load import flatten
 from mopd_nemo.config_methods import METHODS
 from mopd_nemo.files import read_rows
 from mopd_nemo.run.directory import RunDirectory
-from mopd_nemo.run.display import PHASES
+from mopd_nemo.run.display import PHASES, WARM_UP_STEPS
 from mopd_nemo.run.rollouts import num_successes, teacher_prompts
 from mopd_nemo.types import Outcome
 
 _SHOWN_GROUPS = 6
-_WARM_UP = 5
-"""Steps left out of mean times when there are more: first steps pay for loading (paper appendix E)."""
+_NOT_COMPARED = ("name", "run_dir")
 
 Rows = Sequence[Mapping[str, Any]]
 
 
-def write_report(run: RunDirectory, output: Path | None = None) -> Path:
-    """Write the report of a run from what it has recorded so far; parts without data are left out."""
-    metrics, evals = read_metrics(run)
-    recorded = list(run.rollout_files().values())
-    config = run.read_config()
-    return write_page(
-        output or run.report_file,
-        "report.html.j2",
-        name=config.name,
-        description=_describe(config),
-        config_text=run.config_file.read_text(),
-        cards=_cards(metrics, evals),
-        figures=svgs(run_figures({config.name: metrics}, {config.name: evals}, _tried(config, metrics))),
-        signal=_signal(run.path / "teacher_signal"),
-        outcomes=_outcomes(metrics, evals),
-        seconds=_mean_seconds(metrics),
-        groups=_sample_groups(read_rows(recorded[-1])) if recorded else [],
-        run_path=run.path,
-    )
+def write_report(runs: Sequence[RunDirectory], output: Path | None = None) -> Path:
+    """Write a page about what runs have recorded so far; parts without data are left out.
 
+    Several runs are laid over each other, with a table of what each reached and what differs in their settings.
 
-def write_overlay(runs: Sequence[RunDirectory], output: Path) -> Path:
-    """Write one page about several runs: a table, what differs in their settings, and their curves overlaid."""
+    Args:
+        output: default: report.html in the run's directory or, of several runs, in the working directory.
+    """
     labelled = label_runs(runs)
+    configs = {label: run.read_config() for label, run in labelled.items()}
     recorded = {label: read_metrics(run) for label, run in labelled.items()}
     metrics = {label: rows for label, (rows, _) in recorded.items()}
     evals = {label: rows for label, (_, rows) in recorded.items()}
+    if len(runs) == 1:
+        (run,), (config,) = runs, configs.values()
+        single = _single(run, config, *next(iter(recorded.values())))
+        names, limit = [config.name], _tried(config, next(iter(metrics.values())))
+    else:
+        single, names, limit = {}, list(labelled), []
     return write_page(
-        output,
-        "overlay.html.j2",
-        names=list(labelled),
+        output or (runs[0].report_file if len(runs) == 1 else Path("report.html")),
+        "report.html.j2",
+        names=names,
+        paths={label: run.path for label, run in labelled.items()},
         summary=summary_table(metrics, evals),
-        differences=setting_differences({label: run.read_config() for label, run in labelled.items()}),
-        figures=svgs(run_figures(metrics, evals)),
-        paths=[(label, run.path) for label, run in labelled.items()],
+        differences=setting_differences(configs),
+        figures=svgs(run_figures(metrics, evals, limit)),
+        single=single,
     )
+
+
+def label_runs(runs: Sequence[RunDirectory]) -> dict[str, RunDirectory]:
+    """Runs by directory name; by their whole path where names are equal."""
+    names = [run.path.resolve().name for run in runs]
+    return {name if names.count(name) == 1 else str(run.path): run for name, run in zip(names, runs, strict=True)}
 
 
 def read_metrics(run: RunDirectory) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -79,46 +78,115 @@ def run_figures(
     metrics: plots.Runs, evals: plots.Runs, tried: Sequence[tuple[float, float]] = ()
 ) -> list[Figure | None]:
     """The curves of one run or of several. `tried`: see `plots.ever_solved`."""
+    alone = len(metrics) == 1
+    curves = [
+        plots.curve(metrics, curve.title, curve.unit, names, curve.scale, from_zero=curve.from_zero)
+        for curve in (*_CURVES, _outcome_curve(metrics))
+        if (names := curve.names if alone else curve.of_several)
+    ]
+    return [plots.held_out(evals), plots.ever_solved(metrics, tried), *curves, plots.phase_seconds(metrics)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Curve:
+    title: str
+    unit: str
+    names: Mapping[str, str]
+    """Metrics and their labels, for one run."""
+    of_several: Mapping[str, str]
+    """The same for several runs; empty: no figure."""
+    scale: float = 1.0
+    from_zero: bool = True
+
+
+_CURVES = (
+    _Curve(
+        "training rollouts",
+        "% of rollouts",
+        {"success_rate": "success", "signal": "with teacher signal"},
+        {"success_rate": "success"},
+        100,
+        from_zero=False,
+    ),
+    _Curve("loss", "the method's objective", {"loss": "loss"}, {"loss": "loss"}, from_zero=False),
+    _Curve(
+        "entropy",
+        "nats per token",
+        {"student/entropy": "student", "teacher/entropy": "teacher"},
+        {"student/entropy": "student"},
+    ),
+    _Curve(
+        "groups",
+        "% of groups",
+        {"group/all_failed": "all failed", "group/lone_success": "one success", "group/all_succeeded": "all right"},
+        {"group/all_failed": "all failed"},
+        100,
+    ),
+    _Curve(
+        "length",
+        "tokens",
+        {"response/tokens": "response", "context/tokens": "teacher prompt"},
+        {"response/tokens": "response"},
+    ),
+    _Curve("gradient norm", "before clipping", {"grad_norm": "norm"}, {"grad_norm": "norm"}),
+)
+
+
+def _outcome_curve(metrics: plots.Runs) -> _Curve:
+    """Of one run, the outcomes that occur."""
     every = [row for rows in metrics.values() for row in rows]
     outcomes = sorted({name for row in every for name in row if name.startswith("outcome/") and row[name] > 0})
-    alone = len(metrics) == 1
-    shares = {"success_rate": "success", "signal": "with teacher signal"} if alone else {"success_rate": "success"}
-    groups = {"group/all_failed": "all failed", "group/lone_success": "one success", "group/all_succeeded": "all right"}
-    lengths = {"response/tokens": "response", "context/tokens": "teacher prompt"}
+    names = {name: name.removeprefix("outcome/").replace("_", " ") for name in outcomes}
+    return _Curve("outcomes", "% of rollouts", names, {}, 100)
+
+
+def summary_table(metrics: plots.Runs, evals: plots.Runs) -> dict[str, Any]:
+    """`head` and `rows`: one row per run."""
+    sizes = {plots.mean_name(rows[0]).removeprefix("mean@") for rows in evals.values() if rows}
+    n = sizes.pop() if len(sizes) == 1 else "n"
+    head = ["run", "steps", f"held-out mean@{n}, %", "95 % interval", f"pass@{n}, %", "ever solved", "seconds a step"]
+    return {"head": head, "rows": [[label, *_summary_row(metrics[label], evals[label])] for label in metrics]}
+
+
+def setting_differences(configs: Mapping[str, Config]) -> list[list[str]]:
+    """One row per setting that is not the same in all runs: key, then its value in each."""
+    flat = [flatten(config) for config in configs.values()]
+    keys = dict.fromkeys(key for values in flat for key in values)
     return [
-        plots.held_out(evals),
-        plots.curve(metrics, "training rollouts", "% of rollouts", shares, 100),
-        plots.ever_solved(metrics, tried),
-        plots.curve(metrics, "loss", "the method's objective", {"loss": "loss"}),
-        plots.curve(
-            metrics,
-            "entropy",
-            "nats per token",
-            {"student/entropy": "student", "teacher/entropy": "teacher"} if alone else {"student/entropy": "student"},
-            from_zero=True,
-        ),
-        plots.curve(
-            metrics,
-            "groups",
-            "% of groups",
-            groups if alone else {"group/all_failed": "all failed"},
-            100,
-            from_zero=True,
-        ),
-        plots.curve(
-            metrics,
-            "outcomes",
-            "% of rollouts",
-            {name: name.removeprefix("outcome/").replace("_", " ") for name in outcomes},
-            100,
-            from_zero=True,
-        )
-        if alone
-        else None,
-        plots.curve(metrics, "length", "tokens", lengths if alone else {"response/tokens": "response"}, from_zero=True),
-        plots.curve(metrics, "gradient norm", "before clipping", {"grad_norm": "norm"}, from_zero=True),
-        plots.phase_seconds(metrics),
+        [key, *(str(values.get(key, "–")) for values in flat)]
+        for key in keys
+        if key not in _NOT_COMPARED and len({str(values.get(key, "–")) for values in flat}) > 1
     ]
+
+
+def _summary_row(metrics: Rows, evals: Rows) -> list[str]:
+    cells = [str(metrics[-1]["step"]) if metrics else "0"]
+    if evals:
+        first, last = evals[0], evals[-1]
+        mean = plots.mean_name(first)
+        best = mean.replace("mean", "pass")
+        cells += [f"{100 * first[mean]:.1f} → {100 * last[mean]:.1f}"]
+        cells += [f"{100 * last[f'{mean}/low']:.1f} to {100 * last[f'{mean}/high']:.1f}"]
+        cells += [f"{100 * first[best]:.1f} → {100 * last[best]:.1f}"]
+    else:
+        cells += ["–"] * 3
+    cells.append(f"{metrics[-1]['ever_solved']:.0f}" if metrics and "ever_solved" in metrics[-1] else "–")
+    cells.append(f"{fmean(row['seconds/step'] for row in metrics):.2f}" if metrics else "–")
+    return cells
+
+
+def _single(run: RunDirectory, config: Config, metrics: Rows, evals: Rows) -> dict[str, Any]:
+    """The parts of the page that tell of one run alone."""
+    recorded = list(run.rollout_files().values())
+    return {
+        "description": _describe(config),
+        "config_text": run.config_file.read_text(),
+        "cards": _cards(metrics, evals),
+        "signal": _signal(run.path / "teacher_signal"),
+        "outcomes": _outcomes(metrics, evals),
+        "seconds": _mean_seconds(metrics),
+        "groups": _sample_groups(read_rows(recorded[-1])) if recorded else [],
+    }
 
 
 def _describe(config: Config) -> str:
@@ -208,7 +276,7 @@ def _mean_seconds(metrics: Rows) -> dict[str, Any] | None:
     """Phase, mean seconds, share of the step."""
     if not metrics:
         return None
-    counted = metrics[_WARM_UP:] or metrics
+    counted = metrics[WARM_UP_STEPS:] or metrics
     total = fmean(row["seconds/step"] for row in counted)
     means = {phase: fmean(row[f"seconds/{phase}"] for row in counted) for phase in PHASES} | {"step": total}
     rows = [[phase, f"{mean:.3f}", f"{mean / total:.0%}"] for phase, mean in means.items()]

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from mopd_nemo.commands import Overrides
+from mopd_nemo.commands import Overrides, print_table
 from mopd_nemo.config import Config, TeacherConfig, UserError
 from mopd_nemo.config.load import load_config
 from mopd_nemo.run.directory import RunDirectory
@@ -84,10 +83,10 @@ def diversity(
     result = compare({label: read_groups(path) for label, path in sources.items()}, samples, code)
     output.mkdir(parents=True, exist_ok=True)
     written = write_result(result, output)
-    _print_table(
-        f"{result['num_prompts']} prompts × {result['samples']} responses, means",
+    print_table(
         ["", *result["methods"]],
         [[text, *(_mean(row[name]) for row in result["methods"].values())] for name, text in METRICS.items()],
+        title=f"{result['num_prompts']} prompts × {result['samples']} responses, means",
     )
     _print_paths(written)
 
@@ -206,20 +205,11 @@ def _print_signal(result: Mapping[str, Any]) -> None:
     from mopd_nemo.analysis.teacher_signal.metrics import METRICS
 
     reading = result["common"]
-    _print_table(
-        f"the same responses in every condition, {reading['none']['num_prompts']} prompts, means",
+    print_table(
         ["", *(name.replace("_", " ") for name in METRICS)],
         [[LABELS[name], *(_mean(reading[name][metric]) for metric in METRICS)] for name in CONDITIONS],
+        title=f"the same responses in every condition, {reading['none']['num_prompts']} prompts, means",
     )
-
-
-def _print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    table = Table(title=title, box=None, title_justify="left")
-    for number, name in enumerate(head):
-        table.add_column(name, justify="right" if number else "left", min_width=6)
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
 
 
 def _mean(cell: Mapping[str, Any]) -> str:

@@ -8,33 +8,33 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+
+from mopd_nemo.commands import print_table
 
 
 def compare(
     run_dirs: Annotated[list[Path], typer.Argument(help="Run directories.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the comparison.")] = Path("comparison"),
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            help="Setting that step times are compared with, by its label. Default: sdpo, where there is one."
+        ),
+    ] = None,
 ) -> None:
     """Compare runs: mean and spread over seeds, intervals by problem, time per phase, curves."""
-    compare_runs(run_dirs, output)
+    compare_runs(run_dirs, output, baseline)
 
 
-def compare_runs(paths: Sequence[Path], output: Path) -> None:
+def compare_runs(paths: Sequence[Path], output: Path, baseline: str | None = None) -> None:
     """Compare runs, print the tables and write the files."""
-    from mopd_nemo.analysis.compare.page import write_comparison
-    from mopd_nemo.analysis.compare.results import compare
-    from mopd_nemo.analysis.compare.table import accuracy_table, time_table
+    from mopd_nemo.analysis.compare import accuracy_table, compare, time_table, write_comparison
 
-    comparison = compare(paths)
+    comparison = compare(paths, baseline)
     console = Console()
     for heading, body in (accuracy_table(comparison), time_table(comparison)):
-        table = Table(box=None, padding=(0, 1, 0, 0))
-        table.add_column(heading[0], min_width=max(len(word) for cells in body for word in cells[0].split()))
-        for name in heading[1:]:
-            table.add_column(name, justify="right")
-        for cells in body:
-            table.add_row(*(cell.replace(" ± ", "±").replace(" to ", "–") for cell in cells))  # narrow terminals
-        console.print(table)
+        narrow = [[cell.replace(" ± ", "±").replace(" to ", "–") for cell in cells] for cells in body]
+        print_table(heading, narrow, console)
         console.print()
     for warning in comparison.warnings:
         console.print(f"[yellow]{warning}[/]")

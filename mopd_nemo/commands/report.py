@@ -12,15 +12,14 @@ def report(
     run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Run directories.")],
     output: Annotated[
         Path | None,
-        typer.Option(help="HTML file. Default: report.html of the run; overlay.html here for several."),
+        typer.Option(help="HTML file. Default: report.html of the run; for several runs, report.html here."),
     ] = None,
 ) -> None:
-    """Write report.html of a run again, also while it is going on; or one page that lays several runs over each other.
+    """Write report.html of a run again, also while it trains; or one page that lays several runs over each other.
 
     For means and spread over seeds: `mopd compare`.
     """
-    from mopd_nemo.analysis.report import write_overlay, write_report
+    from mopd_nemo.analysis.report import write_report
     from mopd_nemo.run.directory import RunDirectory
 
-    runs = [RunDirectory.open(path) for path in run_dirs]
-    print(write_report(runs[0], output) if len(runs) == 1 else write_overlay(runs, output or Path("overlay.html")))
+    print(write_report([RunDirectory.open(path) for path in run_dirs], output))

@@ -63,7 +63,7 @@ def _say_where(run: RunDirectory, config: Config, complete: bool, console: Conso
     from mopd_nemo.analysis.report import write_report
     from mopd_nemo.run.checkpoints import latest_checkpoint
 
-    write_report(run)
+    write_report([run])
     checkpoint = latest_checkpoint(run.checkpoints)
     console.print(f"run         {run.path}", soft_wrap=True, highlight=False)
     console.print(f"report      {run.report_file}", soft_wrap=True, highlight=False)

@@ -5,8 +5,13 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from math import comb
 from statistics import fmean
+
+import numpy as np
+
+NUM_RESAMPLES = 2000
 
 
 def mean_at_k(num_correct: Sequence[int], k: int) -> float:
@@ -50,3 +55,26 @@ def bootstrap_interval(
     means = sorted(fmean(rng.choices(values, k=len(values))) for _ in range(num_resamples))
     tail = (1.0 - level) / 2.0
     return means[int(tail * num_resamples)], means[min(int((1.0 - tail) * num_resamples), num_resamples - 1)]
+
+
+def bootstrap(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """95 % percentile interval of the mean of each column, resampling rows (prompts). One row has no spread to show.
+
+    A resample is the number of times that each row was drawn, so all of them are one matrix product.
+
+    Args:
+        values: [prompts, columns], at least one row. The same prompts are drawn for every column.
+
+    Returns:
+        low and high, one number per column.
+    """
+    means = _draws(len(values)) @ values / len(values)
+    low, high = np.percentile(means, (2.5, 97.5), axis=0)
+    return low, high
+
+
+@lru_cache(maxsize=2)
+def _draws(num_rows: int) -> np.ndarray:
+    """[resamples, rows]: how often each row is drawn. Seeded: the same number of rows, the same draws."""
+    rng = np.random.default_rng(0)
+    return rng.multinomial(num_rows, np.full(num_rows, 1.0 / num_rows), size=NUM_RESAMPLES).astype(np.float32)

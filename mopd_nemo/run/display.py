@@ -15,7 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 PHASES = ("generate", "reward", "context", "score", "update", "other")
-"""What the time of a step is told by; `other` is what no phase covers."""
+"""Parts of a step's time; `other` is what no phase covers."""
+WARM_UP_STEPS = 5
+"""Steps left out of mean times when there are more, as in the paper's appendix E: they load and compile."""
 _SHOWN_STEPS = 8
 
 

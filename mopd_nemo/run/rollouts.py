@@ -76,7 +76,7 @@ class RecordedGroup:
 
     key: str
     """`STEP/PROBLEM`, unique within its file."""
-    problem: str
+    problem_id: str
     rows: tuple[Row, ...]
 
 
@@ -126,7 +126,7 @@ def read_groups(file: Path) -> list[RecordedGroup]:
 
 def group_at(run: RunDirectory, step: int, problem: str, kind: Literal["step", "eval"] = "step") -> RecordedGroup:
     """One recorded group."""
-    return next(group for group in read_groups(run.rollouts_file(step, kind)) if group.problem == problem)
+    return next(group for group in read_groups(run.rollouts_file(step, kind)) if group.problem_id == problem)
 
 
 def to_rollout_group(group: RecordedGroup, chat: Chat, source: Path) -> RolloutGroup:

@@ -1,13 +1,10 @@
 import csv
-import json
 import re
 from pathlib import Path
 
 import pytest
 
-from mopd_nemo.analysis.compare.page import write_comparison
-from mopd_nemo.analysis.compare.results import compare
-from mopd_nemo.analysis.compare.table import rows
+from mopd_nemo.analysis.compare import compare, rows, write_comparison
 from mopd_nemo.config import UserError
 from mopd_nemo.config.load import load_config
 from mopd_nemo.files import write_rows
@@ -46,14 +43,22 @@ def test_table_over_seeds(tmp_path: Path) -> None:
     comparison = compare(paths)
     mopd, sdpo = rows(comparison)
     assert [setting.label for setting in comparison.settings] == ["mopd", "sdpo"]
-    assert (mopd["seeds"], mopd["mean@8"], mopd["mean@8/before"]) == (2, 0.875, 0.25)
-    assert mopd["mean@8/std"] == pytest.approx(0.125 * 2**0.5)
+    assert (mopd.seeds, mopd.mean.mean, mopd.mean.before) == (2, 0.875, 0.25)
+    assert mopd.mean.std == pytest.approx(0.125 * 2**0.5)
     # Two problems, 1.0 and 0.75 on average over seeds: resampling gives means between these.
-    assert (mopd["mean@8/low"], mopd["mean@8/high"]) == (0.75, 1.0)
-    assert sdpo["mean@8/std"] == 0.0 and sdpo["mean@8/low"] == sdpo["mean@8/high"] == 0.25
-    assert mopd["step_time_over_sdpo"] == pytest.approx(0.25), "the slow first steps are left out"
-    assert mopd["ever_solved"] == 14.0
+    assert (mopd.mean.low, mopd.mean.high) == (0.75, 1.0)
+    assert sdpo.mean.std == 0.0 and sdpo.mean.low == sdpo.mean.high == 0.25
+    assert mopd.over_baseline == pytest.approx(0.25), "the slow first steps are left out"
+    assert mopd.ever_solved == 14.0
     assert not comparison.warnings
+
+
+def test_any_setting_can_be_the_baseline_of_step_times(tmp_path: Path) -> None:
+    paths = [write_run(tmp_path / m, [4], seconds=s, method=m) for m, s in (("grpo", 1.0), ("mopd", 3.0))]
+    assert [row.over_baseline for row in rows(compare(paths))] == [None, None], "there is no sdpo"
+    assert [row.over_baseline for row in rows(compare(paths, "grpo"))] == [0.0, 2.0]
+    with pytest.raises(UserError, match="--baseline opd: no such setting; there are: grpo, mopd"):
+        compare(paths, "opd")
 
 
 def test_labels_name_what_differs(tmp_path: Path) -> None:
@@ -106,4 +111,3 @@ def test_all_files_are_written(tmp_path: Path) -> None:
     with (tmp_path / "out" / "compare.csv").open() as file:
         assert [row["setting"] for row in csv.DictReader(file)] == ["mopd", "sdpo", "grpo"]
     assert "| mopd | 1 |" in (tmp_path / "out" / "compare.md").read_text()
-    json.dumps(rows(comparison))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mopd_nemo.analysis import plots
-from mopd_nemo.analysis.figures import save_figure, to_svg
+from mopd_nemo.analysis.plots import save_figure, to_svg
 from mopd_nemo.run.display import PHASES
 
 STEPS = [{"step": s, "ever_solved": 10 * s, "loss": 1 / s, **{f"seconds/{p}": 1.0 for p in PHASES}} for s in (1, 2, 3)]

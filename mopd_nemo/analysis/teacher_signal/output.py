@@ -7,14 +7,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from mopd_nemo.analysis.figures import save_figure
-from mopd_nemo.analysis.markdown import table
-from mopd_nemo.analysis.plots import metric_grid
+from mopd_nemo.analysis.page import markdown_table
+from mopd_nemo.analysis.plots import metric_grid, save_figure
 from mopd_nemo.analysis.teacher_signal import metrics
 from mopd_nemo.analysis.teacher_signal.conditions import CONDITIONS, CONTROLLED, CONTROLS, LABELS
 from mopd_nemo.analysis.teacher_signal.scoring import ScoreStore
 from mopd_nemo.analysis.teacher_signal.table import CLASSES, READINGS, one_class_fraction, scored_prompt, signal_table
-from mopd_nemo.files import write_json
+from mopd_nemo.files import write_json, write_text
 from mopd_nemo.run.rollouts import RecordedGroup
 
 RESULT_FILE = "teacher_signal.json"
@@ -59,7 +58,7 @@ def collect(groups: Sequence[RecordedGroup], store: ScoreStore, about: Mapping[s
 def write_result(result: Mapping[str, Any], directory: Path) -> list[Path]:
     """Write JSON, Markdown and figures; their paths, the ones for people first."""
     markdown = directory / "teacher_signal.md"
-    markdown.write_text(to_markdown(result), encoding="utf-8")
+    write_text(markdown, to_markdown(result))
     write_json(directory / RESULT_FILE, result)
     written = [markdown]
     for reading in READINGS:
@@ -116,7 +115,7 @@ def _metric_table(reading: Mapping[str, Any], with_intervals: bool) -> str:
         row = reading[name]
         cells = [_value(row[metric], with_intervals) for metric in metrics.METRICS]
         body.append([LABELS[name], *cells, str(row["num_prompts"]), str(row["num_responses"])])
-    return table(head, body)
+    return markdown_table(head, body)
 
 
 def _difference_table(common: Mapping[str, Any]) -> str:
@@ -125,14 +124,14 @@ def _difference_table(common: Mapping[str, Any]) -> str:
         [LABELS[name], *(_value(common[name]["minus"][other]["auc"], True, "+") for other in ("none", CONTROLLED))]
         for name in CONDITIONS
     ]
-    return table(head, body)
+    return markdown_table(head, body)
 
 
 def _shift_table(common: Mapping[str, Any]) -> str:
     body = [
         [LABELS[name], *(_value(common[name]["shift"][kind], True, "+") for kind in CLASSES)] for name in CONDITIONS
     ]
-    return table(["condition", "successes", "failures"], body)
+    return markdown_table(["condition", "successes", "failures"], body)
 
 
 def _context_table(contexts: Mapping[str, Mapping[str, float]]) -> str:
@@ -146,7 +145,7 @@ def _context_table(contexts: Mapping[str, Mapping[str, float]]) -> str:
         ]
         for name, facts in contexts.items()
     ]
-    return table(["condition", "mean prompt tokens", "complete", "cut", "unscored"], body)
+    return markdown_table(["condition", "mean prompt tokens", "complete", "cut", "unscored"], body)
 
 
 def _value(cell: Mapping[str, float | None], with_interval: bool, sign: str = "") -> str:

@@ -122,17 +122,18 @@ def _score_part(
 ) -> None:
     """Conditions that show a target the same peers share one score; the engine sees to it."""
     todo = [(g, name) for g in part for name in CONDITIONS if (block[g].key, name) not in store]
-    prompts: list[tuple[int, ...]] = []
-    responses: list[tuple[int, ...]] = []
-    for g, name in todo:
-        for item, rollout in zip(contexts[name][g], groups[g].rollouts, strict=True):
-            if item.context.prompt_ids is not None:
-                prompts.append(item.context.prompt_ids)
-                responses.append(rollout.response_ids)
-    logprobs = iter(engine.response_logprobs(prompts, responses))
+    prompts = {
+        (g, name, i): item.context.prompt_ids
+        for g, name in todo
+        for i, item in enumerate(contexts[name][g])
+        if item.context.prompt_ids is not None
+    }
+    responses = [groups[g].rollouts[i].response_ids for g, _, i in prompts]
+    logprobs = engine.response_logprobs(list(prompts.values()), responses)
+    means = {key: fmean(tokens) for key, tokens in zip(prompts, logprobs, strict=True)}
     for g, name in todo:
         members = contexts[name][g]
-        scores = [fmean(next(logprobs)) if item.context.prompt_ids is not None else None for item in members]
+        scores = [means.get((g, name, i)) for i in range(len(members))]
         store.add(
             {
                 "prompt": block[g].key,

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mopd_nemo.analysis.intervals import bootstrap
+from mopd_nemo.evaluation.metrics import bootstrap
 
 
 def test_agrees_with_scipy() -> None:

@@ -1,1 +1,0 @@
-"""Several runs side by side: which setting gives what, over seeds, with what uncertainty and at what cost."""

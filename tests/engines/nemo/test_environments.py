@@ -1,17 +1,22 @@
 """The judging without Ray everywhere; the actor where NeMo-RL is."""
 
+import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from mopd_nemo.config import UserError
 from mopd_nemo.engines.nemo import environments
-from mopd_nemo.engines.nemo.environments import ResponseJudge, has_nemo_rl, observation, register_environments
+from mopd_nemo.engines.nemo.environments import ResponseJudge, observation
 from mopd_nemo.types import Outcome
+from tests.integration.nemo import cpu
 
+ROOT = Path(__file__).parents[3]
 LOGS = [
     [{"role": "user", "content": "?"}, {"role": "assistant", "content": "<answer>A</answer>"}],
     [{"role": "user", "content": "?"}, {"role": "assistant", "content": "<answer>B</answer>"}],
@@ -48,18 +53,20 @@ import mopd_nemo.engines.nemo.environments as environments
 assert "nemo_rl" not in sys.modules and not hasattr(environments, "VerifierEnvironment")
 environments.register_environments()
 """
-    environment = {"PYTHONPATH": str(Path(__file__).parents[3])}
+    environment = {"PYTHONPATH": str(ROOT)}
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert "UserError: nemo_rl is not importable: put a NeMo-RL checkout on PYTHONPATH" in answer.stderr
 
 
-@pytest.mark.skipif(not has_nemo_rl(), reason="no NeMo-RL checkout on the path")
-def test_the_actor_in_nemo_rl() -> None:
+@pytest.mark.skipif(cpu.nemo_rl_missing() is not None, reason=str(cpu.nemo_rl_missing()))
+def test_the_actor_in_nemo_rl(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get(cpu.SOURCE, "")]))  # of the actor
+    cpu.prepare()
     import ray
     from nemo_rl.environments.utils import create_env
 
-    assert "mopd_choice" in register_environments()
-    assert environments.VerifierEnvironment is not None
+    there: Any = importlib.reload(environments)  # it has its actor where NeMo-RL can be imported
+    assert "mopd_choice" in there.register_environments()
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         env = create_env("mopd_choice", {"task": "choice"})

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import inspect
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import yaml
 
 from mopd_nemo.config.load import config_from, load_config
 from tests.integration.nemo import cpu
+from tests.integration.nemo.hard_keys import missing_keys
 
 CONFIGS = sorted((Path(__file__).parents[3] / "configs" / "nemo").glob("*.yaml"))
 POLICY = "nemo_rl.models.policy.lm_policy"
@@ -143,20 +144,27 @@ def policies(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     return [student_policy(config), teacher_policy(taught)]
 
 
-def test_dtensor_policy_blocks_have_the_types_and_keys_that_nemo_rl_expects() -> None:
-    from nemo_rl.models.policy import PolicyConfig
-    from pydantic import TypeAdapter
+def blocks(backend: str) -> list[dict[str, Any]]:
+    """The student's policy block as it is when workers start, and that of an external teacher."""
+    from nemo_rl.models.generation import configure_generation_config
 
     from mopd_nemo.engines.nemo.policy_config import student_policy, teacher_policy
 
-    nemo = {"backend": "dtensor", "batching": "dynamic"}
+    nemo = {"backend": backend} | ({"batching": "dynamic"} if backend == "dtensor" else {})
     teacher = {"kind": "external", "path": "some/teacher"}
     config = config_from({"engine": "nemo", "nemo": nemo, "teacher": teacher}, "test")
-    for policy in (student_policy(config), teacher_policy(config)):
+    student: Any = student_policy(config)
+    tokenizer: Any = SimpleNamespace(pad_token_id=0, eos_token_id=1)
+    student["generation"] = configure_generation_config(student["generation"], tokenizer)
+    return [student, teacher_policy(config)]
+
+
+def test_dtensor_policy_blocks_have_the_types_that_nemo_rl_expects() -> None:
+    from nemo_rl.models.policy import PolicyConfig
+    from pydantic import TypeAdapter
+
+    for policy in blocks("dtensor"):
         TypeAdapter(PolicyConfig).validate_python(policy)
-        base = _example("distillation_math.yaml")
-        for block in ("dtensor_cfg", "optimizer", "dynamic_batching"):
-            assert not _keys(base[block]) - _keys(policy[block])
 
 
 def test_policy_blocks_have_the_types_that_nemo_rl_expects(policies: list[dict[str, Any]]) -> None:
@@ -167,50 +175,88 @@ def test_policy_blocks_have_the_types_that_nemo_rl_expects(policies: list[dict[s
         TypeAdapter(PolicyConfig).validate_python(policy)
 
 
-def test_policy_blocks_have_every_key_of_nemo_rls_example(policies: list[dict[str, Any]]) -> None:
-    """NeMo-RL reads keys that its types do not name; its example has them."""
-    example = _example("distillation_math.yaml", "distillation_math_megatron.yaml")
-    if "cuda_graph_impl" in example["megatron_cfg"]:
-        pytest.skip("this NeMo-RL is newer than v0.7.0: its example has more, and only types are compared")
-    for policy in policies:
-        missing = _keys(example) - _keys(policy)
-        if "generation" not in policy:
-            missing = {key for key in missing if not key.startswith("generation")}
-        assert not missing
-
-
-ELSEWHERE = {
-    "generation_batch_size",  # of NeMo-RL's own generation, not vLLM's
-    "optimizer",
-    "scheduler",
-    "generation.port_range_low",
-    "generation.port_range_high",
-    "megatron_cfg.recompute_granularity",
-    "megatron_cfg.recompute_modules",
-    "megatron_cfg.use_fused_weighted_squared_relu",
-    "megatron_cfg.peft",
-    "megatron_cfg.fp8_cfg.fp8",
-    "megatron_cfg.fp8_cfg.fp8_recipe",
-    "megatron_cfg.fp8_cfg.fp8_param",
+UNUSED = (
+    "_create_draft_pre_wrap_hook",  # speculative decoding's draft model
+    "_require_remote_sparse_refit",  # weights to another cluster
+    "materialize_vllm_video_config",
+    "generate",  # NeMo-RL's own, by the trained model or one row a request
+    "generate_text",
+    "score",  # reward models
+)
+"""Functions that nobody calls with these blocks."""
+DATA: dict[str, Any] = {"data_dict": {}}
+"""Our batches have nothing optional that NeMo-RL asks for."""
+READ_BY = {
+    "megatron": ("megatron/*", "policy/workers/megatron_policy_worker"),
+    "dtensor": ("automodel/*", "policy/workers/dtensor_policy_worker_v2"),
 }
-"""Keys of the example that NeMo-RL reads with a default, or not with this backend."""
+"""Modules under `nemo_rl/models` of each backend's policy; those that both have come on top."""
 
 
-def _example(*names: str) -> dict[str, Any]:
+@pytest.mark.parametrize("backend", READ_BY)
+def test_no_key_is_missing_that_nemo_rl_reads_without_a_default(backend: str) -> None:
+    shared = ("policy/lm_policy", "policy/utils", "policy/workers/base_policy_worker")
+    for policy in blocks(backend):
+        assert missing_keys(modules(*READ_BY[backend], *shared), policy, UNUSED, DATA) == {}
+
+
+def test_no_key_is_missing_that_nemo_rls_vllm_workers_read_without_a_default() -> None:
+    student, _ = blocks("megatron")
+    names = ("__init__", "config", "utils", "vllm_backend", "vllm_generation", "vllm_worker")
+    assert missing_keys(modules(*(f"generation/vllm/{name}" for name in names)), student["generation"], UNUSED) == {}
+
+
+def test_a_key_that_is_taken_away_is_missed() -> None:
+    """Read by a chain from an argument, by one from the worker's own config, and for an assertion alone."""
+    student, _ = blocks("megatron")
+    files = modules(*READ_BY["megatron"], "policy/lm_policy")
+    for key in ("use_fused_weighted_squared_relu", "empty_unused_memory_level", "sequence_parallel"):
+        cut = student | {"megatron_cfg": {k: v for k, v in student["megatron_cfg"].items() if k != key}}
+        assert list(missing_keys(files, cut, UNUSED, DATA)) == [f"megatron_cfg.{key}"]
+
+
+def test_only_keys_on_the_way_of_the_block_are_missed(tmp_path: Path) -> None:
+    file = tmp_path / "reader.py"
+    file.write_text(
+        """
+def start(config, other):
+    part = config["part"]
+    if part["on"]:
+        part["read through an alias"]
+    else:
+        part["the other way"]
+    if "optional" in config and config["optional"]["unread"]:
+        pass
+    config["whole"]["given below"] if other else part.get("default", 1)
+    if other:
+        config["unknown test"]
+    value = config["part"]["deep"] if part.get("missing") is None else config["not taken"]
+    try:
+        config["caught"]
+    except KeyError:
+        pass
+    config["written"] = 1
+    config["written"]
+    if not part["on"]:
+        return
+    [part["in a loop"] for part in other]
+    part["on"] or part["short circuit"]
+
+class Worker:
+    def run(self, config_of_another):
+        config_of_another["nothing to do with it"]
+        return self.cfg["attribute"]
+
+def unused(config):
+    config["unused"]
+"""
+    )
+    found = missing_keys([file], {"part": {"on": True}}, ["unused"])
+    assert list(found) == ["part.read through an alias", "whole", "unknown test", "part.deep", "attribute"]
+    assert found["attribute"] == "reader.py:28"
+
+
+def modules(*patterns: str) -> list[Path]:
     import nemo_rl
 
-    directory = Path(nemo_rl.__file__).parents[1] / "examples" / "configs"
-    if not directory.is_dir():
-        pytest.skip(f"no example configs at {directory}")
-    blocks = [yaml.safe_load((directory / name).read_text())["policy"] for name in names]
-    return {key: value for block in blocks for key, value in block.items()}
-
-
-def _keys(block: dict[str, Any], prefix: str = "") -> set[str]:
-    keys = set()
-    for key, value in block.items():
-        name = f"{prefix}{key}"
-        if name in ELSEWHERE:
-            continue
-        keys |= {name} | (_keys(value, f"{name}.") if isinstance(value, dict) else set())
-    return keys
+    return [file for pattern in patterns for file in (Path(nemo_rl.__path__[0]) / "models").glob(f"{pattern}.py")]

@@ -63,7 +63,7 @@ def test_a_model_with_an_optimizer_is_left_to_nemo_rl(worker: Any, monkeypatch: 
 
 
 def test_student_and_teacher_take_turns_on_shared_gpus() -> None:
-    from mopd_nemo.config.load import validate
+    from mopd_nemo.config.load import config_from
     from mopd_nemo.engines.nemo.scorer import Scorer
     from mopd_nemo.types import TrainRow
 
@@ -80,7 +80,7 @@ def test_student_and_teacher_take_turns_on_shared_gpus() -> None:
         calls.append(f"{policy.name} scores")
         return [SimpleNamespace(ids_RK=torch.zeros(1, 1))]
 
-    config = validate({"engine": "nemo", "teacher": {"kind": "external", "path": "some/teacher"}}, "test")
+    config = config_from({"engine": "nemo", "teacher": {"kind": "external", "path": "some/teacher"}}, "test")
     row = TrainRow(0, 0, (1,), (2,), (), (3, 1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Scorer, "_scores", score)

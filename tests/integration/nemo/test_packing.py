@@ -21,7 +21,7 @@ PACKING = {
 
 @pytest.fixture(scope="module", autouse=True)
 def importable() -> None:
-    cpu.prepare(megatron=False)
+    cpu.prepare()
 
 
 def dealt(lengths: list[int], ranks: int, budget: int) -> list[int]:

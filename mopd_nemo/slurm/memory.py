@@ -10,7 +10,9 @@ parallelism, embedding and output layer on the stages that have them), D the GPU
     activations   2·T·hidden·L·s / t  +  w·T   L layers of a stage kept at their inputs, s micro-batches in flight (the
                                          number of later stages, and one), t = tensor with sequence parallelism, else 1;
                                          w: one layer's working set, computed again
-    logits        4·T·vocab / tensor   bfloat16 values and gradients; the loss widens a chunk at a time
+    logits        6·T·vocab / tensor   bfloat16 values, their gradient, and a sequence's part of it, which the packing
+                                         wrapper's backward makes as large as the whole (4 unless packed); the loss
+                                         widens a chunk at a time
     generation    gpu_memory_utilization of the GPU, and the training weights while they are handed over
 
 A teacher that scores has weights, one layer's working set and logits without gradients. On shared GPUs an external one
@@ -28,6 +30,8 @@ from mopd_nemo.slurm.architecture import Architecture
 
 RESERVE_GB = 6.0
 """CUDA context, NCCL and Transformer Engine workspaces, chunks of the loss, fragmentation."""
+LOGITS_BYTES = 6
+"""Bytes an entry of a packed row's logits, as above; tests/integration/nemo/test_loss_cost.py measures it."""
 _GB = 1e9
 
 
@@ -86,15 +90,14 @@ def _training(model: Architecture, nemo: NemoConfig, tokens: int, recompute: boo
     fixed = 3 * _weights(model, parallel) + _optimizer(model, nemo)  # weights 2 bytes, gradients 4
     stages, local = parallel.pipeline, tokens / parallel.context
     first = fixed + _activations(model, parallel, local, in_flight=stages, recompute=recompute)
-    last = (
-        fixed + _activations(model, parallel, local, in_flight=1, recompute=recompute) + _logits(model, parallel, local)
-    )
-    return max(first, last)
+    last = fixed + _activations(model, parallel, local, in_flight=1, recompute=recompute)
+    logits = _logits(model, parallel, local, LOGITS_BYTES if nemo.batching == "packed" else 4)
+    return max(first, last + logits)
 
 
 def _scoring(model: Architecture, parallel: ParallelConfig, tokens: int) -> float:
     local = tokens / parallel.context
-    return _weights(model, parallel) + (_layer(model, parallel) * local) / _GB + _logits(model, parallel, local) / 2
+    return _weights(model, parallel) + (_layer(model, parallel) * local) / _GB + _logits(model, parallel, local, 2)
 
 
 def _weights(model: Architecture, parallel: ParallelConfig) -> float:
@@ -142,5 +145,5 @@ def _sequence(parallel: ParallelConfig) -> int:
     return parallel.tensor if parallel.sequence else 1
 
 
-def _logits(model: Architecture, parallel: ParallelConfig, tokens: float) -> float:
-    return 4 * tokens * model.vocab / parallel.tensor / _GB
+def _logits(model: Architecture, parallel: ParallelConfig, tokens: float, size: int) -> float:
+    return size * tokens * model.vocab / parallel.tensor / _GB

@@ -10,7 +10,6 @@ context-parallel rank, M of those that a part is about, P parts, K support.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -70,6 +69,8 @@ class _Rows:
     tokens: Tokens
     teacher: TopK | None
     weights_PR: Tensor
+    parts: list[Tensor]
+    """Those of the R tokens that each part is about."""
 
 
 class LessonLoss:
@@ -112,24 +113,26 @@ class LessonLoss:
         cp_size = dist.get_world_size(groups.context) if groups.context else 1
         rows = _rows(data, logits, cp_size, dist.get_rank(groups.context) if groups.context else 0)
         vocab = Vocab(groups.tensor, self.vocab_size)
-        totals: defaultdict[str, float] = defaultdict(float)
-        loss = rows.logits[:1].float().sum() * 0.0  # a rank without rows still takes part in the backward pass
+        totals: dict[str, Tensor] = {}
+        parts = []
         for number, objective in enumerate(self.objectives):
-            mine = rows.weights_PR[number].nonzero().squeeze(-1)
-            if not len(mine):
+            if not len(rows.parts[number]):
                 continue
-            value, signals = self._part(objective, rows, number, mine, vocab)
-            loss = loss + value
-            totals["loss"] += value.item()
-            totals[f"loss/{number}"] += value.item()
-            for name, signal in signals.items():
-                totals[name] += signal.sum().item()
+            value, signals = self._part(objective, rows, number, rows.parts[number], vocab)
+            parts.append(value)
+            totals[f"loss/{number}"] = value.detach()
+            totals |= {name: signal.detach().sum() for name, signal in signals.items()}
+        # A rank without rows still takes part in the backward pass.
+        loss = torch.stack(parts).sum() if parts else rows.logits[:1].float().sum() * 0.0
+        totals["loss"] = loss.detach()
         names = ["loss", *(f"loss/{number}" for number in range(len(self.objectives))), *SIGNALS]
-        metrics = [totals[name] for name in names]
+        none = loss.new_zeros(())
+        sums = torch.stack([totals.get(name, none).float() for name in names])
         if groups.context:  # NeMo-RL reports one of these ranks
-            metrics = _summed(metrics, groups.context, logits.device)
+            dist.all_reduce(sums, group=groups.context)
+        metrics = dict(zip(names, sums.tolist(), strict=True))  # the only wait for the GPU
         # NeMo-RL takes it that every context-parallel rank has the whole loss, and divides by their number.
-        return loss * cp_size, dict(zip(names, metrics, strict=True)) | {"num_valid_samples": float(logits.shape[0])}
+        return loss * cp_size, metrics | {"num_valid_samples": float(logits.shape[0])}
 
     def _part(
         self, objective: Objective, rows: _Rows, number: int, mine: Tensor, vocab: Vocab
@@ -170,7 +173,10 @@ class LessonLoss:
 
 def _rows(data: Mapping[str, Any], logits_BSV: Tensor, cp_size: int, cp_rank: int) -> _Rows:
     device = logits_BSV.device
-    prompts, lengths = data["prompt_lengths"].tolist(), data["input_lengths"].tolist()
+    *sizes, advantages = torch.stack(
+        [data[key].double() for key in ("prompt_lengths", "input_lengths", "advantages")]
+    ).tolist()  # at once: NeMo-RL has put them on the GPU
+    prompts, lengths = ([int(size) for size in part] for part in sizes)
     if cp_size > 1:  # always packed, and NeMo-RL takes packed sequences one by one
         ends = [0, logits_BSV.shape[1] * cp_size]
         local = packed_rows(prompts, lengths, ends, cp_rank, cp_size)
@@ -179,7 +185,10 @@ def _rows(data: Mapping[str, Any], logits_BSV: Tensor, cp_size: int, cp_rank: in
     index_R = (local.sequence_R * logits_BSV.shape[1] + local.position_R).to(device)
     spans = list(zip(data["input_ids"], prompts, lengths, strict=True))
     ids_T = torch.cat([ids[prompt:length] for ids, prompt, length in spans])
-    advantages_T = data["advantages"].repeat_interleave(data["input_lengths"] - data["prompt_lengths"])
+    per_row = [
+        torch.full((size - prompt,), own) for prompt, size, own in zip(prompts, lengths, advantages, strict=True)
+    ]
+    advantages_T = torch.cat(per_row)
     tokens = Tokens(
         _mine(ids_T, local, device),
         _mine(advantages_T, local, device),
@@ -189,8 +198,9 @@ def _rows(data: Mapping[str, Any], logits_BSV: Tensor, cp_size: int, cp_rank: in
     if "teacher_ids" in data:
         ids_RK = _mine(joined(data["teacher_ids"]), local, device).long()
         teacher = TopK(ids_RK, _mine(joined(data["teacher_logprobs"]), local, device).float())
-    weights_PR = joined(data["weights"], axis=-1)[:, local.number_R].to(device)
-    return _Rows(logits_BSV.flatten(0, 1), index_R, tokens, teacher, weights_PR)
+    weights_PR = joined(data["weights"], axis=-1)[:, local.number_R]
+    parts = [weights_R.nonzero().squeeze(-1).to(device) for weights_R in weights_PR]  # found before they leave the CPU
+    return _Rows(logits_BSV.flatten(0, 1), index_R, tokens, teacher, weights_PR.to(device), parts)
 
 
 def _mine(part_T: Tensor, local: LocalRows, device: torch.device) -> Tensor:
@@ -200,9 +210,3 @@ def _mine(part_T: Tensor, local: LocalRows, device: torch.device) -> Tensor:
 def _some(tokens: Tokens, mine: Tensor) -> Tokens:
     optional = (tokens.advantages_T, tokens.old_logprobs_T, tokens.sampler_logprobs_T)
     return Tokens(tokens.ids_T[mine], *(None if part is None else part[mine] for part in optional))
-
-
-def _summed(values: list[float], group: dist.ProcessGroup, device: torch.device) -> list[float]:
-    sums = torch.tensor(values, dtype=torch.float32, device=device)
-    dist.all_reduce(sums, group=group)
-    return sums.tolist()

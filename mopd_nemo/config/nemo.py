@@ -40,6 +40,9 @@ class VllmConfig(ConfigBlock):
     """Share of a GPU's memory that vLLM may take while it generates."""
     enforce_eager: bool = False
     """Do without CUDA graphs."""
+    seeded: bool = False
+    """Draw each prompt's responses from a seed of their own, the same in every run: costs a step of decoding one small
+    kernel for each response (docs/nemo.md). False: from the generator of the vLLM engine."""
 
 
 class NemoConfig(ConfigBlock):

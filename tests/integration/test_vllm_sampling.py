@@ -65,3 +65,10 @@ def test_the_same_seed_gives_the_same_on_any_worker(worker: Any) -> None:
     apart = [ids for pair in numbered for group in sample(worker, [pair]) for ids, _, _ in group]
     assert together == apart
     assert together != [ids for group in sample(worker, numbered, seed="other") for ids, _, _ in group]
+
+
+def test_without_a_seed_the_engine_draws(worker: Any) -> None:
+    numbered = [(0, [5, 6, 7])]
+    groups = [sample(worker, numbered, seed=None, num_samples=3) for _ in range(2)]
+    assert all(len(ids) > 0 for group in groups for ids, _, _ in group[0])
+    assert groups[0] != groups[1]

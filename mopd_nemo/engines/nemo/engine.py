@@ -76,7 +76,7 @@ class NemoEngine:
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             stop_ids=[self.chat.tokenizer.eos_token_id],
-            seed=seed,
+            seed=seed if self._config.nemo.generation.seeded else None,
         )
         generation.sleep()
         if on_progress:

@@ -21,7 +21,7 @@ def sample_on_worker(
     temperature: float,
     top_p: float,
     stop_ids: list[int],
-    seed: str,
+    seed: str | None,
 ) -> list[list[Sample]]:
     """`num_samples` responses for each prompt.
 
@@ -29,6 +29,8 @@ def sample_on_worker(
         worker: has `llm`, a `vllm.LLM`.
         prompts: (number in the whole batch, token ids); the number is part of the seed, so that a prompt's responses do
             not depend on which worker draws them.
+        seed: None leaves the draws to the engine's own generator, one for all rows: vLLM draws for a row with a seed in
+            a kernel of its own.
     """
     from vllm import SamplingParams
     from vllm.inputs import TokensPrompt
@@ -42,7 +44,7 @@ def sample_on_worker(
             top_p=top_p,
             logprobs=0,
             stop_token_ids=stop_ids,
-            seed=seed_number(f"{seed}/{number}"),
+            seed=None if seed is None else seed_number(f"{seed}/{number}"),
             detokenize=False,
         )
         for number, _ in prompts

@@ -58,7 +58,7 @@ def config(**changes: Any) -> Config:
         "divergence": {"k": 8},
         "optimizer": {"learning_rate": 1e-3},
         "train": {"tokens_per_micro_batch": 80},
-        "nemo": {"gpus_per_node": 2, "batching": "padded"},
+        "nemo": {"gpus_per_node": 2, "batching": "padded", "generation": {"seeded": True}},
     }
     for section, own in changes.items():
         values[section] = values.get(section, {}) | own if isinstance(own, dict) else own
@@ -91,7 +91,7 @@ def on_cpus(*, real: Any, use_gpus: bool, **arguments: Any) -> Any:
 @pytest.fixture(scope="module", autouse=True)
 def on_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A Ray of our own, whose workers find NeMo-RL, and an interpreter for them where NeMo-RL's container has one."""
-    cpu.prepare(megatron=False)
+    cpu.prepare()
     import ray
 
     from mopd_nemo.engines.nemo.runtime import NEMO_WORKERS

@@ -1,0 +1,143 @@
+"""Figures of `first_hour.sh`: what its runs have measured, whether that is within bounds, and the table of points."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+Result = dict[str, Any]
+
+
+def metric(run: str, key: str, step: str) -> float:
+    """Of a run's `metrics.jsonl`."""
+    rows = map(json.loads, Path(run, "metrics.jsonl").read_text().splitlines())
+    return next(float(row[key]) for row in rows if row["step"] == int(step))
+
+
+def value(run: str, key: str, step: str) -> None:
+    print(metric(run, key, step))
+
+
+def difference(run: str, other: str, key: str, step: str) -> None:
+    """Of two runs, in parts of the first's value."""
+    first, second = metric(run, key, step), metric(other, key, step)
+    print(abs(first - second) / abs(first))
+
+
+def ratio(run: str, key: str, other: str, step: str) -> None:
+    """Of two metrics of a run."""
+    print(metric(run, key, step) / metric(run, other, step))
+
+
+def memory(run: str, used: str) -> None:
+    """Most MiB that `nvidia-smi` has seen on a GPU, in parts of what is computed before a job is submitted."""
+    from mopd_nemo.config.load import load_config
+    from mopd_nemo.slurm.architecture import KNOWN
+    from mopd_nemo.slurm.memory import estimate
+
+    config = load_config(Path(run, "config.yaml"))
+    needed = estimate(config, KNOWN[config.model.path], None, 80.0)
+    most = max(map(float, Path(used).read_text().split())) * 2**20 / 1e9
+    print(most / max(needed.train, needed.score, needed.generate))
+
+
+def teacher_memory(output: str, *arguments: str) -> None:
+    """Start an external teacher beside the student, move it to the GPUs and away again, and write what it held."""
+    from mopd_nemo.config.load import load_config
+    from mopd_nemo.engines.nemo.engine import NemoEngine
+    from mopd_nemo.engines.nemo.runtime import launch
+
+    _, config_file, *overrides = arguments  # --config FILE KEY=VALUE...
+    config = load_config(config_file, overrides)
+    running = launch(config, NemoEngine(config).chat.tokenizer, None)
+    teacher: Any = running.teacher
+    found = {"at first": _allocated(teacher)}
+    running.student.offload_after_refit()
+    teacher.prepare_for_lp_inference()
+    found["on the GPU"] = _allocated(teacher)
+    teacher.offload_after_refit()
+    found["after offload"] = _allocated(teacher)
+    Path(output).write_text(json.dumps(found))
+    running.shutdown()
+
+
+def _allocated(policy: Any) -> int:
+    """Bytes on the fullest GPU of a policy's own tensors."""
+    import ray
+
+    return max(ray.get(policy.worker_group.run_all_workers_single_data("__ray_call__", fn=_allocated_here)))
+
+
+def _allocated_here(_worker: Any) -> int:
+    import torch
+
+    return torch.cuda.memory_allocated()
+
+
+def left(file: str) -> None:
+    """What an offload has left on the GPU."""
+    found = json.loads(Path(file).read_text())
+    print(found["after offload"] / found["on the GPU"])
+
+
+def record(out: str, name: str, side: str, bound: str, what: str, code: str, found: str) -> None:
+    """Say whether a point has passed, and keep it."""
+    measured = _number(found) if code == "0" else math.nan
+    within = measured < float(bound) if side == "below" else measured > float(bound)
+    result = {"point": name, "what": what, "measured": None if math.isnan(measured) else measured}
+    result |= {"bound": f"{side} {bound}", "passed": within}
+    Path(out, name, "result.json").write_text(json.dumps(result))
+    print(f"{'PASS' if within else 'FAIL'}  {name}: {_shown(result)}, {side} {bound}  ({what})", flush=True)
+
+
+def passed(out: str, name: str) -> None:
+    """Exit code 0 where a point has passed before."""
+    file = Path(out, name, "result.json")
+    sys.exit(0 if file.is_file() and json.loads(file.read_text())["passed"] else 1)
+
+
+def table(out: str) -> None:
+    """Write `table.md` and `table.json`; exit code 1 unless all have passed."""
+    files = sorted(Path(out).glob("*/result.json"), key=lambda file: file.stat().st_mtime)
+    results = [json.loads(file.read_text()) for file in files]
+    Path(out, "table.json").write_text(json.dumps(results, indent=2) + "\n")
+    lines = ["| point | measured | bound | | what |", "|---|---|---|---|---|"]
+    for row in results:
+        verdict = "pass" if row["passed"] else "FAIL"
+        lines.append(f"| {row['point']} | {_shown(row)} | {row['bound']} | {verdict} | {row['what']} |")
+    Path(out, "table.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+    sys.exit(not all(row["passed"] for row in results))
+
+
+def _shown(result: Result) -> str:
+    return "no value: see its log.txt" if result["measured"] is None else f"{result['measured']:.4g}"
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "value": value,
+    "difference": difference,
+    "ratio": ratio,
+    "memory": memory,
+    "teacher-memory": teacher_memory,
+    "left": left,
+    "record": record,
+    "passed": passed,
+    "table": table,
+}
+
+if __name__ == "__main__":
+    COMMANDS[sys.argv[1]](*sys.argv[2:])

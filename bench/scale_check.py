@@ -20,11 +20,12 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 from torch.nn.functional import linear, scaled_dot_product_attention
+from transformers import PreTrainedModel
 
 from bench.cost import Reading, attention_flops, head_flops, linear_flops
 from bench.step_curves import Job, never_ending
 from mopd_nemo.embedded import resolve_model_path
-from mopd_nemo.run import phases
+from mopd_nemo.run import display
 from mopd_nemo.slurm.architecture import Architecture, architecture_of
 
 CONFIG = Path(__file__).parent.parent / "configs/quickstart.yaml"
@@ -61,7 +62,7 @@ def timed(work: Callable[[], object]) -> float:
 
 
 @torch.inference_mode()
-def calibrate(module: nn.Module, model: Architecture, rows: int, batch: int, queries: int, keys: int) -> Rates:
+def calibrate(module: PreTrainedModel, model: Architecture, rows: int, batch: int, queries: int, keys: int) -> Rates:
     """Rates of the model's own weights and attention shapes.
 
     Args:
@@ -126,7 +127,7 @@ def predict(job: Job, model: Architecture) -> dict[str, float]:
 def check(markdown: bool) -> None:
     """Print predicted over measured for each phase of several jobs."""
     torch.set_num_threads(1)
-    phases.time = SimpleNamespace(perf_counter=time.process_time)
+    display.time = SimpleNamespace(perf_counter=time.process_time, monotonic=time.monotonic)
     model = architecture_of(resolve_model_path("embedded:arithmetic"), None)
     assert model is not None
     rows = []

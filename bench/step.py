@@ -47,7 +47,7 @@ from mopd_nemo.config.load import load_config
 from mopd_nemo.data.load import load_problems, problems_of_step
 from mopd_nemo.embedded import resolve_model_path
 from mopd_nemo.files import read_rows
-from mopd_nemo.run import phases
+from mopd_nemo.run import display
 from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.run.display import PHASES
 from mopd_nemo.trainer import Trainer
@@ -292,7 +292,9 @@ def main() -> None:
     arguments: Any = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.clock = "process_time" if arguments.threads == 1 else "perf_counter"
-    phases.time = SimpleNamespace(perf_counter=getattr(time, arguments.clock))  # what the trainer times its phases with
+    clock = getattr(time, arguments.clock)
+    # what the trainer times its phases with
+    display.time = SimpleNamespace(perf_counter=clock, monotonic=time.monotonic)
     print(describe(arguments), flush=True)
     with tempfile.TemporaryDirectory(prefix="bench-step-") as directory:
         if arguments.curves:

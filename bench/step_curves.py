@@ -50,7 +50,7 @@ class Job:
         """Of the last step."""
 
     def step(self, number: int, whole: bool) -> dict[str, float]:
-        """Seconds of a step, by the clock that `mopd_nemo.run.phases` has.
+        """Seconds of a step, by the clock that `mopd_nemo.run.display` has.
 
         Args:
             whole: every response must have the length that was asked for.

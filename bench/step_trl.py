@@ -111,7 +111,8 @@ class Turns(TrainerCallback):
     def on_step_end(self, *_: Any, **__: Any) -> None:
         self.seconds = self.clock() - self.started
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        logs = logs or {}
         if "completions/mean_length" in logs:
             tokens = float(logs["completions/mean_length"]) * self.rows
             answer = {

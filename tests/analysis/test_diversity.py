@@ -50,7 +50,7 @@ def test_distinct_counts_no_ngram_across_responses() -> None:
 
 
 def test_rarefaction_is_the_mean_over_all_draws() -> None:
-    counts = Counter({("a",): 3, ("b",): 2, ("c",): 1})
+    counts: Counter[tuple[str, ...]] = Counter({("a",): 3, ("b",): 2, ("c",): 1})
     items = list(counts.elements())
     for size in range(1, 7):
         draws = [len(set(draw)) / size for draw in itertools.combinations(items, size)]

@@ -13,6 +13,7 @@ from mopd_nemo.engines.local.engine import LocalEngine
 from mopd_nemo.evaluation.evaluate import evaluate
 from mopd_nemo.methods.mopd import Mopd
 from mopd_nemo.types import RolloutGroup
+from mopd_nemo.verifiers.pending import PendingVerdicts
 from mopd_nemo.verifiers.pool import VerifierPool
 from tests.conftest import QUICKSTART
 
@@ -45,10 +46,10 @@ def test_peers_in_the_prompt_make_it_better(
     engine: LocalEngine, groups: list[RolloutGroup], settings: list[str], gain: float
 ) -> None:
     rows = Mopd(load_config(QUICKSTART, settings), engine.chat).build(groups, step=1).rows[::4]
-    answers = engine.generate([row.teacher_prompt_ids for row in rows], 1, Sampling(96), "with peers")
+    answers = engine.generate([row.teacher_prompt_ids or () for row in rows], 1, Sampling(96), "with peers")
     with VerifierPool(VerifierConfig(), ["arithmetic"]) as verifiers:
         informed = fmean(
-            verifiers.judge(groups[row.group_index].problem, answer)[0].reward
+            PendingVerdicts(verifiers, engine.chat).collect([groups[row.group_index].problem], [answer])[0][0].reward
             for row, answer in zip(rows, answers, strict=True)
         )
     alone = fmean(verdict.reward for group in groups for verdict in group.verdicts)

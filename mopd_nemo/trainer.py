@@ -11,7 +11,7 @@ from rich.console import Console
 
 from mopd_nemo.chat import with_prompt_ids
 from mopd_nemo.config import Config, UserError
-from mopd_nemo.data.load import load_problems, problems_of_step
+from mopd_nemo.data.load import judgeable, load_problems, problems_of_step
 from mopd_nemo.engines import make_engine
 from mopd_nemo.engines.base import Sampling
 from mopd_nemo.evaluation.evaluate import evaluate
@@ -44,12 +44,14 @@ class Trainer:
         self.run = run
         self.problems = load_problems(config, "train")
         self.eval_problems = load_problems(config, "eval") if config.train.eval_every else []
+        self.verifiers = VerifierPool(config.verifier, {p.task for p in [*self.problems, *self.eval_problems]})
+        self.problems = judgeable(self.problems, self.verifiers, config, "train")
+        self.eval_problems = judgeable(self.eval_problems, self.verifiers, config, "eval")
         if len(self.problems) < config.rollout.num_prompts_per_step:
             raise UserError(
                 f"rollout.num_prompts_per_step={config.rollout.num_prompts_per_step} is more than the "
                 f"{len(self.problems)} problems of data.train={config.data.train}: lower it or add problems"
             )
-        self.verifiers = VerifierPool(config.verifier, {p.task for p in [*self.problems, *self.eval_problems]})
         if self.verifiers.sandbox:
             console.print(f"programs run in the sandbox {self.verifiers.sandbox}", highlight=False, soft_wrap=True)
         self.engine = make_engine(config)

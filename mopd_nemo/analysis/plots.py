@@ -44,7 +44,8 @@ def held_out(runs: Runs) -> Figure | None:
     for number, (label, rows) in enumerate(runs.items()):
         mean = mean_name(rows[0])
         n = mean.removeprefix("mean@")
-        names = (mean, f"pass@{n}", f"maj@{n}") if len(runs) == 1 else (mean,)
+        several = [name for name in (mean, f"pass@{n}", f"maj@{n}") if name in rows[0]]
+        names = several if len(runs) == 1 else [mean]
         steps = [row["step"] for row in rows]
         low, high = ([100 * row[f"{mean}/{end}"] for row in rows] for end in ("low", "high"))
         band = "95 % interval of the mean" if len(runs) == 1 else None

@@ -215,7 +215,7 @@ def _cards(metrics: Rows, evals: Rows) -> list[tuple[str, str]]:
     if evals:
         first, last = evals[0], evals[-1]
         n = plots.mean_name(first).removeprefix("mean@")
-        for name in (f"mean@{n}", f"pass@{n}", f"maj@{n}"):
+        for name in (name for name in (f"mean@{n}", f"pass@{n}", f"maj@{n}") if name in first):
             change = f"{100 * first[name]:.1f} → {100 * last[name]:.1f} %"
             items.append((f"held-out {name}, step {first['step']} → {last['step']}", change))
     if metrics:

@@ -35,7 +35,7 @@ def evaluate(
     config = config.model_copy(update={"model": model, "teacher": TeacherConfig(kind="none")})
 
     from mopd_nemo.chat import with_prompt_ids
-    from mopd_nemo.data.load import load_problems
+    from mopd_nemo.data.load import judgeable, load_problems
     from mopd_nemo.engines import make_engine
     from mopd_nemo.evaluation.evaluate import evaluate as evaluate_model
     from mopd_nemo.files import write_json, write_rows
@@ -49,6 +49,7 @@ def evaluate(
         Progress(console=console, transient=True) as progress,
     ):
         task = progress.add_task(f"evaluating {len(problems)} problems", total=1.0)
+        problems = judgeable(problems, verifiers, config, "eval")
         engine = make_engine(config)
         problems = with_prompt_ids(problems, engine.chat, config.data.max_prompt_tokens)
         metrics, groups = evaluate_model(

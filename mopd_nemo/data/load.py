@@ -12,6 +12,7 @@ from mopd_nemo.data.arithmetic import SIZES, make_problems
 from mopd_nemo.data.jsonl import read_problems
 from mopd_nemo.data.rows import BadRows
 from mopd_nemo.types import Message, Problem
+from mopd_nemo.verifiers.pool import VerifierPool
 
 
 def load_problems(config: Config, split: Literal["train", "eval"]) -> list[Problem]:
@@ -27,6 +28,26 @@ def load_problems(config: Config, split: Literal["train", "eval"]) -> list[Probl
     else:
         problems = read_problems(source, f"data.{split}", BadRows(config.data.on_bad_row))[:limit]
     return [_with_suffix(problem, config.data.prompt_suffix) for problem in problems]
+
+
+def judgeable(
+    problems: Sequence[Problem], verifiers: VerifierPool, config: Config, split: Literal["train", "eval"]
+) -> list[Problem]:
+    """The problems whose gold answers can be judged by: equal to themselves, and within the time limit.
+
+    Raises:
+        UserError: one cannot, and `data.on_bad_row` says to stop.
+    """
+    bad = BadRows(config.data.on_bad_row)
+    source = config.data.train if split == "train" else config.data.eval
+    faults = [verifiers.gold_fault(problem.task, problem.answer) for problem in problems]
+    kept = []
+    for problem, fault in zip(problems, faults, strict=True):
+        if reason := fault.result():
+            bad.report(source, f"id {problem.id!r}", reason)
+        else:
+            kept.append(problem)
+    return kept
 
 
 def _with_suffix(problem: Problem, suffix: str) -> Problem:

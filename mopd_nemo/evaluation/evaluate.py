@@ -10,6 +10,7 @@ from mopd_nemo.engines.base import Engine, Progress, Sampling
 from mopd_nemo.evaluation.metrics import bootstrap_interval, majority_at_k, mean_at_k, pass_at_k
 from mopd_nemo.peers.statistics import group_metrics
 from mopd_nemo.types import Problem, Rollout, RolloutGroup
+from mopd_nemo.verifiers import TASKS
 from mopd_nemo.verifiers.pending import PendingVerdicts
 from mopd_nemo.verifiers.pool import VerifierPool
 
@@ -38,23 +39,51 @@ def evaluate(
         RolloutGroup(problem, tuple(rollouts), verdicts)
         for problem, rollouts, verdicts in zip(problems, samples, verifying.collect(problems, samples), strict=True)
     ]
-    return evaluation_metrics(groups, n), groups
+    return evaluation_metrics(groups, n, verifiers), groups
 
 
-def evaluation_metrics(groups: Sequence[RolloutGroup], n: int) -> dict[str, float]:
-    """`mean@n` with its 95 % interval, `pass@k` for k = 1, 2, 4, ... n, `maj@n`, lengths and outcomes."""
+def evaluation_metrics(groups: Sequence[RolloutGroup], n: int, verifiers: VerifierPool) -> dict[str, float]:
+    """`mean@n` with its 95 % interval, `pass@k` for k = 1, 2, 4, ... n, `maj@n`, lengths and outcomes.
+
+    `maj@n` is over the problems whose tasks have answers to vote on; without one it is absent.
+    """
     correct = [[verdict.success is True for verdict in group.verdicts] for group in groups]
     num_correct = [sum(flags) for flags in correct]
     low, high = bootstrap_interval([c / n for c in num_correct])
     ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k < n] + [n]
-    answers = [[verdict.details.get("found") for verdict in group.verdicts] for group in groups]
+    voting = [group for group in groups if TASKS[group.problem.task].votes]
+    votes = [votes_of(group, verifiers) for group in voting]
+    right = [[verdict.success is True for verdict in group.verdicts] for group in voting]
     stats = group_metrics(groups)
     return {
         f"mean@{n}": mean_at_k(num_correct, n),
         f"mean@{n}/low": low,
         f"mean@{n}/high": high,
         **{f"pass@{k}": fmean(pass_at_k(c, n, k) for c in num_correct) for k in ks},
-        f"maj@{n}": majority_at_k(answers, correct),
+        **({f"maj@{n}": majority_at_k(votes, right)} if voting else {}),
         "num_problems": float(len(groups)),
         **{name: stats[name] for name in stats if name.startswith(("response/", "outcome/"))},
     }
+
+
+def votes_of(group: RolloutGroup, verifiers: VerifierPool) -> list[int | None]:
+    """What each sample votes for: a number for each answer, the same where the task's verifier says that they are equal.
+
+    None: no answer was found. Wrong answers are compared with each other only where that can change who wins.
+    """
+    found = [verdict.details.get("found") for verdict in group.verdicts]
+    votes: list[int | None] = [None if answer is None else index for index, answer in enumerate(found)]
+    successes = [index for index in group.successes if found[index] is not None]
+    for index in successes:
+        votes[index] = successes[0]  # each equals the gold answer
+    others = [index for index, vote in enumerate(votes) if vote is not None and index not in successes]
+    firsts: list[int] = []
+    for index in others if 0 < len(successes) <= len(others) else []:
+        for first in firsts:
+            equal = found[first] == found[index]
+            if equal or verifiers.same(group.problem.task, str(found[first]), str(found[index])).result():
+                votes[index] = first
+                break
+        else:
+            firsts.append(index)
+    return votes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import lru_cache
 from math import comb
 from statistics import fmean
@@ -31,7 +31,7 @@ def pass_at_k(num_correct: int, num_samples: int, k: int) -> float:
     return 1.0 - comb(num_samples - num_correct, k) / comb(num_samples, k)
 
 
-def majority_at_k(answers: Sequence[Sequence[str | None]], correct: Sequence[Sequence[bool]]) -> float:
+def majority_at_k(answers: Sequence[Sequence[Hashable | None]], correct: Sequence[Sequence[bool]]) -> float:
     """Fraction of problems whose most frequent answer is right. Ties go to the answer that was given first; a sample
     without an answer (None) does not vote.
     """

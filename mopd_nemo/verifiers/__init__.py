@@ -30,6 +30,8 @@ class Task:
     """Judging may take long or run hostile input: it happens in a worker process that can be killed."""
     compares: bool = False
     """Judging is comparing with the gold answer: a response that cannot be compared in time is wrong."""
+    votes: bool = True
+    """Responses hold an answer to take a majority of (`details["found"]`)."""
     is_plain: Callable[[Any], bool] = lambda _: True
     """Whether a gold answer of the right form is surely sound; others are compared with themselves first."""
 
@@ -45,7 +47,7 @@ TASKS: dict[str, Task] = {
     "choice": Task(ChoiceVerifier, gold_letter, needs_worker=False),
     "tool": Task(ToolVerifier, gold_calls, needs_worker=False),
     "math": Task(_math, gold_text, needs_worker=True, compares=True, is_plain=is_plain_number),
-    "code": Task(CodeVerifier, HiddenTests.read, needs_worker=True),
+    "code": Task(CodeVerifier, HiddenTests.read, needs_worker=True, votes=False),
 }
 
 

@@ -47,6 +47,14 @@ class ToolVerifier(Verifier):
         expected = json.dumps([{"Action": call.name, "Action_Input": call.arguments} for call in gold])
         return Verdict(0.0, Outcome.WRONG, with_gold(problem, f"Expected: {expected}", self._config.feedback), details)
 
+    def same(self, first: str, second: str) -> bool:
+        """Whether two responses make the same calls, in any order."""
+        return difference(_calls_of(first), _calls_of(second)) is None
+
+
+def _calls_of(found: str) -> list[Call]:
+    return [Call(name, arguments) for name, arguments in json.loads(found)]
+
 
 def read_calls(text: str) -> list[Call]:
     """The calls of a response, in order; at least one.

@@ -66,13 +66,20 @@ def _problems(source: Source, part: _Part, bad: BadRows) -> Iterator[Problem]:
     number = 0
     for position, row in part.rows:
         try:
-            for single in source.expand(row):
-                problem = source.to_problem(single, f"{source.name}/{part.split}/{number}")
-                if problem is not None:
-                    number += 1
-                    yield problem
+            singles = list(source.expand(row))
         except RowError as error:
             bad.report(part.where, position, str(error))
+            continue
+        for single in singles:
+            try:
+                problem = source.to_problem(single, f"{source.name}/{part.split}/{number}")
+            except RowError as error:
+                name = f" ({single['idx']})" if len(singles) > 1 and "idx" in single else ""
+                bad.report(part.where, f"{position}{name}", str(error))
+                continue
+            if problem is not None:
+                number += 1
+                yield problem
 
 
 def _local_parts(inputs: Sequence[Path], bad: BadRows) -> Iterator[_Part]:

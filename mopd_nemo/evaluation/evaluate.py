@@ -67,7 +67,7 @@ def evaluation_metrics(groups: Sequence[RolloutGroup], n: int, verifiers: Verifi
 
 
 def votes_of(group: RolloutGroup, verifiers: VerifierPool) -> list[int | None]:
-    """What each sample votes for: a number for each answer, the same where the task's verifier says that they are equal.
+    """What each sample votes for: a number for each answer, one for all that the task's verifier calls equal.
 
     None: no answer was found. Wrong answers are compared with each other only where that can change who wins.
     """

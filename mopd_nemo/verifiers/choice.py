@@ -14,9 +14,15 @@ from mopd_nemo.verifiers.base import AnswerError, Verifier, missing_answer, with
 _TAGS = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
 _LETTER = re.compile(r"\W*([A-Za-z])(?:\W*|[.):]\s.*)", re.DOTALL)
 """`A`, `(a)`, `**B**`, `C. text`, `D: text`."""
+_MARKUP = re.compile(r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf|it)|boxed|fbox)\s*(?=\{)|\\[()\[\]]|[{}$*_`]")
+"""What may stand round a word or a letter without meaning anything."""
 _STATED = re.compile(
-    r"(?i:answer|option|choice)(?i:\s+is)?\s*:?\s*(?i:option\s+)?[(*\[]*([A-Z])\b(?![’'])", re.MULTILINE
+    r"(?i:\b(?:answer|option|choice)\b)"
+    r"(?:\s*[:=]?\s*|[^.:\n]{0,40}?(?i:\b(?:is|be|was)\b)\s*:?\s*|[^.:\n]{0,40}?:\s*)"
+    r"(?i:(?:option|choice|answer)\s+)?[(\[]?"
+    r"(?:(?P<letter>[B-HJ-Z])\b(?![’'])|(?P<word>[AI])\b(?![’'])(?!\s+(?!because|since|as|and|which|for|due)[a-z]))"
 )
+"""`answer: B`, `option B`, `the answer I chose is B`. A and I are letters where they are not words of the sentence."""
 
 
 class ChoiceVerifier(Verifier):
@@ -60,14 +66,18 @@ def strict_letter(text: str) -> str | None:
 def lenient_letter(text: str) -> str | None:
     """The letter inside the last tags, else boxed, else stated in words, else all that the response says."""
     tagged = _TAGS.findall(text)
+    if tagged:
+        return _letter(tagged[-1]) or _stated(tagged[-1])
     boxed = last_boxed(text)
-    for content in (tagged[-1] if tagged else None, boxed):
-        if content is not None:
-            content = re.sub(r"\\text(?:bf)?\{(.*)\}", r"\1", content)
-            match = _LETTER.fullmatch(content)
-            return match[1].upper() if match else None
-    stated = _STATED.findall(text)
-    if stated:
-        return stated[-1]
-    match = _LETTER.fullmatch(text)
+    return (_letter(boxed) if boxed is not None else None) or _stated(text) or _letter(text)
+
+
+def _letter(text: str) -> str | None:
+    """The letter that is all there is, or that stands before what the option says."""
+    match = _LETTER.fullmatch(_MARKUP.sub("", text))
     return match[1].upper() if match else None
+
+
+def _stated(text: str) -> str | None:
+    stated = list(_STATED.finditer(_MARKUP.sub("", text)))
+    return (stated[-1]["letter"] or stated[-1]["word"]) if stated else None

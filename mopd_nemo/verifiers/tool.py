@@ -11,8 +11,9 @@ from mopd_nemo.thinking import after_thinking
 from mopd_nemo.types import Outcome, Verdict
 from mopd_nemo.verifiers.base import AnswerError, Verifier, missing_answer, with_gold
 
-_ACTION = re.compile(r"^[ \t*#>-]*Action\**:[* \t]*(.*)$", re.MULTILINE)
-_INPUT = re.compile(r"^[ \t*#>-]*Action[ _]Input\**:\**\s*(?:```(?:json)?\s*)?", re.MULTILINE)
+_START = r"^[ \t*#>-]*(?:\d+[.)]\s*)?[*]*"
+_ACTION = re.compile(rf"{_START}Action(?: \d+)?\**:[* \t]*(.*)$", re.MULTILINE)
+_INPUT = re.compile(rf"{_START}Action[ _]Input(?: \d+)?\**:\**\s*(?:```(?:json)?\s*|`\s*)?", re.MULTILINE)
 _OPTIONAL = "[Optional]"
 _DECODER = json.JSONDecoder()
 
@@ -68,7 +69,7 @@ def read_calls(text: str) -> list[Call]:
     calls = []
     for number, action in enumerate(actions, start=1):
         end = actions[number].start() if number < len(actions) else len(text)
-        name = action[1].strip().strip("`*\"'").strip()
+        name = action[1].strip().strip("`*\"'").strip().removesuffix("()")
         if not name:
             raise FormatError(f"Call {number} has no tool name after `Action:`.")
         calls.append(Call(name, _read_input(text, action.end(), end, number)))

@@ -224,6 +224,30 @@ def test_a_malformed_row_is_named_by_file_line_and_field(
     assert "rows.jsonl, line 1: " in str(error.value) and message in str(error.value)
 
 
+def test_the_good_requests_of_an_api_are_kept_and_every_bad_one_is_counted(tmp_path: Path) -> None:
+    call, bad = {"Action": "f", "Action_Input": "{}"}, {"Action": "f", "Action_Input": "{"}
+    for golds, kept in (
+        ([[call], [bad], [call], [call]], 3),
+        ([[bad], [call], [bad], [call]], 2),
+        ([[call], "no calls", [], [call]], 2),
+        ([[bad], [bad], [bad], [bad]], 0),
+    ):
+        good = {
+            "Name": "Other",
+            "Description": "d",
+            "NLDocumentation": "n",
+            "Instructions": ["x"],
+            "Golden_Answers": [[call]],
+        }
+        api = good | {"Name": "Api", "Instructions": ["a", "b", "c", "d"], "Golden_Answers": golds}
+        path = tmp_path / "eval.json"
+        path.write_text(json.dumps([api, good]))
+        found = prepared("toolalpaca", path, policy="skip")
+        assert (len(found.splits["eval"]), found.skipped) == (kept + 1, 4 - kept)
+    with pytest.raises(UserError, match=r"row 1 \(Api/0\): .*not valid JSON"):
+        prepared("toolalpaca", path)
+
+
 def test_malformed_rows_can_be_skipped_and_counted(tmp_path: Path) -> None:
     path = write(tmp_path / "r.jsonl", [{"problem": "p", "answer": 1}, {"problem": ""}, {"problem": "q", "answer": 2}])
     found = prepared("aime2024", path, policy="skip")

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from jinja2 import TemplateError
+
 from mopd_nemo.config import UserError
+from mopd_nemo.thinking import CLOSE, OPEN
 from mopd_nemo.types import Message, Problem
+
+_MARKER = re.compile(r"<[^\s<>]+>|\[[A-Z_/]+\]")
+"""How control tokens look that no flag tells from text: `<｜User｜>`, `[INST]`."""
 
 
 class Chat:
@@ -16,10 +23,17 @@ class Chat:
     Args:
         tokenizer: any `PreTrainedTokenizerBase` with a chat template and an end-of-sequence token.
         template_kwargs: passed to the chat template, e.g. `{"enable_thinking": False}`.
+        end_tokens: tokens that end a response beside the tokenizer's own end-of-sequence token.
         source: where the tokenizer came from, named in errors.
     """
 
-    def __init__(self, tokenizer: Any, template_kwargs: Mapping[str, Any] | None = None, source: str = "model") -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        template_kwargs: Mapping[str, Any] | None = None,
+        end_tokens: Sequence[str] = (),
+        source: str = "model",
+    ) -> None:
         if tokenizer.chat_template is None:
             raise UserError(
                 f"{source}: the tokenizer has no chat template; use an instruction-tuned model or add a chat_template"
@@ -28,9 +42,10 @@ class Chat:
             raise UserError(f"{source}: the tokenizer has no eos_token; set one in tokenizer_config.json")
         self.tokenizer = tokenizer
         self._template_kwargs = dict(template_kwargs or {})
-        self._control_tokens: list[str] = sorted(
-            {token for token in tokenizer.all_special_tokens if len(token) > 1}, key=len, reverse=True
-        )
+        self._source = source
+        self._control_tokens = _control_tokens(tokenizer)
+        self.end_ids = frozenset({tokenizer.eos_token_id, *(self._end_id(token) for token in end_tokens)})
+        """Tokens that end a response."""
 
     @property
     def pad_id(self) -> int:
@@ -39,14 +54,65 @@ class Chat:
         return pad if pad is not None else self.tokenizer.eos_token_id
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
-        """The templated prompt, ending with the assistant header."""
-        return self.tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=True, **self._template_kwargs
-        )
+        """The templated prompt, ending with the assistant header.
+
+        Raises:
+            UserError: the template refuses the messages.
+        """
+        return self._rendered(messages, add_generation_prompt=True)
 
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Token ids of `prompt_text`."""
         return self.encode(self.prompt_text(messages))
+
+    def check_end_of_turn(self, end_ids: Collection[int]) -> None:
+        """Refuse a model whose responses would never end: its template closes turns with a token that ends nothing.
+
+        Args:
+            end_ids: all tokens that end a response.
+
+        Raises:
+            UserError: it is such a model.
+        """
+        answer = "ANSWER"
+        try:
+            turns = [Message(role="user", content="QUESTION"), Message(role="assistant", content=answer)]
+            closing = self._rendered(turns, add_generation_prompt=False).rpartition(answer)[2].lstrip()
+        except UserError:
+            return  # not a template that says how a turn of the assistant ends
+        ids = self.encode(closing)
+        token = self.decode(ids[:1], skip_special_tokens=False)
+        if token not in self._control_tokens or ids[0] in end_ids:
+            return
+        ends = ", ".join(repr(self.decode([index], skip_special_tokens=False)) for index in sorted(end_ids))
+        raise UserError(
+            f"{self._source}: the chat template ends turns with {token!r}, but responses end with {ends}: every "
+            f"response would run to rollout.max_response_tokens. Add it with model.end_tokens=['{token}'], or use the "
+            "instruction-tuned model"
+        )
+
+    def _rendered(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        try:
+            return self.tokenizer.apply_chat_template(
+                list(messages),
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                **self._template_kwargs,
+            )
+        except TemplateError as error:
+            roles = ", ".join(message["role"] for message in messages)
+            remedy = "give the tokenizer a template that takes them, or change the roles of the rows"
+            if messages[0]["role"] == "system":
+                remedy = "write the system text into the user turn of the rows, or use a template with a system role"
+            raise UserError(
+                f"the chat template of {self._source} refuses messages with the roles {roles}: {error}: {remedy}"
+            ) from error
+
+    def _end_id(self, token: str) -> int:
+        ids = self.encode(token)
+        if len(ids) != 1:
+            raise UserError(f"model.end_tokens={token!r}: not one token of {self._source}")
+        return ids[0]
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids; control tokens in the text become control tokens, none are added."""
@@ -57,7 +123,7 @@ class Chat:
         return self.tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
     def escape_control_tokens(self, text: str) -> str:
-        """Break up every chat control token in `text`, so that model-written text cannot end a turn or open another.
+        """Break up every control token in `text`, so that what was written as text cannot end a turn or open another.
 
         `<|im_end|>` becomes `< |im_end|>`: still readable, no longer one special token.
         """
@@ -66,17 +132,44 @@ class Chat:
         return text
 
 
-def with_prompt_ids(problems: Sequence[Problem], chat: Chat, max_tokens: int) -> list[Problem]:
+def _control_tokens(tokenizer: Any) -> list[str]:
+    """What the tokenizer encodes as one token with a meaning of its own, longest first.
+
+    Its listed special tokens, those that `tokenizer.json` flags as special (Llama's role markers are in no list), and
+    added ones in brackets. Tags of thinking are text: responses hold them, and what is shown has lost them.
+    """
+    added = tokenizer.added_tokens_decoder.values()
+    flagged = {token.content for token in added if token.special or _MARKER.fullmatch(token.content)}
+    tokens = {token for token in {*tokenizer.all_special_tokens, *flagged} if len(token) > 1}
+    return sorted(tokens - {OPEN, CLOSE}, key=lambda token: (-len(token), token))
+
+
+def with_prompt_ids(
+    problems: Sequence[Problem], chat: Chat, max_tokens: int, *, escape_control_tokens: bool = True
+) -> list[Problem]:
     """The problems with the token ids of their prompts.
 
+    Args:
+        escape_control_tokens: break up control tokens in the text of the problems.
+
     Raises:
-        UserError: a prompt is longer than `data.max_prompt_tokens`.
+        UserError: the template refuses a problem's messages, or a prompt is longer than `data.max_prompt_tokens`.
     """
-    tokenized = [replace(problem, prompt_ids=chat.prompt_ids(problem.messages)) for problem in problems]
-    for problem in tokenized:
-        if len(problem.prompt_ids) > max_tokens:
-            raise UserError(
-                f"problem {problem.id!r} has a prompt of {len(problem.prompt_ids)} tokens, over "
-                f"data.max_prompt_tokens={max_tokens}: raise the limit or remove the problem"
+    tokenized = []
+    for problem in problems:
+        messages = problem.messages
+        if escape_control_tokens:
+            messages = tuple(
+                Message(role=m["role"], content=chat.escape_control_tokens(m["content"])) for m in messages
             )
+        try:
+            ids = chat.prompt_ids(messages)
+        except UserError as error:
+            raise UserError(f"problem {problem.id!r}: {error}") from error
+        if len(ids) > max_tokens:
+            raise UserError(
+                f"problem {problem.id!r} has a prompt of {len(ids)} tokens, over data.max_prompt_tokens={max_tokens}: "
+                "raise the limit or remove the problem"
+            )
+        tokenized.append(replace(problem, messages=messages, prompt_ids=ids))
     return tokenized

@@ -55,9 +55,9 @@ class Trainer:
         if self.verifiers.sandbox:
             console.print(f"programs run in the sandbox {self.verifiers.sandbox}", highlight=False, soft_wrap=True)
         self.engine = make_engine(config)
-        limit = config.data.max_prompt_tokens
-        self.problems = with_prompt_ids(self.problems, self.engine.chat, limit)
-        self.eval_problems = with_prompt_ids(self.eval_problems, self.engine.chat, limit)
+        limit, escape = config.data.max_prompt_tokens, config.data.escape_control_tokens
+        self.problems = with_prompt_ids(self.problems, self.engine.chat, limit, escape_control_tokens=escape)
+        self.eval_problems = with_prompt_ids(self.eval_problems, self.engine.chat, limit, escape_control_tokens=escape)
         self.method = make_method(config, self.engine.chat)
         self.completions = _completion_store(config, run) if self.method.writer == "teacher" else None
         self.step = 0

@@ -51,7 +51,12 @@ def evaluate(
         task = progress.add_task(f"evaluating {len(problems)} problems", total=1.0)
         problems = judgeable(problems, verifiers, config, "eval")
         engine = make_engine(config)
-        problems = with_prompt_ids(problems, engine.chat, config.data.max_prompt_tokens)
+        problems = with_prompt_ids(
+            problems,
+            engine.chat,
+            config.data.max_prompt_tokens,
+            escape_control_tokens=config.data.escape_control_tokens,
+        )
         metrics, groups = evaluate_model(
             engine, verifiers, problems, config, lambda done: progress.update(task, completed=done)
         )

@@ -28,6 +28,9 @@ class ModelConfig(ConfigBlock):
     """`auto` (CUDA when there is one, else CPU), `cpu`, `cuda` or `cuda:N`."""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Passed to the chat template, for student and teacher alike; for Qwen3 `{enable_thinking: false}`."""
+    end_tokens: tuple[str, ...] = ()
+    """Tokens that end a response, beside the tokenizer's own. The token that ends a turn in the chat template must be
+    one of all these: base models often need `["<|im_end|>"]`."""
 
 
 class DataConfig(ConfigBlock):
@@ -46,6 +49,9 @@ class DataConfig(ConfigBlock):
     warning that does."""
     prompt_suffix: str = ""
     """Appended to the user turn of every problem, in training and in evaluation."""
+    escape_control_tokens: bool = True
+    """Break up control tokens of the tokenizer in the text of a row (`< |im_end|>`): what a row says opens and ends no
+    turns. `false` for rows that hold templated text on purpose."""
     max_prompt_tokens: PositiveInt = 2048
     """A longer prompt is an error that names the problem: nothing is cut silently."""
 

@@ -9,6 +9,9 @@ from typing import Literal
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import PeersConfig, Templates
 
+_PART_OF_CHARACTER = "\ufffd"
+"""What a decoder writes for the bytes of a character that lost its others to a cut."""
+
 
 @dataclass(frozen=True, slots=True)
 class Section:
@@ -80,6 +83,7 @@ def _cut_middle(ids: Sequence[int], budget: int, templates: Templates, chat: Cha
     """Keep the start and the end, where the approach and the answer are."""
     keep = budget - len(chat.encode(templates.cut))
     if keep <= 0:
-        return chat.decode(ids[:budget])
+        return chat.decode(ids[:budget]).rstrip(_PART_OF_CHARACTER)
     head, tail = (keep + 1) // 2, keep // 2
-    return chat.decode(ids[:head]) + templates.cut + chat.decode(ids[len(ids) - tail :])
+    start, end = chat.decode(ids[:head]), chat.decode(ids[len(ids) - tail :])
+    return start.rstrip(_PART_OF_CHARACTER) + templates.cut + end.lstrip(_PART_OF_CHARACTER)

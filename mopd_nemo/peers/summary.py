@@ -16,4 +16,4 @@ def summary_of(text: str, chat: Chat, max_tokens: int) -> str:
     block = re.search(r"<summary>(.*?)</summary>", text, flags=re.DOTALL)
     said = block[1].strip() if block else text
     ids = chat.encode(said)
-    return said if len(ids) <= max_tokens else chat.decode(ids[:max_tokens]).strip()
+    return said if len(ids) <= max_tokens else chat.decode(ids[:max_tokens]).rstrip("\ufffd").strip()

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import PeersConfig
 from mopd_nemo.peers.render import Section, fair_budgets, render
+from mopd_nemo.peers.summary import summary_of
 
 
 @given(st.lists(st.integers(0, 500), min_size=1, max_size=9), st.integers(-10, 2000))
@@ -36,3 +37,15 @@ def test_cut_peer_keeps_start_and_end_within_its_budget(chat: Chat, budget: int)
     assert rendered.num_cut == 1
     assert len(chat.encode(rendered.text)) <= len(chat.encode(empty.text)) + budget + 1
     assert "STA" in rendered.text and "ND" in rendered.text and "[...]" in rendered.text
+
+
+@pytest.mark.parametrize("text", ["语言模型" * 30, "🙂🙃" * 40, "naïve café " * 30, "√½→∞" * 30])
+@pytest.mark.parametrize("budget", range(8, 40))
+def test_peers_are_cut_at_whole_characters(chat: Chat, text: str, budget: int) -> None:
+    rendered = render("q", [Section("success", text)], PeersConfig(max_peer_tokens=budget), chat, room=10_000)
+    assert rendered.num_cut == 1 and "\ufffd" not in rendered.text
+
+
+def test_summaries_are_cut_at_whole_characters(chat: Chat) -> None:
+    for tokens in range(1, 20):
+        assert "\ufffd" not in summary_of("语言模型" * 30, chat, tokens)

@@ -44,12 +44,16 @@ class LocalEngine:
         device = resolve_device(config.model.device)
         if config.teacher.path is not None:
             check_vocabularies(path, config.teacher.path)
-        self.chat = Chat(load_tokenizer(path, key="model.path"), config.model.chat_template_kwargs, source=path)
+        model = config.model
+        self.chat = Chat(
+            load_tokenizer(path, key="model.path"), model.chat_template_kwargs, model.end_tokens, source=model.path
+        )
         self.student = load_model(path, key="model.path", dtype=dtype, weights=torch.float32, device=device)
         self.teacher = Teacher(self.student, config)
         self._check_lengths()
         self._learner = Learner(self.student, self.teacher.model, config, piece=lambda token: self.chat.decode([token]))
         self._eos_ids = _end_ids(self.student, self.chat)
+        self.chat.check_end_of_turn(self._eos_ids)
         self._scored: dict[str, float] = {}
         """Metrics of the last scoring, reported with the update that it is for."""
         self._vllm: VllmBackend | None = None
@@ -192,7 +196,7 @@ class LocalEngine:
 
 
 def _end_ids(model: LanguageModel, chat: Chat) -> frozenset[int]:
-    """Tokens that end a response: the tokenizer's, and those of the model's generation config."""
+    """Tokens that end a response: the chat's, and those of the model's generation config."""
     listed = model.module.generation_config.eos_token_id
     ids = listed if isinstance(listed, list) else [listed]
-    return frozenset({chat.tokenizer.eos_token_id, *(i for i in ids if i is not None)})
+    return chat.end_ids | {index for index in ids if index is not None}

@@ -42,7 +42,11 @@ class NemoEngine:
         self._config = config
         self._vocab_size = check_models(config)
         path = config.model.path
-        self.chat = Chat(load_tokenizer(path, key="model.path"), config.model.chat_template_kwargs, source=path)
+        model = config.model
+        self.chat = Chat(
+            load_tokenizer(path, key="model.path"), model.chat_template_kwargs, model.end_tokens, source=model.path
+        )
+        self.chat.check_end_of_turn(self.chat.end_ids)
         if self.chat.tokenizer.pad_token_id is None:
             self.chat.tokenizer.pad_token = self.chat.tokenizer.eos_token
         self._launch = launch
@@ -75,7 +79,7 @@ class NemoEngine:
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
-            stop_ids=[self.chat.tokenizer.eos_token_id],
+            stop_ids=sorted(self.chat.end_ids),
             seed=seed if self._config.nemo.generation.seeded else None,
         )
         generation.sleep()

@@ -32,6 +32,8 @@ def settings(block: type[ConfigBlock], prefix: str = "") -> set[str]:
     return keys
 
 
+THEIRS = {"optimized_tp_plans.py", "examples/converters/convert_megatron_to_hf.py", "convert_megatron_to_hf.py"}
+"""Files of NeMo-RL and Automodel."""
 SETTINGS = settings(Config)
 SECTIONS = {key.split(".")[0] for key in SETTINGS if "." in key}
 
@@ -66,6 +68,8 @@ def test_files_exist(page: Path) -> None:
     }
     missing = [path for path in sorted(named) if not any(ROOT.glob(path.rstrip("./") + "*"))]
     assert missing == []
+    modules = {name for code in code_of(page) for name in re.findall(r"(?<![\w/.-])[a-z][\w/]*\.py\b", code)}
+    assert sorted(name for name in modules - THEIRS if not any(ROOT.glob(f"**/{name}"))) == []
 
 
 def commands(group: Any, words: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:

@@ -19,6 +19,7 @@ from mopd_nemo.cli import app
 from mopd_nemo.config.load import flatten, load_config
 from mopd_nemo.data.sources import SOURCES
 from mopd_nemo.run.directory import write_rows
+from mopd_nemo.run.display import WARM_UP_STEPS
 from mopd_nemo.slurm.architecture import architecture_of
 from mopd_nemo.slurm.checks import memory_lines, model_problems
 from mopd_nemo.slurm.job import Job, render
@@ -196,6 +197,7 @@ def test_competitions_are_told_apart_by_their_ids() -> None:
 
 
 def test_seconds_leave_out_the_first_steps_and_add_up_the_paper_s_update(tmp_path: Path) -> None:
+    assert paper_table.WARM_UP_STEPS == WARM_UP_STEPS
     slow = [{"seconds/score": 100.0, "seconds/update": 100.0}] * 5
     write_rows(tmp_path / "metrics.jsonl", [*slow, {"seconds/score": 2.0, "seconds/update": 3.0}])
     cell = paper_table.Cell("SDPO", "chemistry", "c", {"update": 75.0}, "c")

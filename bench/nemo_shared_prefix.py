@@ -1,8 +1,9 @@
 """N responses scored after one shared teacher prompt: as whole rows, and with the prompt read once.
 
-A real Megatron-Core `GPTModel` (the embedded Qwen3) on one CPU thread; the prompt's keys and values come from its
-static inference context. Both sides compute the logits of the response rows alone. Prints the largest difference of
-log-probabilities, the same with the wrong prompt as a control, and the ratio of times.
+The `GPTModel` of NeMo-RL's real Megatron worker (the embedded Qwen3) on one CPU thread; the prompt's keys and values
+come from Megatron's static inference context. Both sides compute the logits of the response rows alone. Prints the
+largest difference of log-probabilities, the same with the wrong prompt as a control, and the ratio of times. In the
+environment of `make test-nemo`, with its NEMO_RL_SOURCE:
 
     python bench/nemo_shared_prefix.py [N PROMPT RESPONSE]
 """
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -19,49 +19,39 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from tests.conftest import EMBEDDED
-from tests.integration import on_cpu
-
-on_cpu.redirect_cuda()
-
-from megatron.core.inference.contexts import StaticInferenceContext  # noqa: E402
-
-from mopd_nemo.engines.nemo.rows import ResponseHead, padded_rows  # noqa: E402
-from tests.integration.nemo.qwen3 import build, start_megatron  # noqa: E402
+from mopd_nemo.engines.nemo.rows import ResponseHead, padded_rows
+from tests.integration.nemo.ranks import nemo_config, run_ranks, start
 
 REPEATS = 5
 
 
 def main() -> None:
-    count, prompt, response = map(int, sys.argv[1:4] or (7, 512, 64))
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as directory:
-        dist.init_process_group("gloo", rank=0, world_size=1, init_method=f"file://{directory}/rendezvous")
-        start_megatron()
-        model = build(EMBEDDED).eval()
-        draw = torch.Generator().manual_seed(0)
-        prompt_ids, other_ids = (torch.randint(3, 428, (1, prompt), generator=draw) for _ in range(2))
-        response_ids = torch.randint(3, 428, (count, response), generator=draw)
-        sides = {"whole rows": whole_rows, "shared": shared}
-        found = {name: side(model, prompt_ids, response_ids) for name, side in sides.items()}  # and warm up
-        wrong = shared(model, other_ids, response_ids)
-        seconds: dict[str, list[float]] = {name: [] for name in sides}
-        for _ in range(REPEATS):
-            for name, side in sides.items():
-                started = time.perf_counter()
-                side(model, prompt_ids, response_ids)
-                seconds[name].append(time.perf_counter() - started)
-        dist.destroy_process_group()
+    run_ranks(compare, 1, *map(int, sys.argv[1:4] or (7, 512, 64)))
+
+
+def compare(count: int, prompt: int, response: int) -> None:
+    model = start(nemo_config(), trains=False).model.eval()
+    draw = torch.Generator().manual_seed(0)
+    prompt_ids, other_ids = (torch.randint(3, 428, (1, prompt), generator=draw) for _ in range(2))
+    response_ids = torch.randint(3, 428, (count, response), generator=draw)
+    sides = {"whole rows": whole_rows, "shared": shared}
+    found = {name: side(model, prompt_ids, response_ids) for name, side in sides.items()}  # and warm up
+    wrong = shared(model, other_ids, response_ids)
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(REPEATS):
+        for name, side in sides.items():
+            started = time.perf_counter()
+            side(model, prompt_ids, response_ids)
+            seconds[name].append(time.perf_counter() - started)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     print(f"{count} responses of {response} tokens after {prompt}; median of {REPEATS}")
     print(f"largest difference {(found['shared'] - found['whole rows']).abs().max():.1e}, ", end="")
     print(f"with the wrong prompt {(wrong - found['whole rows']).abs().max():.1e}")
     print(f"tokens through the layers {count * (prompt + response) / (prompt + count * response):.2f} x fewer")
     whole, once = medians.values()
-    print(f"time {whole:.3f} s / {once:.3f} s = {whole / once:.2f}")
+    print(f"time {whole:.3f} s / {once:.3f} s = {whole / once:.2f}", flush=True)
 
 
 @torch.no_grad()
@@ -80,6 +70,8 @@ def whole_rows(model: Any, prompt_ids: Tensor, response_ids: Tensor) -> Tensor:
 @torch.no_grad()
 def shared(model: Any, prompt_ids: Tensor, response_ids: Tensor) -> Tensor:
     """The same with one pass over the prompt, whose keys and values are then given to every response."""
+    from megatron.core.inference.contexts import StaticInferenceContext
+
     count, size = response_ids.shape
     prompt = prompt_ids.shape[1]
     context = StaticInferenceContext(count, prompt + size)

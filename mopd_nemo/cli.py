@@ -9,7 +9,20 @@ import typer
 from rich.console import Console
 
 from mopd_nemo import __version__
-from mopd_nemo.commands import analyze, compare, data, doctor, evaluate, inspect, report, submit, sweep, train, verify
+from mopd_nemo.commands import (
+    analyze,
+    compare,
+    data,
+    doctor,
+    evaluate,
+    export,
+    inspect,
+    report,
+    submit,
+    sweep,
+    train,
+    verify,
+)
 from mopd_nemo.config import UserError
 
 app = typer.Typer(
@@ -22,6 +35,7 @@ app = typer.Typer(
 for command in (train.train, inspect.inspect, report.report, verify.verify, sweep.sweep, compare.compare):
     app.command()(command)
 app.command("eval")(evaluate.evaluate)
+app.command()(export.export)
 app.command()(submit.submit)
 app.command()(doctor.doctor)
 app.add_typer(analyze.app, name="analyze")

@@ -29,7 +29,8 @@ def evaluate(
     config = load_config(config_file, overrides or [])
     if checkpoint is not None and not (checkpoint / "config.json").is_file():
         raise UserError(
-            f"--checkpoint {checkpoint}: no config.json in it; name a directory like RUN_DIR/checkpoints/step_000040"
+            f"--checkpoint {checkpoint}: no config.json in it; name a directory like RUN_DIR/checkpoints/step_000040, "
+            "or with engine=nemo what `mopd export` makes of one"
         )
     model = config.model.model_copy(update={"path": str(checkpoint)} if checkpoint else {})
     config = config.model_copy(update={"model": model, "teacher": TeacherConfig(kind="none")})

@@ -55,6 +55,17 @@ def test_eval_prints_and_writes_metrics(run: RunDirectory, tmp_path: Path) -> No
     assert "mean@2" in text and 0 <= metrics["mean@2"] <= 1 and metrics["num_problems"] == 2
 
 
+def test_export_takes_the_model_alone_out_of_a_run(run: RunDirectory, tmp_path: Path) -> None:
+    output = tmp_path / "model"
+    assert str(output) in mopd("export", str(run.path), "-o", str(output))
+    checkpoint = run.checkpoints / "step_000001"
+    weights = "model.safetensors"
+    assert (output / weights).read_bytes() == (checkpoint / weights).read_bytes()
+    beside = {path.name for path in checkpoint.iterdir()} - {path.name for path in output.iterdir()}
+    assert beside == {"trainer.json", "optimizer.pt", "teacher"}
+    assert (output / "tokenizer.json").is_file()
+
+
 def test_report_can_be_written_again(run: RunDirectory) -> None:
     run.report_file.unlink(missing_ok=True)
     assert str(run.report_file) in mopd("report", str(run.path))
@@ -79,6 +90,8 @@ def test_doctor_names_every_part() -> None:
         (["train", "--resume", "nowhere"], "nowhere: not a run directory"),
         (["inspect", "nowhere"], "nowhere: not a run directory"),
         (["eval", "-c", str(QUICKSTART), "--checkpoint", "nowhere"], "no config.json in it"),
+        (["export", "nowhere", "-o", "model"], "nowhere: no config.json and no policy/config.yaml in it; name a run"),
+        (["export", "nowhere", "-o", str(QUICKSTART)], "exists; choose a directory that does not"),
     ],
 )
 def test_bad_input_ends_with_its_message_and_code_2(

@@ -72,7 +72,6 @@ def redirect_megatron_generator() -> None:
 
     random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
     random._set_cuda_rng_state = _nothing
-    random.model_parallel_cuda_manual_seed(0)
 
 
 def redirect_devices() -> None:

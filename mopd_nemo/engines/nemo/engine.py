@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import Config, UserError
 from mopd_nemo.engines.base import OnRollout, Progress, Sampling
@@ -13,8 +15,10 @@ from mopd_nemo.engines.local.model import load_tokenizer
 from mopd_nemo.engines.nemo.batches import Targets
 from mopd_nemo.engines.nemo.checks import check_models, check_surroundings
 from mopd_nemo.engines.nemo.learner import Learner
+from mopd_nemo.engines.nemo.policy_config import student_policy
 from mopd_nemo.engines.nemo.runtime import Launch, Runtime, launch
 from mopd_nemo.engines.nemo.scorer import Scorer
+from mopd_nemo.files import write_text
 from mopd_nemo.lesson import Lesson
 from mopd_nemo.types import Rollout, TrainRow
 
@@ -71,6 +75,10 @@ class NemoEngine:
                 "directory in gkd.completions"
             )
         generation = self._runtime.generation
+        if self._stale:
+            # After a step that taught nothing, or under an external teacher on the same GPUs, it is not there: a refit
+            # would read memory that was given up.
+            self._runtime.student.prepare_for_lp_inference()
         generation.wake(refit=self._stale)
         self._stale = False
         samples = generation.sample(
@@ -128,10 +136,12 @@ class NemoEngine:
     def update_teacher(self) -> None:
         if self._config.teacher.kind == "ema":
             student = self._runtime.student
+            self._stale = True
+            student.prepare_for_lp_inference()  # where no update has brought it back
             student.run_all_workers_single_data("follow_student", rate=self._config.teacher.ema_rate)
 
     def save(self, directory: Path) -> None:
-        """Write `policy/`, a NeMo-RL checkpoint, and `teacher/`; docs/nemo.md says how to make a Hugging Face model."""
+        """Write `policy/`, a NeMo-RL checkpoint with the configuration that its converter reads, and `teacher/`."""
         student = self._runtime.student
         self._stale = True
         student.prepare_for_training()
@@ -142,7 +152,10 @@ class NemoEngine:
             tokenizer_path=str(policy / "tokenizer"),
             **CHECKPOINTING[self._config.nemo.backend],
         )
+        if hasattr(student, "finalize_async_save"):  # newer than v0.7.0: the call may return before all is written
+            student.finalize_async_save()
         self.chat.tokenizer.save_pretrained(policy / "tokenizer")
+        write_text(policy / "config.yaml", yaml.safe_dump({"policy": student_policy(self._config)}))
         if self._config.teacher.kind in ("ema", "frozen"):
             student.run_all_workers_single_data("save_teacher", directory=str(directory.absolute() / "teacher"))
 

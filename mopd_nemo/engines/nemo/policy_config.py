@@ -17,6 +17,10 @@ ITERATIONS = 10**6
 """Length of Megatron's own schedule. It is flat, the trainer sets each step's rate, and a number that does not depend
 on `train.num_steps` lets a resumed run be made longer."""
 
+NAMED_RATE = 1e-6
+"""Megatron's learning rate, at which nothing is trained: the trainer sets each step's. A checkpoint knows its groups of
+parameters by it, so that it must not follow `optimizer.learning_rate`: a run could not resume with another."""
+
 
 def student_policy(config: Config) -> dict[str, Any]:
     """NeMo-RL's PolicyConfig of the student, generation included."""
@@ -129,7 +133,7 @@ def _megatron(config: Config, parallel: ParallelConfig) -> dict[str, Any]:
         "train_iters": ITERATIONS,
         "optimizer": {
             "optimizer": "adam",
-            "lr": optimizer.learning_rate,
+            "lr": NAMED_RATE,
             "min_lr": 0.0,
             "weight_decay": optimizer.weight_decay,
             "bf16": bf16,
@@ -157,7 +161,9 @@ def _megatron(config: Config, parallel: ParallelConfig) -> dict[str, Any]:
         "distributed_data_parallel_config": {
             "grad_reduce_in_fp32": True,
             "overlap_grad_reduce": True,
-            "overlap_param_gather": True,
+            # On, ranks would gather what each has updated in their next training forward, hence after the refit, and
+            # vLLM would get weights of which all but one rank's share are an update old (NeMo-RL before its #4086).
+            "overlap_param_gather": False,
             "use_custom_fsdp": False,
             "data_parallel_sharding_strategy": "optim_grads_params",
         },
@@ -192,6 +198,7 @@ def _generation(config: Config) -> dict[str, Any]:
             "max_model_len": longest,
             "enforce_eager": generation.enforce_eager,
             "use_deep_gemm": False,
+            "logprobs_mode": "processed_logprobs",  # of what was sampled from; newer NeMo-RLs ask, v0.7.0 has no other
             "num_first_layers_in_bf16": 0,
             "num_last_layers_in_bf16": 0,
             "distributed_executor_backend": None,

@@ -113,12 +113,18 @@ def register_workers() -> None:
     An interpreter of its own would be built on every node, Transformer Engine included.
     """
     from nemo_rl.distributed.ray_actor_environment_registry import ACTOR_ENVIRONMENT_REGISTRY
-    from nemo_rl.utils.venvs import DEFAULT_VENV_DIR
 
     for backend, theirs in NEMO_WORKERS.items():
-        built = Path(os.environ.get("NEMO_RL_VENV_DIR", DEFAULT_VENV_DIR)) / theirs / "bin" / "python"
-        environment = str(built) if built.exists() else ACTOR_ENVIRONMENT_REGISTRY[theirs]
-        ACTOR_ENVIRONMENT_REGISTRY[WORKERS[backend]] = environment
+        built = worker_python(backend)
+        ACTOR_ENVIRONMENT_REGISTRY[WORKERS[backend]] = str(built) if built else ACTOR_ENVIRONMENT_REGISTRY[theirs]
+
+
+def worker_python(backend: str) -> Path | None:
+    """The interpreter that NeMo-RL has built for its worker of a backend; None where it has none."""
+    from nemo_rl.utils.venvs import DEFAULT_VENV_DIR
+
+    python = Path(os.environ.get("NEMO_RL_VENV_DIR", DEFAULT_VENV_DIR)) / NEMO_WORKERS[backend] / "bin" / "python"
+    return python if python.exists() else None
 
 
 def make_package_visible() -> None:

@@ -65,4 +65,5 @@ class TeacherMethods(PastSelfMethods):
         pipeline = parallel_state.get_pipeline_model_parallel_rank()
         tensor = parallel_state.get_tensor_model_parallel_rank()
         expert = parallel_state.get_expert_model_parallel_rank()
-        return f"shard_pp{pipeline:02d}_tp{tensor:02d}_ep{expert:02d}.pt"
+        expert_tensor = parallel_state.get_expert_tensor_parallel_rank()
+        return f"shard_pp{pipeline:02d}_tp{tensor:02d}_ep{expert:02d}_et{expert_tensor:02d}.pt"

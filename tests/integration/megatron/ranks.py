@@ -22,6 +22,7 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec  #
 from megatron.core.models.gpt.gpt_model import GPTModel  # noqa: E402
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer  # noqa: E402
 from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed  # noqa: E402
 from megatron.core.transformer.transformer_config import TransformerConfig  # noqa: E402
 
 from mopd_nemo.losses import Divergence, Head, Logits, Tokens, Vocab, token_loss  # noqa: E402
@@ -55,6 +56,7 @@ def train(tensor: int, pipeline: int, objective: Divergence) -> dict[str, Any]:
     parallel_state.initialize_model_parallel(tensor, pipeline)
     try:
         on_cpu.redirect_megatron_generator()
+        model_parallel_cuda_manual_seed(0)
         config = config_of(tensor, pipeline)
         model = model_of(config)
         place = (parallel_state.get_tensor_model_parallel_rank(), tensor)

@@ -7,8 +7,11 @@
   Transformer Engine and take layers of their own.
 - Attention is torch's (`attention_class`), padded and packed: Megatron-Core's own knows no packed sequences. It comes
   in by the hook for layer specs that NeMo-RL's worker has.
-- Adam is torch's AdamW, which Megatron takes where there is no Transformer Engine or Apex. A checkpoint asks an
-  optimiser for its state before the first step, which those make at once and AdamW then; here it is made when asked.
+- RMSNorm is torch's, Megatron's own choice without Transformer Engine; under sequence parallelism Megatron refuses it,
+  because it does not mark its weights as ones whose gradients want summing. Here it does.
+- Adam is torch's AdamW, which Megatron takes where there is no Transformer Engine or Apex. It makes its state at the
+  first step, which a checkpoint asks for before, and counts steps for each parameter, where those count them for each
+  group. Here state is made when asked for, and each parameter gets the number that a checkpoint has for its group.
 - The index of Megatron's data sets is not compiled: there are none.
 - `FullyShardedDataParallelV1` and `V2` are empty classes where Megatron-Core is older than Bridge expects.
 - Several workers start in one process one after the other (`forget_megatron`), where a cluster has a process for each.
@@ -17,6 +20,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -30,7 +34,7 @@ from typing import Any
 
 import torch
 
-from tests.integration.on_cpu import redirect_cuda
+from tests.integration.on_cpu import redirect_cuda, redirect_megatron_generator
 
 ROOT = Path(__file__).resolve().parents[3]
 SOURCE = "NEMO_RL_SOURCE"
@@ -48,7 +52,7 @@ def nemo_rl_missing() -> str | None:
     for variable, inside in MEGATRON.items():
         if os.environ.get(variable) and not (Path(os.environ[variable]) / inside).is_dir():
             return f"{variable}={os.environ[variable]}: no {inside} in it"
-    _order_path()
+    order_path()
     for package, name in (("megatron-core", "megatron.core"), ("megatron-bridge", "megatron.bridge")):
         if not _found("megatron", name):
             return f"{package} is not installed; make test-nemo installs it (docs/nemo.md)"
@@ -59,7 +63,7 @@ def _found(*names: str) -> bool:
     return all(importlib.util.find_spec(name) for name in names)
 
 
-def _order_path() -> None:
+def order_path() -> None:
     """This checkout, Megatron's, the installed packages, NeMo-RL's: it and Megatron-LM have a package `tests` too."""
     first = [str(ROOT)]
     for variable, inside in MEGATRON.items():
@@ -70,15 +74,15 @@ def _order_path() -> None:
 
 
 def source_path() -> str:
-    """The PYTHONPATH that gives a new process the order of `_order_path`."""
-    _order_path()
+    """The PYTHONPATH that gives a new process the order of `order_path`."""
+    order_path()
     megatron = [entry for entry in sys.path if Path(entry, "megatron").is_dir() and "site-packages" not in entry]
     return os.pathsep.join([str(ROOT), *megatron, os.environ.get(SOURCE, "")]).rstrip(os.pathsep)
 
 
 def prepare() -> None:
     """Make NeMo-RL and its workers importable in this process, on the CPU. All of it once."""
-    _order_path()
+    order_path()
     if torch.cuda.is_available() or any(isinstance(finder, _Absent) for finder in sys.meta_path):
         return
     for name in BEFORE_STUBS:
@@ -157,16 +161,14 @@ def modelopt() -> None:
 
 def redirect_start() -> None:
     """What the start of a worker asks of NCCL, of a GPU and of a compiler."""
-    import megatron.core.tensor_parallel.random as generators
     import ray
     from megatron.bridge.training import initialize
     from nemo_rl.distributed import numa_utils
     from nemo_rl.models.megatron import setup
 
-    modules: Any = (generators, ray, initialize, numa_utils, setup, torch.distributed, torch.cuda)
-    generators, ray, initialize, numa_utils, setup, distributed, cuda = modules
-    generators._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
-    generators._set_cuda_rng_state = _nothing
+    modules: Any = (ray, initialize, numa_utils, setup, torch.distributed, torch.cuda)
+    ray, initialize, numa_utils, setup, distributed, cuda = modules
+    redirect_megatron_generator()
     ray.get_gpu_ids = lambda: [0]
     numa_utils.bind_to_gpu_numa = lambda *_: False
     initialize.compile_helpers = _nothing
@@ -185,13 +187,14 @@ def redirect_start() -> None:
             cuda.is_available, cuda.device_count = here
 
     setup.initialize_megatron = initialize_megatron
-    _start_adam_before_saving()
+    _adapt_adam()
+    _mark_norms()
     from megatron.bridge.utils.instantiate_utils import register_allowed_target_prefix
 
     register_allowed_target_prefix(f"{__name__}.")  # a checkpoint's configuration names `layer_spec`
 
 
-def _start_adam_before_saving() -> None:
+def _adapt_adam() -> None:
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
     optimizer: Any = DistributedOptimizer
@@ -208,15 +211,45 @@ def _start_adam_before_saving() -> None:
                     }
         return own(self)
 
-    optimizer.state_dict = state_dict
+    load = optimizer.load_state_dict
+
+    def load_state_dict(self: Any, saved: Any) -> None:
+        load(self, saved)
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                self.optimizer.state[parameter]["step"] = torch.tensor(float(group["step"]))
+
+    optimizer.state_dict, optimizer.load_state_dict = state_dict, load_state_dict
+
+
+def _mark_norms() -> None:
+    from megatron.core.transformer.torch_norm import WrappedTorchNorm
+
+    norm: Any = WrappedTorchNorm
+    own = norm.__new__
+
+    def new(kind: type, config: Any, *args: Any, **kwargs: Any) -> Any:
+        plain = copy.copy(config)
+        plain.sequence_parallel = False
+        made = own(kind, plain, *args, **kwargs)
+        for weight in made.parameters():
+            weight.sequence_parallel = config.sequence_parallel
+        return made
+
+    norm.__new__ = new
 
 
 def attention_class() -> type:
     """Made where Megatron may be imported."""
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
     from megatron.core.transformer.module import MegatronModule
 
     class Attention(MegatronModule):
-        """Causal attention in torch over [S, B, heads, d], or packed [T, heads, d] with the sequences' ends."""
+        """Causal attention in torch over [S, B, heads, d], or packed [T, heads, d] with the sequences' ends.
+
+        Under context parallelism a rank has two pieces of each sequence, one from its front and one from its back.
+        """
 
         def __init__(self, config: Any, *_: Any, softmax_scale: float | None = None, **__: Any) -> None:
             super().__init__(config=config)
@@ -228,7 +261,8 @@ def attention_class() -> type:
             if packed_seq_params is None:
                 return self._attend(query, key, value).flatten(2)
             padded = packed_seq_params.cu_seqlens_q_padded
-            ends = (packed_seq_params.cu_seqlens_q if padded is None else padded).tolist()
+            ends = packed_seq_params.cu_seqlens_q if padded is None else padded
+            ends = (ends // parallel_state.get_context_parallel_world_size()).tolist()
             parts = [
                 self._attend(*(part[start:end, None] for part in (query, key, value))).squeeze(1)
                 for start, end in itertools.pairwise(ends)
@@ -236,10 +270,24 @@ def attention_class() -> type:
             ]
             return torch.cat([*parts, torch.zeros_like(query[ends[-1] :])]).flatten(1)
 
-        def _attend(self, *qkv_SBHD: torch.Tensor) -> torch.Tensor:
-            query, key, value = (part.permute(1, 2, 0, 3) for part in qkv_SBHD)
+        def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            group, ranks = parallel_state.get_context_parallel_group(), parallel_state.get_context_parallel_world_size()
+            places = [torch.arange(len(query)) + len(key) - len(query)]  # more keys than queries: some were kept
+            columns = torch.arange(len(key))
+            if ranks > 1:
+                key, value = (gather_from_sequence_parallel_region(part, group=group) for part in (key, value))
+                piece = torch.arange(len(query) // 2)
+                places = [
+                    torch.cat([piece + len(piece) * number for number in (rank, 2 * ranks - 1 - rank)])
+                    for rank in range(ranks)
+                ]
+                columns = torch.cat(places)
+            rows = places[parallel_state.get_context_parallel_rank()]
             out = torch.nn.functional.scaled_dot_product_attention(
-                query, key, value, is_causal=True, scale=self.scale, enable_gqa=True
+                *(part.permute(1, 2, 0, 3) for part in (query, key, value)),
+                attn_mask=columns <= rows[:, None],
+                scale=self.scale,
+                enable_gqa=True,
             )
             return out.permute(2, 0, 1, 3)
 
@@ -267,3 +315,11 @@ def forget_megatron() -> None:
 
 def _nothing(*_: Any, **__: Any) -> None:
     return None
+
+
+if __name__ == "__main__":  # python -m tests.integration.nemo.cpu -m MODULE ARGUMENTS: the module, on the CPU
+    import runpy
+
+    prepare()
+    del sys.argv[:2]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

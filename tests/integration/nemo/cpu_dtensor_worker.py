@@ -31,8 +31,8 @@ class CpuDTensorWorkerImpl(DTensorTeacherMethods, dtensor_policy_worker_v2.DTens
         on_gloo()
         super().__init__(*args, **kwargs)
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        """Whole parameters; for looking at."""
+    def exported(self) -> dict[str, torch.Tensor]:
+        """The whole Hugging Face model, on every rank: what a refit sends."""
         return {
             name: getattr(value, "full_tensor", lambda value=value: value)().detach().clone()
             for name, value in self.model.state_dict().items()

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mopd_nemo.config.load import config_from
 from tests.conftest import EMBEDDED
 from tests.ranks import in_processes
 
@@ -30,8 +31,6 @@ RUNS_ON_CPU = {
 
 def nemo_config(**changes: Any) -> Any:
     """A small config of the engine on the embedded model in float32; sections are merged, `policy` too."""
-    from mopd_nemo.config_file import validate
-
     values: dict[str, Any] = {
         "engine": "nemo",
         "method": "mopd",
@@ -42,9 +41,15 @@ def nemo_config(**changes: Any) -> Any:
         "divergence": {"k": 8},
         "optimizer": {"learning_rate": 1e-3},
         "train": {"tokens_per_micro_batch": 80},
-        "nemo": {"gpus_per_node": 1, "batching": "padded", "activation_checkpointing": False, "policy": RUNS_ON_CPU},
+        "nemo": {
+            "gpus_per_node": 1,
+            "batching": "padded",
+            "activation_checkpointing": False,
+            "generation": {"seeded": True},
+            "policy": RUNS_ON_CPU,
+        },
     }
-    return validate(_merged(values, changes), "test")
+    return config_from(_merged(values, changes), "test")
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -101,27 +106,24 @@ def _prepared(
     return result
 
 
-def start(
-    settings: Any, *, checkpoint: Path | None = None, teacher: bool = False, policy: dict[str, Any] | None = None
-) -> Any:
-    """The worker of this process, as `Policy` makes it; a worker that was started here before is over.
+def start(settings: Any, *, checkpoint: Path | None = None, trains: bool = True) -> Any:
+    """The student's worker of this process, as `Policy` makes it; a worker that was started here before is over.
 
     Args:
         checkpoint: a step's directory to continue from.
-        teacher: an external teacher's, which does not train.
-        policy: in place of what `settings` say.
+        trains: an external teacher's does not, and has no optimiser.
     """
     import numpy as np
     import torch
     from nemo_rl.distributed.named_sharding import NamedSharding
     from transformers import AutoTokenizer
 
-    from mopd_nemo.engines.nemo.policy_config import student_policy, teacher_policy
+    from mopd_nemo.engines.nemo.policy_config import student_policy
     from mopd_nemo.engines.nemo.runtime import resume_paths
     from tests.integration.nemo import cpu
     from tests.integration.nemo.cpu_worker import CpuWorkerImpl
 
-    policy = policy or (teacher_policy if teacher else student_policy)(settings)
+    policy = student_policy(settings)
     sizes = [policy["megatron_cfg"][f"{axis}_parallel_size"] for axis in ("pipeline_model", "context", "tensor_model")]
     pipeline, context, tensor = sizes
     world = int(os.environ["WORLD_SIZE"])
@@ -133,9 +135,40 @@ def start(
     return CpuWorkerImpl(
         policy,
         AutoTokenizer.from_pretrained(EMBEDDED),
-        init_optimizer=not teacher,
+        init_optimizer=trains,
         init_reference_model=False,
         worker_sharding_annotations=NamedSharding(layout=layout, names=names),
         pre_init_communication_queue=None,
         **resume_paths(checkpoint),
     )
+
+
+def dealt(worker: Any, batch: dict[str, Any], tokens: int = 40, batch_size: int | None = None) -> tuple[Any, list[int]]:
+    """A worker's share of a batch as `Policy` deals and packs it, up to `tokens`; and the order of all ranks' rows."""
+    from megatron.core import parallel_state
+    from nemo_rl.distributed.batched_data_dict import BatchedDataDict
+
+    data: Any = BatchedDataDict(batch)
+    size, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
+    if not worker.cfg["sequence_packing"]["enabled"]:
+        return data.shard_by_batch_size(size, batch_size=batch_size)[rank], list(range(data.size))
+    packing = {
+        "algorithm": "modified_first_fit_decreasing",
+        "input_key": "input_ids",
+        "input_lengths_key": "input_lengths",
+        "sequence_length_pad_multiple": worker.cfg["make_sequence_length_divisible_by"],
+        "max_tokens_per_microbatch": tokens,
+    }
+    shares, order = data.shard_by_batch_size(size, batch_size=batch_size, sequence_packing_args=packing)
+    return shares[rank], order
+
+
+def cut(
+    world: int, tensor: int = 1, pipeline: int = 1, context: int = 1, packed: bool = False, sequence: bool = False
+) -> dict[str, Any]:
+    """`nemo` of `nemo_config`."""
+    return {
+        "gpus_per_node": world,
+        "batching": "packed" if packed else "padded",
+        "student": {"tensor": tensor, "pipeline": pipeline, "context": context, "sequence": sequence},
+    }

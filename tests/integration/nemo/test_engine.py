@@ -12,11 +12,13 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import torch
 
 from mopd_nemo.config import Config, UserError
-from mopd_nemo.config.load import config_from
+from mopd_nemo.engines.base import Sampling
 from tests.conftest import EMBEDDED
 from tests.integration.nemo import cpu
+from tests.integration.nemo.ranks import nemo_config
 
 WORKERS = {
     "megatron": "tests.integration.nemo.cpu_worker.CpuWorker",
@@ -25,13 +27,20 @@ WORKERS = {
 
 
 class Scribe:
-    """Writes random responses in place of vLLM, and remembers how it was treated."""
+    """Writes random responses in place of vLLM; takes weights and GPUs as vLLM does, by NeMo-RL's own calls."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
+        self.student: Any = None
+        self.received: list[dict[str, Any]] = []
+        """What each worker sent at the last refit."""
 
     def wake(self, refit: bool) -> None:
         self.calls.append("refit" if refit else "wake")
+        if refit:  # as `refit_policy_generation` does
+            self.student.offload_before_refit()
+            self.received = self.student.run_all_workers_single_data("exported")
+            self.student.offload_after_refit()
 
     def sleep(self) -> None:
         self.calls.append("sleep")
@@ -42,27 +51,11 @@ class Scribe:
         return [[([draw.randrange(3, 428) for _ in range(n)], [-6.0] * n, True) for n in row] for row in sizes]
 
     def connect(self, student: Any, training: Any, generating: Any) -> None:
+        self.student = student
         self.calls.append(f"connected to {training.world_size()} GPUs")
 
     def shutdown(self) -> None:
         pass
-
-
-def config(**changes: Any) -> Config:
-    values: dict[str, Any] = {
-        "engine": "nemo",
-        "method": "mopd",
-        "rollout": {"num_prompts_per_step": 2, "num_rollouts_per_prompt": 3, "max_response_tokens": 12},
-        "data": {"max_prompt_tokens": 20},
-        "peers": {"max_context_tokens": 60},
-        "divergence": {"k": 8},
-        "optimizer": {"learning_rate": 1e-3},
-        "train": {"tokens_per_micro_batch": 80},
-        "nemo": {"gpus_per_node": 2, "batching": "padded", "generation": {"seeded": True}},
-    }
-    for section, own in changes.items():
-        values[section] = values.get(section, {}) | own if isinstance(own, dict) else own
-    return config_from(values, "test")
 
 
 def launch_on_cpu(config: Config, tokenizer: Any, checkpoint: Path | None) -> Any:
@@ -91,7 +84,7 @@ def on_cpus(*, real: Any, use_gpus: bool, **arguments: Any) -> Any:
 @pytest.fixture(scope="module", autouse=True)
 def on_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A Ray of our own, whose workers find NeMo-RL, and an interpreter for them where NeMo-RL's container has one."""
-    cpu.prepare()
+    cpu.order_path()
     import ray
 
     from mopd_nemo.engines.nemo.runtime import NEMO_WORKERS
@@ -100,20 +93,24 @@ def on_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     for worker in NEMO_WORKERS.values():
         built = venvs / worker / "bin" / "python"
         built.parent.mkdir(parents=True)
-        built.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        prepared = "-m tests.integration.nemo.cpu" if "megatron" in worker else ""
+        built.write_text(
+            f'#!/bin/sh\n[ "$1" = -m ] && exec {sys.executable} {prepared} "$@"\nexec {sys.executable} "$@"\n'
+        )
         built.chmod(0o755)
     environment = {
-        "PYTHONPATH": os.environ.get(cpu.SOURCE, ""),
+        "PYTHONPATH": cpu.source_path(),
         "OMP_NUM_THREADS": "1",
         "TORCH_CUDA_ARCH_LIST": "9.0",
         "NEMO_RL_VENV_DIR": str(venvs),
+        "RAY_worker_niceness": "0",  # Ray's own 15 makes these tests wait for whatever else runs
     }
     os.environ.update(environment)
     ray.init(
         num_cpus=8,
         include_dashboard=False,
         log_to_driver=False,
-        runtime_env={"env_vars": environment | {cpu.SOURCE: os.environ.get(cpu.SOURCE, "")}},
+        runtime_env={"env_vars": environment},
     )
     yield
     for engine in ENGINES:  # of tests that failed
@@ -144,7 +141,6 @@ def end(engine: Any) -> None:
 
 def lesson(engine: Any, seed: str, objectives: Any = None) -> Any:
     """Two groups of rollouts and what a teacher reads before them."""
-    from mopd_nemo.engines.base import Sampling
     from mopd_nemo.lesson import Lesson, Part
     from mopd_nemo.losses import Divergence
     from mopd_nemo.types import TrainRow
@@ -160,8 +156,9 @@ def lesson(engine: Any, seed: str, objectives: Any = None) -> Any:
     return Lesson(rows, parts)
 
 
-def weights(engine: Any) -> list[dict[str, Any]]:
-    return engine._runtime.student.run_all_workers_single_data("weights")
+def exported(engine: Any) -> list[dict[str, Any]]:
+    """The student as a Hugging Face model, by worker."""
+    return engine._runtime.student.run_all_workers_single_data("exported")
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +195,7 @@ def local_twin(settings: Config) -> Any:
 @pytest.mark.parametrize(("backend", "batching"), [("megatron", "padded"), ("dtensor", "dynamic")])
 def test_steps_equal_those_of_the_local_engine(backend: str, batching: str) -> None:
     """Two steps of EMA self-distillation on two data-parallel ranks and in one process: the same losses."""
-    settings = config(model={"path": str(EMBEDDED)}, nemo={"backend": backend, "batching": batching})
+    settings = nemo_config(nemo={"gpus_per_node": 2, "backend": backend, "batching": batching})
     engine, twin = make(settings), local_twin(settings)
     for number in range(2):
         taught = lesson(engine, str(number))
@@ -215,7 +212,30 @@ def test_steps_equal_those_of_the_local_engine(backend: str, batching: str) -> N
         engine.response_logprobs(prompts, responses), twin.response_logprobs(prompts, responses), strict=True
     ):
         assert ours == pytest.approx(theirs, abs=1e-2)
-    assert engine._runtime.generation.calls == ["connected to 2 GPUs", *["refit", "sleep"] * 2]
+    generation = engine._runtime.generation
+    assert generation.calls == ["connected to 2 GPUs", *["refit", "sleep"] * 2]
+    engine.generate(prompts[:1], 1, Sampling(3), "after the updates")
+    one, other = generation.received  # of two data-parallel ranks, each of which sends to its own vLLM
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    end(engine)
+
+
+@pytest.mark.parametrize("teacher", [{"kind": "ema"}, {"kind": "external"}])
+def test_a_step_that_teaches_nothing_leaves_the_engine_whole(teacher: dict[str, str], random_model: Path) -> None:
+    """Preferences without a mixed group, successes where there are none: generation has the GPUs, and nobody trains."""
+    if teacher["kind"] == "external":
+        teacher |= {"path": str(random_model)}
+    engine = make(nemo_config(teacher=teacher))
+    taught = lesson(engine, "0")
+    nothing = type(taught)([], [])
+    before = engine._runtime.generation.received[0]
+    for rows in ([], taught.rows):
+        assert engine.update(nothing, engine.score(rows), 1e-3) == {"update/skipped": 1.0}
+        engine.update_teacher()
+        lesson(engine, "1")
+        received = engine._runtime.generation.received[0]
+        assert all(torch.equal(value, before[name]) for name, value in received.items())
+    assert engine.update(taught, engine.score(taught.rows), 1e-3)["grad_norm"] > 0
     end(engine)
 
 
@@ -225,12 +245,12 @@ def test_every_objective_under_tensor_parallelism_equals_the_local_engine(backen
     from mopd_nemo.lesson import Dpo, Part, Simpo
     from mopd_nemo.losses import LogLikelihood, PolicyGradient, SampledReverseKL
 
-    settings = config(
+    settings = nemo_config(
         model={"path": str(EMBEDDED if backend == "megatron" else random_llama)},
         teacher={"kind": "frozen"},
         divergence={"support": "sampled", "kind": "reverse_kl", "k": 4},
         train={"num_updates_per_step": 2},
-        nemo={"backend": backend, "student": {"tensor": 2}},
+        nemo={"gpus_per_node": 2, "backend": backend, "student": {"tensor": 2}},
     )
     engine, twin = make(settings), local_twin(settings)
     pairs = (2, 0, 5, 3, 2, 1)
@@ -252,7 +272,7 @@ def test_every_objective_under_tensor_parallelism_equals_the_local_engine(backen
 
 
 def test_dtensor_refuses_to_cut_models_that_it_would_train_wrong() -> None:
-    settings = config(model={"path": str(EMBEDDED)}, nemo={"backend": "dtensor", "student": {"tensor": 2}})
+    settings = nemo_config(nemo={"gpus_per_node": 2, "backend": "dtensor", "student": {"tensor": 2}})
     with pytest.raises(UserError, match=r"nemo.student.tensor=2 .* a qwen3: set nemo.student.tensor=1 or nemo.backend"):
         make(settings)
 
@@ -280,12 +300,10 @@ def check_calls_on_workers(engine: Any) -> None:
 
 
 @pytest.mark.parametrize("backend", ["megatron", "dtensor"])
-def test_a_run_continues_from_its_checkpoint_exactly(backend: str, tmp_path: Path) -> None:
-    import torch
-
-    gpus = {"megatron": 1, "dtensor": 2}[backend]
-    settings = config(model={"path": str(EMBEDDED)}, nemo={"gpus_per_node": gpus, "backend": backend})
-    engine = make(settings)
+def test_a_run_continues_from_its_checkpoint_exactly_and_becomes_a_model(backend: str, tmp_path: Path) -> None:
+    """Also with another learning rate in its config: the trainer gives every step its own."""
+    nemo = {"gpus_per_node": 2, "backend": backend}
+    engine = make(nemo_config(nemo=nemo))
 
     def step(engine: Any, number: int) -> dict[str, float]:
         taught = lesson(engine, str(number))
@@ -294,18 +312,37 @@ def test_a_run_continues_from_its_checkpoint_exactly(backend: str, tmp_path: Pat
         return metrics
 
     step(engine, 0)
-    checkpoint = tmp_path / "step_000001"
-    checkpoint.mkdir()
+    checkpoint = tmp_path / "run" / "checkpoints" / "step_000001"
+    checkpoint.mkdir(parents=True)
     engine.save(checkpoint)
-    shard = {"megatron": "shard_pp00_tp00_ep00.pt", "dtensor": "shard_00001_of_00002.pt"}[backend]
+    shard = {"megatron": "shard_pp00_tp00_ep00_et00.pt", "dtensor": "shard_00001_of_00002.pt"}[backend]
     assert (checkpoint / "teacher" / shard).is_file()
+    saved = exported(engine)[0]
     expected = [step(engine, 1), step(engine, 2)]
-    final = weights(engine)[0]
-    engine.load(checkpoint)
-    found = [step(engine, 1), step(engine, 2)]
-    assert [m["loss"] for m in found] == [m["loss"] for m in expected]
-    assert all(torch.equal(value, final[name]) for name, value in weights(engine)[0].items())
+    final = exported(engine)[0]
     end(engine)
+    again = make(nemo_config(nemo=nemo, optimizer={"learning_rate": 3e-6}))
+    again.load(checkpoint)
+    found = [step(again, 1), step(again, 2)]
+    assert [m["loss"] for m in found] == [m["loss"] for m in expected]
+    assert all(torch.equal(value, final[name]) for name, value in exported(again)[0].items())
+    end(again)
+    check_export(tmp_path, saved)
+
+
+def check_export(directory: Path, expected: dict[str, Any]) -> None:
+    """`mopd export` of the run makes a model that transformers loads, with these weights and the tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from typer.testing import CliRunner
+
+    from mopd_nemo.cli import app
+
+    output = directory / "model"
+    result = CliRunner().invoke(app, ["export", str(directory / "run"), "-o", str(output)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    model = AutoModelForCausalLM.from_pretrained(output, dtype=torch.float32)
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items() if name in expected)
+    assert AutoTokenizer.from_pretrained(output).get_vocab() == AutoTokenizer.from_pretrained(EMBEDDED).get_vocab()
 
 
 @pytest.mark.parametrize("backend", ["megatron", "dtensor"])
@@ -314,8 +351,7 @@ def test_external_teacher_on_the_same_gpus_equals_the_local_engine(
 ) -> None:
     """With DTensor on two ranks, over which the teacher's matrices are cut: it does not train."""
     cut = {"gpus_per_node": 2, "teacher": {"tensor": 2}} if backend == "dtensor" else {"gpus_per_node": 1}
-    settings = config(
-        model={"path": str(EMBEDDED)},
+    settings = nemo_config(
         teacher={"kind": "external", "path": str(random_llama if backend == "dtensor" else random_model)},
         divergence={"support": "teacher_topk"},
         nemo=cut | {"backend": backend, "batching": "dynamic"},
@@ -342,7 +378,7 @@ def test_the_trainer_runs_and_resumes_on_this_engine(tmp_path: Path, monkeypatch
     from mopd_nemo.run.directory import RunDirectory
 
     monkeypatch.setattr(trainer, "make_engine", make)
-    settings = config(
+    settings = nemo_config(
         data={"train": "arithmetic", "eval": "arithmetic", "num_train": 8, "num_eval": 2, "max_prompt_tokens": 64},
         peers={"max_context_tokens": 300, "when_no_success": "failure_only"},
         train={"num_steps": 1, "eval_every": 1, "checkpoint_every": 1, "tokens_per_micro_batch": 400},

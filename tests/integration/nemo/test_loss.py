@@ -1,4 +1,4 @@
-"""`LessonLoss` through NeMo-RL's post-processor and packing wrapper on real Megatron logits, against one process."""
+"""Updates by NeMo-RL's real worker with `LessonLoss`, under every cut, against one process."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from mopd_nemo.losses import (
 )
 from mopd_nemo.types import TrainRow
 from tests.conftest import EMBEDDED
-from tests.integration.nemo.ranks import run_ranks
-from tests.integration.nemo.test_scoring import LENGTHS, sequences
+from tests.integration.nemo.ranks import cut, dealt, nemo_config, run_ranks, start
+from tests.integration.nemo.test_scoring import LENGTHS, VOCAB, sequences
 
 K = 6
 LESSONS: dict[str, tuple[Objective, ...]] = {
@@ -33,13 +33,17 @@ LESSONS: dict[str, tuple[Objective, ...]] = {
     "likelihood": (LogLikelihood(),),
 }
 CUTS = {
-    "packed": (1, 1, 1, True, False),
-    "packed, cp2": (1, 1, 2, True, False),
-    "tp2": (2, 1, 1, False, False),
-    "packed, tp2, cp2, sequence parallel": (2, 1, 2, True, True),
-    "packed, pp2, cp2": (1, 2, 2, True, False),
+    "padded": cut(1),
+    "packed": cut(1, packed=True),
+    "dp2": cut(2),
+    "packed, cp2": cut(2, context=2, packed=True),
+    "tp2": cut(2, tensor=2),
+    "packed, tp2, cp2, sequence parallel": cut(4, tensor=2, context=2, packed=True, sequence=True),
+    "packed, pp2, cp2": cut(4, pipeline=2, context=2, packed=True),
 }
-NAMES = ("decoder.layers.0.mlp.linear_fc1.weight", "decoder.layers.1.mlp.linear_fc2.weight", "output_layer.weight")
+RATE = 1e-3
+EPSILON = 1e-3
+"""Of Adam: it keeps it smooth where a gradient is all rounding."""
 
 
 def lesson_rows(lesson: str) -> tuple[list[TrainRow], list[Tensor], list[Targets | None]]:
@@ -47,34 +51,48 @@ def lesson_rows(lesson: str) -> tuple[list[TrainRow], list[Tensor], list[Targets
     generator = torch.Generator().manual_seed(1)
     rows, weights, targets = [], [], []
     for number, (ids, (prompt, size)) in enumerate(zip(sequences(), LENGTHS, strict=True)):
-        sampled = tuple((-3.0 * torch.rand(size, generator=generator)).tolist())
+        sampled = tuple((-7.0 - 3.0 * torch.rand(size, generator=generator)).tolist())
         rows.append(TrainRow(0, number, tuple(ids[:prompt]), tuple(ids[prompt:]), sampled, advantage=number - 1.5))
-        weights.append(torch.rand(len(LESSONS[lesson]), size, generator=generator) * 0.1)
+        weights.append(torch.rand(len(LESSONS[lesson]), size, generator=generator))
         if len(LESSONS[lesson]) > 1:
             weights[-1][1 if number % 2 else 0] = 0.0  # parts about different rows
         if lesson == "sampled":
             ids_RK = torch.tensor(ids[prompt:])[:, None].int()
         else:
-            ids_RK = torch.stack([torch.randperm(428, generator=generator)[:K] for _ in range(size)]).int()
+            ids_RK = torch.stack([torch.randperm(VOCAB, generator=generator)[:K] for _ in range(size)]).int()
         logprobs_RK = (torch.randn(size, 8, generator=generator) * 2).log_softmax(-1)[:, : ids_RK.shape[-1]]
         targets.append(Targets(ids_RK, logprobs_RK))
     return rows, weights, targets
 
 
-def expected(lesson: str) -> tuple[float, dict[str, Tensor]]:
-    """Loss and gradients from `token_loss` on the Hugging Face model without attention."""
+def expected() -> tuple[list[tuple[float, float]], dict[str, Tensor]]:
+    """Loss and gradient norm of an update on each lesson, one after the other, and the weights that come of them.
+
+    One process, the Hugging Face model, `token_loss` and torch's Adam.
+    """
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(EMBEDDED, dtype=torch.float32)
-    head = torch.nn.Parameter(model.model.embed_tokens.weight.detach().clone())
+    adam = torch.optim.Adam(model.parameters(), lr=RATE, eps=EPSILON, betas=(0.9, 0.999))
+    found = []
+    for lesson in LESSONS:
+        adam.zero_grad()
+        loss = loss_on(model, lesson)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        adam.step()
+        found.append((loss.item(), norm.item()))
+    return found, {name: weight.detach() for name, weight in model.state_dict().items()}
+
+
+def loss_on(model: Any, lesson: str) -> Tensor:
+    head = model.lm_head.weight[:VOCAB]
     rows, weights, targets = lesson_rows(lesson)
     loss = torch.zeros(())
     for row, weights_PR, target in zip(rows, weights, targets, strict=True):
         assert target is not None
-        hidden = model.model.embed_tokens(torch.tensor([*row.prompt_ids, *row.response_ids]))
-        for layer in model.model.layers:
-            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
-        hidden = model.model.norm(hidden)[len(row.prompt_ids) - 1 : -1]
+        sequence = torch.tensor([[*row.prompt_ids, *row.response_ids]])
+        hidden = model.model(sequence).last_hidden_state[0, len(row.prompt_ids) - 1 : -1]
         ids = torch.tensor(row.response_ids)
         tokens = Tokens(ids, torch.full((len(ids),), row.advantage), None, torch.tensor(row.sampled_logprobs))
         for objective, weights_R in zip(LESSONS[lesson], weights_PR, strict=True):
@@ -86,131 +104,73 @@ def expected(lesson: str) -> tuple[float, dict[str, Tensor]]:
                 continue
             teacher = TopK(target.ids_RK.long(), target.logprobs_RK) if isinstance(objective, Divergence) else None
             clip = None if isinstance(objective, LogLikelihood) else 2.0
-            loss = (
-                loss
-                + token_loss(
-                    objective, Head(hidden, head), tokens, teacher, weights_T=weights_R, importance_clip=clip
-                ).total
-            )
-    loss.backward()
-    layers = model.model.layers
-    fc1 = torch.cat([layers[0].mlp.gate_proj.weight.grad, layers[0].mlp.up_proj.weight.grad])
-    return loss.item(), dict(zip(NAMES, (fc1, layers[1].mlp.down_proj.weight.grad, head.grad), strict=True))
+            own = token_loss(objective, Head(hidden, head), tokens, teacher, weights_T=weights_R, importance_clip=clip)
+            loss = loss + own.total
+    return loss
 
 
-def losses_and_gradients(cuts: list[str]) -> dict[tuple[str, str], Any]:
-    """On each rank: summed loss metric and whole gradients, by cut and lesson."""
-    return {(cut, lesson): _train(*CUTS[cut], lesson) for cut in cuts for lesson in LESSONS}
-
-
-def _train(tp: int, pp: int, cp: int, packed: bool, sequence_parallel: bool, lesson: str) -> Any:
-    import torch.distributed as dist
-    from megatron.core import parallel_state as ps
-    from nemo_rl.distributed.batched_data_dict import BatchedDataDict
-    from nemo_rl.models.megatron.data import get_microbatch_iterator
-    from nemo_rl.models.megatron.train import LossPostProcessor, megatron_forward_backward
-
+def updates(cuts: list[str]) -> dict[str, Any]:
+    """On each rank and for each cut: NeMo-RL's results of an update on each lesson, and the model at the end."""
     from mopd_nemo.engines.nemo.loss import LessonLoss
-    from tests.integration.nemo.qwen3 import build, start_megatron
 
-    start_megatron(tp, pp, cp)
-    model = build(
-        EMBEDDED,
-        attention=False,
-        sequence_parallel=sequence_parallel,
-        padded_vocab=448,
-        calculate_per_token_loss=True,  # as NeMo-RL sets it: gradients of ranks are summed
-    )
-    batch = train_batch(*lesson_rows(lesson), None, pad_id=0, length_multiple=8, count_multiple=3)
-    data: Any = BatchedDataDict(batch)
-    if packed:
-        (data,), _ = data.shard_by_batch_size(
-            1,
-            batch_size=data.size,
-            sequence_packing_args={
-                "algorithm": "modified_first_fit_decreasing",
-                "input_key": "input_ids",
-                "input_lengths_key": "input_lengths",
-                "sequence_length_pad_multiple": 8,
-                "max_tokens_per_microbatch": 40,
-            },
-        )
-    cfg = {
-        "dynamic_batching": {"enabled": False},
-        "sequence_packing": {"enabled": packed},
-        "make_sequence_length_divisible_by": 8,
-        "megatron_cfg": {
-            "tensor_model_parallel_size": tp,
-            "pipeline_model_parallel_size": pp,
-            "context_parallel_size": cp,
-            "sequence_parallel": sequence_parallel,
-        },
-    }
-    iterator, count, size, _, length = get_microbatch_iterator(data, cfg, 2, straggler_timer=None)
-    loss = LessonLoss(LESSONS[lesson], 2.0, 428, watch=K, student_support=True)
-    outputs = megatron_forward_backward(
-        model=model,
-        data_iterator=iterator,
-        num_microbatches=count,
-        seq_length=length,
-        mbs=size,
-        post_processing_fn=LossPostProcessor(loss, cfg, num_microbatches=count),
-        global_valid_seqs=torch.tensor(4.0),
-        global_valid_toks=torch.tensor(21.0),
-    )
-    gradients = {}
-    for name, parameter in model.named_parameters():
-        if name not in NAMES or (pp > 1 and ps.get_pipeline_model_parallel_rank() and name != NAMES[2]):
-            continue
-        gradient = parameter.grad.clone()
-        dist.all_reduce(gradient, group=ps.get_context_parallel_group())  # what Megatron's DDP does
-        parts = [torch.empty_like(gradient) for _ in range(tp)]
-        dist.all_gather(parts, gradient, group=ps.get_tensor_model_parallel_group())
-        gradients[name] = torch.cat(_halves(parts), 0) if "fc1" in name else torch.cat(parts, int("fc2" in name))
-    totals: dict[str, float] = {}
-    for output in outputs:
-        for name, value in output.items():
-            totals[name] = totals.get(name, 0.0) + value
-    return totals, gradients
-
-
-def _halves(parts: list[Tensor]) -> list[Tensor]:
-    """Gate and up, which every rank has a slice of."""
-    return [half for which in (0, 1) for half in (part.chunk(2)[which] for part in parts)]
+    found = {}
+    for name in cuts:
+        policy = {"megatron_cfg": {"optimizer": {"adam_eps": EPSILON}}}
+        settings = nemo_config(optimizer={"weight_decay": 0.0}, nemo=CUTS[name] | {"policy": policy})
+        worker = start(settings)
+        results = []
+        for lesson in LESSONS:
+            multiple = worker.cfg["make_sequence_length_divisible_by"]
+            batch = train_batch(*lesson_rows(lesson), None, pad_id=0, length_multiple=multiple, count_multiple=2)
+            size = len(batch["weights"])
+            data, _ = dealt(worker, batch, batch_size=size)
+            worker.prepare_for_training()
+            worker.set_learning_rate(rate=RATE)
+            loss = LessonLoss(LESSONS[lesson], 2.0, VOCAB, watch=K, student_support=True)
+            results.append(worker.train(data, loss, gbs=size, mbs=2))
+        found[name] = results, worker.exported()
+    return found
 
 
 @pytest.fixture(scope="module")
 def results() -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
     for world in (1, 2, 4):
-        cuts = [cut for cut, (tp, pp, cp, *_) in CUTS.items() if tp * pp * cp == world]
-        found |= dict.fromkeys(cuts, run_ranks(losses_and_gradients, world, cuts))
+        cuts = [name for name, own in CUTS.items() if own["gpus_per_node"] == world]
+        ranks = run_ranks(updates, world, cuts)
+        found |= {name: [rank[name] for rank in ranks] for name in cuts}
     return found
 
 
-@pytest.mark.parametrize("lesson", LESSONS)
-@pytest.mark.parametrize("cut", CUTS)
-def test_loss_and_gradient_equal_those_of_one_process(cut: str, lesson: str, results: Any) -> None:
-    loss, gradients = expected(lesson)
-    ranks = [rank[cut, lesson] for rank in results[cut]]
-    if lesson not in ("sampled", "reverse kl and policy gradient"):  # there only gradients mean something
-        assert [totals["loss"] for totals, _ in ranks if totals] == pytest.approx(
-            [loss] * sum(1 for t, _ in ranks if t)
-        )
-    seen = set()
-    for _, found in ranks:
-        for name, gradient in found.items():
-            seen.add(name)
-            whole = torch.zeros_like(gradient)
-            whole[: len(gradients[name])] = gradients[name]  # padded columns of the vocabulary get none
-            torch.testing.assert_close(gradient, whole, atol=1e-5, rtol=1e-4)
-    assert seen == set(NAMES)
+@pytest.fixture(scope="module")
+def one_process() -> tuple[list[tuple[float, float]], dict[str, Tensor]]:
+    return expected()
 
 
-@pytest.mark.parametrize("cut", CUTS)
-def test_signals_are_those_of_all_response_tokens(cut: str, results: Any) -> None:
-    one, _ = results["packed"][0]["packed", "jsd"]
-    for totals, _ in (rank[cut, "jsd"] for rank in results[cut]):
-        if totals:
-            for name in ("student/entropy", "student/topk_mass", "teacher/topk_mass", "sampler/gap"):
-                assert one[name] > 0 and totals[name] == pytest.approx(one[name], rel=1e-4)
+@pytest.mark.parametrize("name", CUTS)
+def test_updates_and_what_a_refit_sends_equal_those_of_one_process(name: str, results: Any, one_process: Any) -> None:
+    steps, weights = one_process
+    for number, (lesson, (loss, norm)) in enumerate(zip(LESSONS, steps, strict=True)):
+        ranks = [found[number] for found, _ in results[name]]
+        assert [float(result["grad_norm"]) for result in ranks] == pytest.approx([norm] * len(ranks), rel=1e-3), lesson
+        if lesson not in ("sampled", "reverse kl and policy gradient"):  # there only gradients mean something
+            assert total(name, ranks, "loss") == pytest.approx(loss, rel=1e-4), lesson
+    for _, exported in results[name]:  # by every rank whole, and updated
+        for key, weight in exported.items():
+            torch.testing.assert_close(
+                weight, weights[key], atol=5e-6, rtol=0, msg=lambda text, key=key: f"{key}: {text}"
+            )
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_signals_are_those_of_all_response_tokens(name: str, results: Any) -> None:
+    one, ranks = [results["padded"][0][0][0]], [found[0] for found, _ in results[name]]
+    for signal in ("student/entropy", "student/topk_mass", "teacher/topk_mass", "sampler/gap"):
+        expected = total("padded", one, signal)
+        assert expected > 0 and total(name, ranks, signal) == pytest.approx(expected, rel=1e-4), signal
+
+
+def total(name: str, ranks: list[Any], metric: str) -> float:
+    """A sum over all rows, from what each rank says of the rows that it shares with others."""
+    copies = 1 if name == "dp2" else len(ranks)
+    return sum(sum(result["all_mb_metrics"][metric]) for result in ranks) / copies

@@ -21,7 +21,7 @@ PACKING = {
 
 @pytest.fixture(scope="module", autouse=True)
 def importable() -> None:
-    cpu.prepare()
+    cpu.order_path()
 
 
 def dealt(lengths: list[int], ranks: int, budget: int) -> list[int]:

@@ -35,7 +35,7 @@ DYNAMIC = {
 
 @pytest.fixture(scope="module", autouse=True)
 def importable() -> None:
-    cpu.prepare()
+    cpu.order_path()
 
 
 def batches() -> dict[str, dict[str, Any]]:

@@ -1,0 +1,65 @@
+"""`mopd export`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from mopd_nemo.config import UserError
+
+NOT_THE_MODEL = ("trainer.json", "optimizer.pt", "teacher")
+"""What a checkpoint of the local engine holds beside the Hugging Face model."""
+
+
+def export(
+    source: Annotated[Path, typer.Argument(help="A run, whose newest checkpoint is taken, or a checkpoint.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write; it must not exist yet.")],
+) -> None:
+    """Make a Hugging Face model of a checkpoint: the student, with its tokenizer."""
+    checkpoint = _checkpoint(source)
+    if output.exists():
+        raise UserError(f"--output {output}: exists; choose a directory that does not")
+    if (checkpoint / "config.json").is_file():
+        shutil.copytree(checkpoint, output, ignore=shutil.ignore_patterns(*NOT_THE_MODEL))
+    elif (checkpoint / "policy" / "config.yaml").is_file():
+        _export_policy(checkpoint, output)
+    else:
+        raise UserError(f"{checkpoint}: no config.json and no policy/config.yaml in it; name a run or a checkpoint")
+    Console().print(f"{output}: the model of {checkpoint}", soft_wrap=True)
+
+
+def _checkpoint(source: Path) -> Path:
+    from mopd_nemo.run.checkpoints import checkpoints
+
+    if not (source / "checkpoints").is_dir():
+        return source
+    found = checkpoints(source / "checkpoints")
+    if not found:
+        raise UserError(f"{source}: this run has no checkpoint yet; train.checkpoint_every says when it writes one")
+    return found[-1]
+
+
+def _export_policy(checkpoint: Path, output: Path) -> None:
+    """A NeMo-RL checkpoint: DTensor's holds a Hugging Face model, Megatron's is converted by its worker's Python."""
+    policy = checkpoint / "policy"
+    inside = next((policy / "weights").rglob("config.json"), None)
+    if inside is not None:
+        shutil.copytree(inside.parent, output)
+        shutil.copytree(policy / "tokenizer", output, dirs_exist_ok=True)
+        return
+    from mopd_nemo.engines.nemo.runtime import make_package_visible, worker_python
+
+    make_package_visible()
+    command = [str(worker_python("megatron") or sys.executable), "-m", "mopd_nemo.engines.nemo.export"]
+    if subprocess.run([*command, str(checkpoint), str(output)], env=os.environ, check=False).returncode:
+        raise UserError(
+            f"{checkpoint}: not converted, see above; it needs NeMo-RL with Megatron-Bridge, as in its container "
+            "(docs/nemo.md)"
+        )

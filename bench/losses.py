@@ -26,7 +26,10 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from mopd_nemo.losses import Divergence, Head, Objective, Tokens, TopK, token_divergence, token_loss
+from mopd_nemo.losses.logits import Head, Tokens, TopK
+from mopd_nemo.losses.objectives import Divergence, Objective
+from mopd_nemo.losses.reference import token_divergence
+from mopd_nemo.losses.token_loss import token_loss
 
 SIZES = {
     "cuda": ["8192x2560x151936", "2048x2560x151936", "8192x1024x32768"],

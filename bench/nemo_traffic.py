@@ -24,7 +24,7 @@ sys.path.insert(1, str(Path(__file__).parents[1]))
 from nemo_rl.distributed.batched_data_dict import BatchedDataDict
 
 from mopd_nemo.engines.nemo.batches import joined, split_scores, train_batch
-from mopd_nemo.types import TrainRow
+from mopd_nemo.types import TrainExample
 
 KEYS = ("teacher_ids", "teacher_logprobs")
 STORE = 4 * 2**30
@@ -59,7 +59,7 @@ def train(rows: int, tokens: int, k: int, ranks: int) -> dict[str, Any]:
     shape = (rows * tokens, k)
     scores = {"ids": draw.integers(0, 151936, shape, np.int32), "logprobs": -draw.random(shape, np.float32)}
     targets = split_scores([scores], range(rows), [tokens] * rows)
-    taught = [TrainRow(0, n, (0,) * 16, (1,) * tokens, (-1.0,) * tokens, advantage=0.0) for n in range(rows)]
+    taught = [TrainExample(0, n, (0,) * 16, (1,) * tokens, (-1.0,) * tokens, advantage=0.0) for n in range(rows)]
     weights = [torch.ones(1, tokens)] * rows
     return train_batch(taught, weights, targets, None, pad_id=0, length_multiple=4, count_multiple=ranks)
 

@@ -22,9 +22,9 @@ from mopd_nemo.data.load import load_problems, problems_of_step
 from mopd_nemo.engines.base import Sampling
 from mopd_nemo.engines.local.engine import LocalEngine
 from mopd_nemo.engines.local.model import load_model, load_tokenizer
-from mopd_nemo.methods import make_method
+from mopd_nemo.methods.base import make_method
 from mopd_nemo.run.display import PhaseTimer
-from mopd_nemo.types import Outcome, Rollout, RolloutGroup, TrainRow, Verdict
+from mopd_nemo.types import Outcome, Rollout, RolloutGroup, TrainExample, Verdict
 
 PROMPTS, ROLLOUTS = 8, 8
 ROLLOUT_POINTS, LENGTH_POINTS = (4, 8, 16, 32), (32, 64, 128, 256, 448)
@@ -44,7 +44,7 @@ class Job:
         self.method = make_method(self.config, self.engine.chat)
         problems = load_problems(self.config, "train")
         self.problems = with_prompt_ids(problems, self.engine.chat, self.config.data.max_prompt_tokens)
-        self.rows: list[TrainRow] = []
+        self.rows: list[TrainExample] = []
         self.samples: list[list[Rollout]] = []
         self.metrics: dict[str, float] = {}
         """Of the last step."""
@@ -71,13 +71,13 @@ class Job:
                 RolloutGroup(problem, tuple(group), tuple(verdicts))
                 for problem, group in zip(problems, samples, strict=True)
             ]
-            lesson = self.method.build(groups, number)
+            batch = self.method.build(groups, number)
         with timer("score"):
-            targets = engine.score(lesson.rows)
+            targets, _ = engine.score(batch)
         with timer("update"):
-            self.metrics = engine.update(lesson, targets, 1e-12)
+            self.metrics = engine.update(batch, targets, 1e-12)
             engine.update_teacher()
-        self.rows, self.samples = lesson.rows, samples
+        self.rows, self.samples = batch.examples, samples
         seconds = timer.metrics()
         return {name: seconds[f"seconds/{name}"] for name in (*PHASES, "step")}
 

@@ -12,6 +12,7 @@ from mopd_nemo import __version__
 from mopd_nemo.commands import (
     analyze,
     compare,
+    complete,
     data,
     doctor,
     evaluate,
@@ -36,6 +37,7 @@ for command in (train.train, inspect.inspect, report.report, verify.verify, swee
     app.command()(command)
 app.command("eval")(evaluate.evaluate)
 app.command()(export.export)
+app.command()(complete.complete)
 app.command()(submit.submit)
 app.command()(doctor.doctor)
 app.add_typer(analyze.app, name="analyze")

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
 
 from mopd_nemo.chat import with_prompt_ids
-from mopd_nemo.config import Config, UserError
+from mopd_nemo.config import Config, TeacherConfig, UserError
+from mopd_nemo.config.plugins import method_class
+from mopd_nemo.data.completions import read_completions
 from mopd_nemo.data.load import judgeable, load_problems, problems_of_step
 from mopd_nemo.engines import make_engine
 from mopd_nemo.engines.base import Sampling
 from mopd_nemo.evaluation.evaluate import evaluate
 from mopd_nemo.files import append_row, read_rows, write_rows
-from mopd_nemo.methods import make_method
-from mopd_nemo.peers.statistics import group_metrics
+from mopd_nemo.methods.base import make_method
+from mopd_nemo.peers.metrics import group_metrics
 from mopd_nemo.run.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
-from mopd_nemo.run.completions import CompletionStore
 from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.run.display import Display, PhaseTimer
 from mopd_nemo.run.rollouts import rollout_records
@@ -54,12 +54,15 @@ class Trainer:
             )
         if self.verifiers.sandbox:
             console.print(f"programs run in the sandbox {self.verifiers.sandbox}", highlight=False, soft_wrap=True)
-        self.engine = make_engine(config)
+        samples = method_class(config.method).samples
+        self.completions = None if samples else read_completions(config, self.problems)
+        # Completions are there already, so nobody asks their teacher.
+        teacher = config.teacher if samples else TeacherConfig(kind="none")
+        self.engine = make_engine(config.model_copy(update={"teacher": teacher}))
         limit, escape = config.data.max_prompt_tokens, config.data.escape_control_tokens
         self.problems = with_prompt_ids(self.problems, self.engine.chat, limit, escape_control_tokens=escape)
         self.eval_problems = with_prompt_ids(self.eval_problems, self.engine.chat, limit, escape_control_tokens=escape)
         self.method = make_method(config, self.engine.chat)
-        self.completions = _completion_store(config, run) if self.method.writer == "teacher" else None
         self.step = 0
         self.saved_step = -1
         self.evaluated_steps: set[int] = set()
@@ -150,17 +153,17 @@ class Trainer:
                 RolloutGroup(problem, tuple(rollouts), verdict)
                 for problem, rollouts, verdict in zip(problems, samples, verdicts, strict=True)
             ]
-            lesson = self.method.build(groups, step)
+            batch = self.method.build(groups, step)
         with timer("score"):
-            targets = engine.score(lesson.rows, display.progress)
+            targets, scored = engine.score(batch, display.progress)
         with timer("update"):
-            learned = engine.update(lesson, targets, self._learning_rate(step), display.progress)
+            learned = engine.update(batch, targets, self._learning_rate(step), display.progress)
             engine.update_teacher()
         display.phase("recording")
         if config.logging.save_rollouts_every and step % config.logging.save_rollouts_every == 0:
-            write_rows(self.run.rollouts_file(step), rollout_records(step, groups, lesson.contexts, engine.chat))
+            write_rows(self.run.rollouts_file(step), rollout_records(step, groups, batch.contexts, engine.chat))
         self.step = step
-        metrics = learned | group_metrics(groups) | lesson.metrics
+        metrics = learned | scored | group_metrics(groups) | batch.metrics
         metrics |= {"learning_rate": self._learning_rate(step), "ever_solved": self._count_solved(groups)}
         metrics |= timer.metrics()
         metrics["tokens_per_second"] = (
@@ -169,22 +172,18 @@ class Trainer:
         self._record(metrics)
 
     def _respond(self, problems: list[Problem], step: int, verifying: PendingVerdicts) -> list[list[Rollout]]:
-        """The responses of a step: the student's new ones, or the teacher's kept ones."""
+        """The responses of a step: the student's new ones, or a teacher's that were written beforehand."""
+        if self.completions is not None:
+            return [self.completions[problem.id] for problem in problems]
         rollout = self.config.rollout
-        sampling = Sampling(rollout.max_response_tokens, rollout.temperature)
-
-        def write(some: list[Problem]) -> list[list[Rollout]]:
-            return self.engine.generate(
-                [problem.prompt_ids for problem in some],
-                rollout.num_rollouts_per_prompt,
-                sampling,
-                f"train/{self.config.seed}/{step}",
-                self.display.progress,
-                writer=self.method.writer,
-                on_rollout=lambda number, sample, response: verifying.add(some[number], sample, response),
-            )
-
-        return self.completions.respond(problems, write) if self.completions else write(problems)
+        return self.engine.generate(
+            [problem.prompt_ids for problem in problems],
+            rollout.num_rollouts_per_prompt,
+            Sampling(rollout.max_response_tokens, rollout.temperature),
+            f"train/{self.config.seed}/{step}",
+            self.display.progress,
+            on_rollout=lambda number, sample, response: verifying.add(problems[number], sample, response),
+        )
 
     def _evaluate(self) -> None:
         started = time.perf_counter()
@@ -235,15 +234,3 @@ class Trainer:
         self.run.forget_after(self.step)
         if self.run.eval_file.exists():
             self.evaluated_steps = {row["step"] for row in read_rows(self.run.eval_file)}
-
-
-def _completion_store(config: Config, run: RunDirectory) -> CompletionStore:
-    directory = Path(config.gkd.completions) if config.gkd.completions else run.path / "completions"
-    rollout = config.rollout
-    writer = {
-        "teacher.path": config.teacher.path,
-        "rollout.num_rollouts_per_prompt": rollout.num_rollouts_per_prompt,
-        "rollout.max_response_tokens": rollout.max_response_tokens,
-        "rollout.temperature": rollout.temperature,
-    }
-    return CompletionStore(directory, writer)

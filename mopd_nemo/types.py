@@ -102,7 +102,7 @@ class RolloutGroup:
 
 
 @dataclass(frozen=True, slots=True)
-class TrainRow:
+class TrainExample:
     """One response to learn from, with what the student and the teacher read before it.
 
     The student scores `prompt_ids + response_ids`, the teacher `teacher_prompt_ids + response_ids`: the same sampled
@@ -118,6 +118,6 @@ class TrainRow:
     sampled_logprobs: tuple[float, ...]
     """Of the response ids, as the sampler gave them; empty when unknown."""
     teacher_prompt_ids: tuple[int, ...] | None = None
-    """None: no teacher scores this row."""
+    """None: no teacher scores this response."""
     advantage: float = 0.0
     """Of the whole response, for policy gradients."""

@@ -17,7 +17,7 @@ from mopd_nemo.analysis.page import svgs, write_page
 from mopd_nemo.analysis.plots import to_svg
 from mopd_nemo.config import Config
 from mopd_nemo.config.load import flatten
-from mopd_nemo.config_methods import METHODS
+from mopd_nemo.config.plugins import method_class
 from mopd_nemo.files import read_rows
 from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.run.display import PHASES, WARM_UP_STEPS
@@ -191,7 +191,7 @@ def _single(run: RunDirectory, config: Config, metrics: Rows, evals: Rows) -> di
 
 def _describe(config: Config) -> str:
     """What the method makes of the settings, in a line."""
-    uses, peers = METHODS[config.method].uses, config.peers
+    uses, peers = method_class(config.method).uses, config.peers
     parts = [f"method {config.method}"]
     if config.teacher.kind != "none":
         parts.append(f"teacher {config.teacher.kind}")

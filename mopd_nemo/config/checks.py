@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
+
+from pydantic import BaseModel
 
 from mopd_nemo.config.base import seconds_of
 from mopd_nemo.config.nemo import NemoConfig, ParallelConfig, sequence_multiple, training_gpus
-from mopd_nemo.config.schema import Config, GenerationConfig
-from mopd_nemo.config_methods import check_method
+from mopd_nemo.config.plugins import METHODS, method_class
+from mopd_nemo.config.schema import Config, GenerationConfig, TeacherConfig
+
+OPTIONAL = ("peers", "divergence", "policy_gradient", "gkd", "dpo", "simpo", "rollout.importance_clip")
+"""Settings that not every method uses; every method uses the rest."""
+BUDGETS = ("peers.max_context_tokens", "peers.max_peer_tokens", "peers.max_summary_tokens")
+"""Limits, not choices: a file that several methods share may set them for those that read peers."""
 
 
 def check(config: Config) -> None:
@@ -16,7 +24,7 @@ def check(config: Config) -> None:
     Raises:
         ValueError: names the keys, their values and the remedy.
     """
-    check_method(config)
+    _check_method(config)
     _check_peers(config)
     _check_cluster(config)
     if config.engine == "nemo":
@@ -25,9 +33,56 @@ def check(config: Config) -> None:
 
 def teacher_prompt(config: Config) -> tuple[str, int]:
     """The key that limits what a teacher reads before a response, and its value."""
-    if config.method in ("mopd", "sdpo"):
+    if method_class(config.method).reads_peers:
         return "peers.max_context_tokens", config.peers.max_context_tokens
     return "data.max_prompt_tokens", config.data.max_prompt_tokens
+
+
+def uses(method: str, key: str) -> bool:
+    """Whether a method reads an optional setting."""
+    return any(_within(key, scope) for scope in method_class(method).uses)
+
+
+def _check_method(config: Config) -> None:
+    """Refuse what the method cannot use."""
+    method, kind = config.method, config.teacher.kind
+    teachers, idle = method_class(method).teachers, method_class(method).idle(config)
+    if kind not in teachers:
+        raise ValueError(f"teacher.kind={kind} does not go with method={method}: it works with {' or '.join(teachers)}")
+    if kind != "ema" and config.teacher.ema_rate != TeacherConfig.model_fields["ema_rate"].default:
+        raise ValueError(f"teacher.ema_rate={config.teacher.ema_rate} is unused by teacher.kind={kind}: remove it")
+    if not method_class(method).samples and config.gkd.completions is None:
+        raise ValueError(
+            f"method={method} learns from completions of its teacher: write them with "
+            "`mopd complete --config CONFIG --output FILE` and set gkd.completions=FILE"
+        )
+    for key, value in _changed(config):
+        if not _is_optional(key) or (uses(method, key) and not any(_within(key, scope) for scope in idle)):
+            continue
+        hint = ""
+        if key.startswith("policy_gradient.") and "policy_gradient" in idle:
+            hint = ", or mix in the reward with policy_gradient.weight"
+        elif users := [name for name in METHODS if name != method and uses(name, key)]:
+            hint = f", or choose method={' or '.join(users)}"
+        raise ValueError(f"{key}={value!r} is unused by method={method}: remove it{hint}")
+
+
+def _changed(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of the settings that are not at their default."""
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            yield from _changed(value, f"{prefix}{name}.")
+        elif value != field.default:
+            yield f"{prefix}{name}", value
+
+
+def _is_optional(key: str) -> bool:
+    return not key.startswith(BUDGETS) and any(_within(key, scope) for scope in OPTIONAL)
+
+
+def _within(key: str, scope: str) -> bool:
+    return key == scope or key.startswith(f"{scope}.")
 
 
 def _check_peers(config: Config) -> None:
@@ -36,8 +91,7 @@ def _check_peers(config: Config) -> None:
             "peers.when_no_success=plain with teacher.kind=live compares the student with itself, a zero loss: "
             "set peers.when_no_success=skip, or another teacher.kind"
         )
-    reads_peers = config.method in ("mopd", "sdpo")
-    if reads_peers and config.peers.max_context_tokens <= config.data.max_prompt_tokens:
+    if method_class(config.method).reads_peers and config.peers.max_context_tokens <= config.data.max_prompt_tokens:
         raise ValueError(
             f"peers.max_context_tokens={config.peers.max_context_tokens} leaves no room for peers beside prompts of "
             f"up to data.max_prompt_tokens={config.data.max_prompt_tokens}: raise the first or lower the second"
@@ -76,11 +130,6 @@ def _check_nemo(config: Config) -> None:
         raise ValueError(
             "divergence.support=full would send whole vocabularies between GPUs: with engine=nemo set "
             "divergence.support=student_topk or teacher_topk"
-        )
-    if config.method == "gkd" and config.gkd.completions is None:
-        raise ValueError(
-            "method=gkd with engine=nemo learns from completions that are there already: make them with engine=local "
-            "and name their directory in gkd.completions"
         )
     if config.model.device != "auto":
         raise ValueError(f"model.device={config.model.device!r} is for engine=local; with engine=nemo leave it at auto")

@@ -15,8 +15,8 @@ from yaml import YAMLError
 
 from mopd_nemo.config.base import ConfigBlock, UserError
 from mopd_nemo.config.checks import check
+from mopd_nemo.config.plugins import method_class
 from mopd_nemo.config.schema import Config
-from mopd_nemo.config_methods import METHODS
 
 _Block = TypeVar("_Block", bound=ConfigBlock)
 
@@ -72,9 +72,9 @@ def _flatten(values: dict[str, Any], prefix: str) -> dict[str, Any]:
 def _with_teacher(values: Mapping[str, Any]) -> Mapping[str, Any]:
     """With the method's own default kind of teacher, where none is named."""
     method, teacher = values.get("method", "mopd"), values.get("teacher", {})
-    if method not in METHODS or not isinstance(teacher, dict) or "kind" in teacher:
+    if not isinstance(method, str) or not isinstance(teacher, dict) or "kind" in teacher:
         return values
-    return {**values, "teacher": {**teacher, "kind": METHODS[method].teachers[0]}}
+    return {**values, "teacher": {**teacher, "kind": method_class(method).teachers[0]}}
 
 
 def _read_values(path: str | os.PathLike[str] | None, overrides: Sequence[str]) -> dict[str, Any]:

@@ -242,7 +242,7 @@ class GkdConfig(ConfigBlock):
     """Offline distillation: the student is fitted to completions that the teacher wrote."""
 
     completions: str | None = None
-    """Directory that keeps the teacher's completions, reused by every run that names it. Default: in the run's."""
+    """File with the teacher's completions of all training problems, written by `mopd complete`."""
 
 
 class OptimizerConfig(ConfigBlock):
@@ -277,9 +277,8 @@ class TrainConfig(ConfigBlock):
     ten; the first save of a process counts as nothing, so leave room for it. Default: no such moment."""
     num_updates_per_step: PositiveInt = 1
     """The rows of a step are cut into so many mini-batches, one optimiser update each."""
-    aggregation: Literal["token_mean", "sequence_mean", "step_mean"] = "token_mean"
-    """`token_mean`: mean over all response tokens of an update; `sequence_mean`: mean over responses of their means;
-    `step_mean`: mean over reasoning steps, which end at blank lines, of their means."""
+    aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
+    """`token_mean`: mean over all response tokens of an update; `sequence_mean`: mean over responses of their means."""
     tokens_per_micro_batch: PositiveInt = 16384
     """Tokens that go through a model at once in an update; scoring, which keeps no gradients, takes four times as many
     (`engine: local`). For `engine: nemo`, on each data-parallel rank."""
@@ -323,8 +322,9 @@ class Config(ConfigBlock):
     """Run directory. Default: `runs/<name>-<date>-<time>`."""
     seed: NonNegativeInt = 0
     """The one seed: data order, sampling, peer choice."""
-    method: Literal["mopd", "sdpo", "opd", "gkd", "grpo", "dpo", "simpo", "verified_sft"] = "mopd"
-    """Training method: the only difference between two runs that compare methods."""
+    method: str = "mopd"
+    """Training method: `mopd`, `sdpo`, `opd`, `gkd`, `grpo`, `dpo`, `simpo`, `verified_sft`, or `module:Name` for your
+    own. The only difference between two runs that compare methods."""
     engine: Literal["local", "nemo"] = "local"
     """What runs the models: `local` is one process with torch and transformers, `nemo` a cluster with NeMo-RL."""
     model: ModelConfig = ModelConfig()

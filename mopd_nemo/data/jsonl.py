@@ -12,7 +12,7 @@ from mopd_nemo.config import UserError
 from mopd_nemo.data.rows import BadRows
 from mopd_nemo.files import explain, read_models, write_rows
 from mopd_nemo.types import Message, Problem
-from mopd_nemo.verifiers import TASKS
+from mopd_nemo.verifiers import task_of
 
 
 class _Row(BaseModel):
@@ -30,9 +30,11 @@ class _Row(BaseModel):
             raise ValueError("give exactly one of `prompt` and `messages`")
         if self.messages is not None and (not self.messages or self.messages[-1]["role"] != "user"):
             raise ValueError("`messages` must end with a user turn")
-        if self.task not in TASKS:
-            raise ValueError(f"task={self.task!r} has no verifier; known: {', '.join(TASKS)}")
-        TASKS[self.task].check_answer(self.answer)
+        try:
+            task = task_of(self.task)
+        except UserError as error:
+            raise ValueError(str(error)) from error
+        task.check_answer(self.answer)
         return self
 
     def to_problem(self) -> Problem:

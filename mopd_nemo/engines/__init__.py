@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # not at run time: modules of `nemo` are also imported where those that these need are missing
+    from typing import Any
+
     from mopd_nemo.config import Config
     from mopd_nemo.engines.base import Engine
 
 
-def make_engine(config: Config) -> Engine:
+def make_engine(config: Config) -> Engine[Any]:
     """Load models for the configured engine.
 
     Raises:

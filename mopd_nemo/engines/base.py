@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Protocol, TypeVar
 
 from mopd_nemo.chat import Chat
-from mopd_nemo.lesson import Lesson
-from mopd_nemo.types import Rollout, TrainRow
+from mopd_nemo.methods.batch import TrainBatch
+from mopd_nemo.types import Rollout
 
 Progress = Callable[[float], None]
 """Called with the fraction done of a long phase, 0 to 1."""
 
 OnRollout = Callable[[int, int, Rollout], None]
-"""Called with the prompt's number, the sample's number and the rollout, as soon as it is finished."""
+"""Called with the index of the prompt, the index of the sample and the rollout, as soon as it is finished."""
+
+Targets = TypeVar("Targets")
+"""A teacher's targets, in a form that only its own engine reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,7 @@ class Sampling:
     top_p: float = 1.0
 
 
-class Engine(Protocol):
+class Engine(Protocol[Targets]):
     """A student, its teacher and an optimiser. Token ids in, token ids and numbers out."""
 
     chat: Chat
@@ -39,7 +42,6 @@ class Engine(Protocol):
         sampling: Sampling,
         seed: str,
         on_progress: Progress | None = None,
-        writer: Literal["student", "teacher"] = "student",
         on_rollout: OnRollout | None = None,
     ) -> list[list[Rollout]]:
         """`num_samples` responses for each prompt, in order; the same seed gives the same ones.
@@ -48,21 +50,21 @@ class Engine(Protocol):
         """
         ...
 
-    def score(self, rows: Sequence[TrainRow], on_progress: Progress | None = None) -> Any:
-        """Teacher targets of the rows that have a teacher prompt, in a form that only this engine's `update` reads."""
+    def score(self, batch: TrainBatch, on_progress: Progress | None = None) -> tuple[Targets, dict[str, float]]:
+        """Teacher targets of the examples that have a teacher prompt, and metrics of the pass."""
         ...
 
     def update(
         self,
-        lesson: Lesson,
-        targets: Any,
+        batch: TrainBatch,
+        targets: Targets,
         learning_rate: float,
         on_progress: Progress | None = None,
     ) -> dict[str, float]:
-        """`train.num_updates_per_step` optimiser updates on the lesson; returns metrics. No parts: no update.
+        """`train.num_updates_per_step` optimiser updates on the batch; returns metrics. No terms: no update.
 
         Args:
-            targets: what `score` gave for the lesson's rows.
+            targets: what `score` gave for this batch.
         """
         ...
 

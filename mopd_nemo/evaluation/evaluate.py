@@ -8,7 +8,7 @@ from statistics import fmean
 from mopd_nemo.config import Config
 from mopd_nemo.engines.base import Engine, Progress, Sampling
 from mopd_nemo.evaluation.metrics import bootstrap_interval, majority_at_k, mean_at_k, pass_at_k
-from mopd_nemo.peers.statistics import group_metrics
+from mopd_nemo.peers.metrics import group_metrics
 from mopd_nemo.types import Problem, Rollout, RolloutGroup
 from mopd_nemo.verifiers import TASKS
 from mopd_nemo.verifiers.pending import PendingVerdicts

@@ -1,29 +1,65 @@
 """One chunk of rows: loss, signals, and the gradient at the logits.
 
-Shape suffixes: C tokens of the chunk, V local columns, K support, N chosen tokens, D distributions: the student and,
-where it has logits, the teacher.
+Shape suffixes: C tokens of the chunk, V local columns, K support or top-k, N chosen tokens, D distributions: the
+student and, where it has logits, the teacher.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import ModuleType
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from mopd_nemo.losses import dense
-from mopd_nemo.losses.objectives import Divergence, Objective, loss_on_support
-from mopd_nemo.losses.policy import importance_weights
-from mopd_nemo.losses.rows import HeadRows, LogitsRows
-from mopd_nemo.losses.signals import Look, entropy, signal_names, signals
-from mopd_nemo.losses.sources import Tokens, TopK
+from mopd_nemo.losses.logits import HeadRows, LogitsRows, Tokens, TopK
+from mopd_nemo.losses.objectives import Divergence, DivergenceKind, Objective
+from mopd_nemo.losses.reference import importance_weights, loss_on_support
 from mopd_nemo.losses.vocab import Shard
 
 
+class Kernels(Protocol):
+    """The passes over a chunk of logits, as `dense` has them in PyTorch and `dense_triton` in Triton."""
+
+    def read(self, logits_CV: Tensor, *, whole: bool, mean: bool, blocks: bool, owned: bool) -> dense.Chunk: ...
+
+    def support_gradient(self, student: dense.Chunk, columns_CN: Tensor, inside_CN: Tensor, g_CN: Tensor) -> Tensor: ...
+
+    def full_divergence(
+        self,
+        student: dense.Chunk,
+        teacher: dense.Chunk,
+        kind: DivergenceKind,
+        alpha: float,
+        weights_C: Tensor | None,
+        reduce: dense.Reduce,
+    ) -> tuple[Tensor, Tensor | None]: ...
+
+
 @dataclass(frozen=True, slots=True)
-class Problem:
-    """What `token_loss` was asked, without the student's tensors."""
+class ChunkStats:
+    """What one pass over a chunk's logits has found."""
+
+    support_ids_CK: Tensor | None
+    """Tokens that the loss compares; None for the whole vocabulary."""
+    support_DCK: Tensor | None
+    """Their log-probabilities."""
+    sampled_DC: Tensor | None
+    """Log-probabilities of the sampled token."""
+    student_top_CK: Tensor | None
+    """Ids of the student's likeliest tokens, where signals are wanted; the next two likewise."""
+    student_top_DCK: Tensor | None
+    """Their log-probabilities."""
+    teacher_top_CK: Tensor | None
+    """Ids of the teacher's likeliest tokens."""
+    entropies: list[Tensor]
+    """Of the D distributions, where signals are wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkLoss:
+    """The loss of any chunk of the rows that `token_loss` was given."""
 
     objective: Objective
     tokens: Tokens
@@ -32,61 +68,163 @@ class Problem:
     shard: Shard
     importance_clip: float | None
     watch: int | None
+    """k of the top-k signals; None: no signals."""
+
+    def __call__(
+        self, part: slice, student_CV: Tensor, weights_C: Tensor | None, owned: bool
+    ) -> tuple[Tensor, list[Tensor], Tensor | None]:
+        """loss_C and the signals of `signal_names`; with weights also the gradient of Σ weights·loss at the logits.
+
+        Args:
+            owned: the student's logits may be overwritten.
+        """
+        tokens, kernels, dtype = self.tokens[part], kernels_for(student_CV), student_CV.dtype
+        topk = None if self.topk is None else self.topk[part]
+        logits = [(student_CV, owned)]
+        if self.teacher is not None:
+            logits.append((self.teacher.logits(part), self.teacher.owned))
+        chunks = self._read(logits)
+        del logits, student_CV  # on a CPU the chunks hold log-probabilities in their place
+        stats = self._stats(chunks, tokens, topk)
+        signals = self._signals(stats, tokens) if self.watch else []
+        factor_C = None
+        if self.importance_clip is not None:
+            assert tokens.sampler_logprobs_T is not None and stats.sampled_DC is not None
+            factor_C = importance_weights(stats.sampled_DC[0], tokens.sampler_logprobs_T, self.importance_clip)
+            weights_C = None if weights_C is None else weights_C * factor_C
+        grad_CV = None
+        if stats.support_DCK is None:
+            assert self.divergence is not None
+            student, teacher = chunks
+            loss_C, grad_CV = kernels.full_divergence(
+                student, teacher, self.divergence.kind, self.divergence.alpha, weights_C, self.shard.sum
+            )
+        else:
+            assert stats.support_ids_CK is not None
+            loss_C, g_CK = self._on_support(stats.support_DCK, topk, tokens, weights_C)
+            if g_CK is not None:
+                grad_CV = kernels.support_gradient(chunks[0], *self.shard.local(stats.support_ids_CK), g_CK)
+        grad_CV = None if grad_CV is None else grad_CV.to(dtype)
+        return loss_C if factor_C is None else loss_C * factor_C, signals, grad_CV
+
+    @property
+    def divergence(self) -> Divergence | None:
+        """The objective, where it looks beyond the sampled token."""
+        return self.objective if isinstance(self.objective, Divergence) else None
 
     @property
     def support(self) -> str:
         """Where the loss looks: `full`, `student_topk`, `teacher_topk`, `given` or `sampled`."""
-        if not isinstance(self.objective, Divergence):
+        if self.divergence is None:
             return "sampled"
         if self.topk is not None:
             return "given"
-        return "full" if self.objective.k >= self.shard.size else self.objective.support
+        return "full" if self.divergence.k >= self.shard.size else self.divergence.support
 
     @property
     def signal_names(self) -> list[str]:
-        """The signals that `chunk_loss` gives."""
-        sampler = self.tokens.sampler_logprobs_T is not None
-        return signal_names(self.teacher is not None, self.topk is not None, sampler) if self.watch else []
+        """Per-token diagnostics, the same on every rank, whether or not it has tokens.
+
+        `student/entropy`, `teacher/entropy`: nats.
+        `student/topk_mass`: P's mass on its own k likeliest tokens; `teacher/topk_mass`: Q's mass on the same tokens.
+        `topk_overlap`: share of P's k likeliest tokens that are also among Q's.
+        `teacher/advantage`: log Q(y_t) - log P(y_t) of the sampled token; negative where the teacher disagrees.
+        `sampler/gap`: |log P(y_t) - sampler's log-probability|; only rounding when sampling at temperature 1.
+        `sampler/ratio`: P(y_t) / the sampler's probability, before any clipping; 1 on average for an exact sampler.
+        Those that need what is not there, such as a teacher's logits, are left out.
+        """
+        if not self.watch:
+            return []
+        names = ["student/entropy", "student/topk_mass"]
+        if self.teacher is not None:
+            names += ["teacher/entropy", "teacher/topk_mass", "teacher/advantage"]
+        if self.teacher is not None or self.topk is not None:
+            names.append("topk_overlap")
+        return [*names, "sampler/gap", "sampler/ratio"] if self.tokens.sampler_logprobs_T is not None else names
+
+    def _read(self, logits: list[tuple[Tensor, bool]]) -> list[dense.Chunk]:
+        """Normalisers over all columns."""
+        watch = bool(self.watch)
+        chunks = [
+            kernels_for(logits_CV).read(
+                logits_CV, whole=not self.shard.group, mean=watch, blocks=watch or self.support == chooser, owned=owned
+            )
+            for (logits_CV, owned), chooser in zip(logits, ("student_topk", "teacher_topk"), strict=False)
+        ]
+        return self.shard.normalise(chunks)
+
+    def _stats(self, chunks: list[dense.Chunk], tokens: Tokens, topk: TopK | None) -> ChunkStats:
+        """The ids that loss and signals speak of, with their log-probabilities. One pick for all of them."""
+        watch = min(self.watch, self.shard.size) if self.watch else None
+
+        def top_CK(which: int, k: int) -> Tensor:
+            return self.shard.topk(chunks[which].values_CV, k, chunks[which].maxima_CB)
+
+        support_CK = student_top_CK = teacher_top_CK = None
+        same = False
+        match self.support, self.divergence:
+            case "sampled", _:
+                support_CK = tokens.ids_T[:, None]
+            case "given", _:
+                support_CK = topk.ids_TK if topk is not None else None
+            case ("student_topk" | "teacher_topk") as chooser, Divergence(k=k):
+                support_CK = top_CK(0 if chooser == "student_topk" else 1, k)
+                same = chooser == "student_topk" and k == watch
+        if watch is not None:
+            student_top_CK = support_CK if same else top_CK(0, watch)
+        wants_sampled = self.support != "sampled" and (watch is not None or self.importance_clip is not None)
+        wanted = [support_CK, tokens.ids_T[:, None] if wants_sampled else None, student_top_CK]
+        ids = [ids_CN for ids_CN in wanted if ids_CN is not None]
+        picked = iter(
+            self.shard.pick(chunks, torch.cat(ids, dim=-1)).split([x.shape[-1] for x in ids], dim=-1) if ids else ()
+        )
+        support_DCK, sampled_DCN, student_top_DCK = (None if x is None else next(picked) for x in wanted)
+        sampled_DCN = support_DCK if self.support == "sampled" else sampled_DCN
+        if watch is not None and len(chunks) == 2:
+            teacher_top_CK = top_CK(1, watch)
+        elif watch is not None and topk is not None:
+            teacher_top_CK = topk.ids_TK
+        return ChunkStats(
+            support_CK,
+            support_DCK,
+            None if sampled_DCN is None else sampled_DCN.squeeze(-1),
+            student_top_CK,
+            student_top_DCK,
+            teacher_top_CK,
+            [chunk.entropy_C for chunk in chunks] if watch is not None else [],
+        )
+
+    def _on_support(
+        self, support_DCK: Tensor, topk: TopK | None, tokens: Tokens, weights_C: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """loss_C of an objective that sees a few log-probabilities, and its weighted derivative there."""
+        student_CK, *teacher = support_DCK
+        teacher_CK = topk.logprobs_TK if topk is not None else (teacher[0] if teacher else None)
+        if weights_C is None:
+            return loss_on_support(self.objective, student_CK, teacher_CK, tokens), None
+        with torch.enable_grad():
+            student_CK = student_CK.detach().requires_grad_()
+            loss_C = loss_on_support(self.objective, student_CK, teacher_CK, tokens)
+            (g_CK,) = torch.autograd.grad(loss_C, student_CK, weights_C.to(loss_C.dtype))
+        return loss_C.detach(), g_CK
+
+    def _signals(self, stats: ChunkStats, tokens: Tokens) -> list[Tensor]:
+        """In the order of `signal_names`."""
+        assert stats.sampled_DC is not None and stats.student_top_DCK is not None and stats.student_top_CK is not None
+        mass_DC, sampled_DC = stats.student_top_DCK.exp().sum(-1), stats.sampled_DC
+        signals = [stats.entropies[0], mass_DC[0]]
+        if len(stats.entropies) == 2:
+            signals += [stats.entropies[1], mass_DC[1], sampled_DC[1] - sampled_DC[0]]
+        if stats.teacher_top_CK is not None:
+            signals.append(_overlap(stats.student_top_CK, stats.teacher_top_CK))
+        if tokens.sampler_logprobs_T is not None:
+            log_ratio_C = sampled_DC[0] - tokens.sampler_logprobs_T
+            signals += [log_ratio_C.abs(), log_ratio_C.exp()]
+        return signals
 
 
-def chunk_loss(
-    problem: Problem, part: slice, student_CV: Tensor, weights_C: Tensor | None, owned: bool
-) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
-    """loss_C and signals; with `weights_C` also the gradient of Σ weights·loss at the logits.
-
-    Args:
-        owned: the student's logits may be overwritten.
-    """
-    tokens = problem.tokens[part]
-    module, dtype = passes(student_CV), student_CV.dtype
-    logits = [(student_CV, owned)]
-    if problem.teacher is not None:
-        logits.append((problem.teacher.logits(part), problem.teacher.owned))
-    chunks, look = _look(problem, logits, tokens, None if problem.topk is None else problem.topk[part])
-    del logits, student_CV  # on a CPU the chunks hold log-probabilities in their place
-    watched = signals(look, tokens) if problem.watch else {}
-    factor_C = None
-    if problem.importance_clip is not None:
-        assert tokens.sampler_logprobs_T is not None
-        sampled_C = look.logprobs_DCN["sampled"][0].squeeze(-1)
-        factor_C = importance_weights(sampled_C, tokens.sampler_logprobs_T, problem.importance_clip)
-        weights_C = None if weights_C is None else weights_C * factor_C
-    if problem.support == "full":
-        assert isinstance(problem.objective, Divergence)
-        kind, alpha = problem.objective.kind, problem.objective.alpha
-        loss_C, grad_CV = module.full_divergence(*chunks, kind, alpha, weights_C, problem.shard.sum)
-    else:
-        loss_C, g_CK, name = _on_support(problem, look, tokens, weights_C)
-        grad_CV = None
-        if g_CK is not None:
-            columns_CK, inside_CK = problem.shard.local(look.ids[name])
-            grad_CV = module.support_gradient(chunks[0], columns_CK, inside_CK, g_CK)
-    grad_CV = None if grad_CV is None else grad_CV.to(dtype)
-    return loss_C if factor_C is None else loss_C * factor_C, watched, grad_CV
-
-
-def passes(logits_CV: Tensor) -> ModuleType:
-    """The module whose passes fit the tensor: Triton's on a GPU, except in float64."""
+def kernels_for(logits_CV: Tensor) -> Kernels:
+    """The passes that fit the tensor: Triton's on a GPU, except in float64."""
     if logits_CV.is_cuda and logits_CV.dtype != torch.float64:
         from mopd_nemo.losses import dense_triton
 
@@ -94,62 +232,8 @@ def passes(logits_CV: Tensor) -> ModuleType:
     return dense
 
 
-def _look(
-    problem: Problem, logits: list[tuple[Tensor, bool]], tokens: Tokens, topk: TopK | None
-) -> tuple[list[dense.Chunk], Look]:
-    """Normalisers, and the ids that loss and signals speak of with their log-probabilities."""
-    support, shard, watch = problem.support, problem.shard, problem.watch
-    chunks = [
-        passes(logits_CV).read(
-            logits_CV, whole=not shard.group, mean=bool(watch), blocks=bool(watch) or support == name, owned=owned
-        )
-        for (logits_CV, owned), name in zip(logits, ("student_topk", "teacher_topk"), strict=False)
-    ]
-    chunks = shard.normalise(chunks)
-
-    def top(which: int, k: int) -> Tensor:
-        return shard.topk(chunks[which].values_CV, k, chunks[which].maxima_CB)
-
-    ids: dict[str, Tensor] = {}
-    if support in ("student_topk", "teacher_topk"):
-        assert isinstance(problem.objective, Divergence)
-        ids["support"] = top(0 if support == "student_topk" else 1, problem.objective.k)
-    if topk is not None:
-        ids["support"] = topk.ids_TK
-    if support == "sampled" or watch or problem.importance_clip is not None:
-        ids["sampled"] = tokens.ids_T[:, None]
-    if watch:
-        k = min(watch, shard.size)
-        same = support == "student_topk" and isinstance(problem.objective, Divergence) and problem.objective.k == k
-        ids["student_top"] = ids["support"] if same else top(0, k)
-    logprobs_DCN = {}
-    if ids:
-        picked_DCN = shard.pick(chunks, torch.cat(list(ids.values()), dim=-1))
-        widths = [x.shape[-1] for x in ids.values()]
-        logprobs_DCN = dict(zip(ids, picked_DCN.split(widths, dim=-1), strict=True))
-    if watch and len(chunks) == 2:
-        ids["teacher_top"] = top(1, min(watch, shard.size))
-    elif watch and topk is not None:
-        ids["teacher_top"] = topk.ids_TK
-    return chunks, Look(
-        ids,
-        logprobs_DCN,
-        [entropy(chunk) for chunk in chunks] if watch else [],
-        None if topk is None else topk.logprobs_TK,
-    )
-
-
-def _on_support(
-    problem: Problem, look: Look, tokens: Tokens, weights_C: Tensor | None
-) -> tuple[Tensor, Tensor | None, str]:
-    """loss_C of an objective that sees a few log-probabilities, its weighted derivative there, and which they are."""
-    name = "sampled" if problem.support == "sampled" else "support"
-    student_CK, *teacher = look.logprobs_DCN[name]
-    teacher_CK = look.given_CK if look.given_CK is not None else (teacher[0] if teacher else None)
-    if weights_C is None:
-        return loss_on_support(problem.objective, student_CK, teacher_CK, tokens), None, name
-    with torch.enable_grad():
-        student_CK = student_CK.detach().requires_grad_()
-        loss_C = loss_on_support(problem.objective, student_CK, teacher_CK, tokens)
-        (g_CK,) = torch.autograd.grad(loss_C, student_CK, weights_C.to(loss_C.dtype))
-    return loss_C.detach(), g_CK, name
+def _overlap(ids_CK: Tensor, others_CK: Tensor) -> Tensor:
+    """Share of each row's ids that the other has too; neither repeats an id."""
+    sorted_CK = others_CK.sort(-1).values
+    nearest_CK = torch.searchsorted(sorted_CK, ids_CK).clamp(max=sorted_CK.shape[-1] - 1)
+    return (sorted_CK.gather(-1, nearest_CK) == ids_CK).float().mean(-1)

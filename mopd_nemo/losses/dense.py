@@ -1,9 +1,9 @@
-"""Passes over a chunk of logits in plain PyTorch: normalisers, full-vocabulary divergences, gradients.
+"""Passes over a chunk of logits in plain PyTorch: normalisers, top-k, full-vocabulary divergences, gradients.
 
 With a = log P, b = log Q, p = P, q = Q, and a loss that depends on P through log-probabilities with derivative g_v, the
 gradient at logit v is g_v - p_v·Σg. `dense_triton.py` does the same in fewer passes on a GPU.
 
-Shape suffixes: C tokens of a chunk, V local columns, N chosen tokens, B blocks.
+Shape suffixes: C tokens of a chunk (rows), V local columns, K selected, N chosen tokens, B blocks.
 """
 
 from __future__ import annotations
@@ -14,30 +14,35 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mopd_nemo.losses.divergence import Kind
-from mopd_nemo.losses.topk import block_maxima
+from mopd_nemo.losses.objectives import DivergenceKind
 
 Reduce = Callable[[Tensor], Tensor]
 """Sum over the ranks that hold the other columns."""
 
+BLOCK = 32
+"""Columns of a block: near sqrt(V / k) at V = 150,000 and k = 100, where both selections are about equally wide."""
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A chunk of logits that has been read once.
-
-    Attributes:
-        values_CV: logits, up to a constant of the row.
-        lse_C: their log-partition, so that values - lse are log-probabilities; None where it is 0.
-        mean_C: expected value, where asked for.
-        maxima_CB: maxima of blocks for `exact_topk`, where asked for.
-        owned: the values may be overwritten.
-    """
+    """A chunk of logits that has been read once."""
 
     values_CV: Tensor
+    """Logits, up to a constant of the row."""
     lse_C: Tensor | None
+    """Their log-partition, so that values - lse are log-probabilities; None where it is 0."""
     mean_C: Tensor | None
+    """Expected value, where asked for."""
     maxima_CB: Tensor | None
+    """Maxima of blocks for `exact_topk`, where asked for."""
     owned: bool
+    """The values may be overwritten."""
+
+    @property
+    def entropy_C(self) -> Tensor:
+        """-Σ P log P of each row, in nats."""
+        assert self.mean_C is not None
+        return -self.mean_C if self.lse_C is None else self.lse_C - self.mean_C
 
 
 def read(logits_CV: Tensor, *, whole: bool, mean: bool, blocks: bool, owned: bool) -> Chunk:
@@ -72,7 +77,7 @@ def support_gradient(student: Chunk, columns_CN: Tensor, inside_CN: Tensor, g_CN
 
 
 def full_divergence(
-    student: Chunk, teacher: Chunk, kind: Kind, alpha: float, weights_C: Tensor | None, reduce: Reduce
+    student: Chunk, teacher: Chunk, kind: DivergenceKind, alpha: float, weights_C: Tensor | None, reduce: Reduce
 ) -> tuple[Tensor, Tensor | None]:
     """Divergence over the whole vocabulary; with weights also the gradient of Σ weights·divergence at the logits.
 
@@ -110,3 +115,36 @@ def _logprobs(chunk: Chunk) -> Tensor:
 
 def _dot(x_CV: Tensor, y_CV: Tensor) -> Tensor:
     return torch.linalg.vecdot(x_CV, y_CV)
+
+
+def exact_topk(values_CV: Tensor, k: int, block_max_CB: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Values and columns of the k largest entries of each row, in no order, in about one pass.
+
+    A selection over a vocabulary of 150,000 reads it many times. The k largest entries always lie in the k blocks with
+    the largest maxima. So it is enough to take each block's maximum, select k blocks, and select among their entries.
+
+    Args:
+        block_max_CB: maxima of consecutive blocks of `BLOCK` columns, where they are known; the last may be short.
+    """
+    rows, width = values_CV.shape
+    if 4 * k * BLOCK > width:
+        return tuple(values_CV.topk(k, dim=-1, sorted=False))
+    if block_max_CB is None:
+        block_max_CB = block_maxima(values_CV)
+    blocks_CK = block_max_CB.topk(k, dim=-1, sorted=False).indices
+    columns_CN = (blocks_CK[:, :, None] * BLOCK + torch.arange(BLOCK, device=values_CV.device)).view(rows, -1)
+    candidates_CN = values_CV.gather(-1, columns_CN.clamp(max=width - 1))
+    if width % BLOCK:
+        candidates_CN.masked_fill_(columns_CN >= width, float("-inf"))
+    top = candidates_CN.topk(k, dim=-1, sorted=False)
+    return top.values, columns_CN.gather(-1, top.indices)
+
+
+def block_maxima(values_CV: Tensor) -> Tensor:
+    """Maximum of each block of `BLOCK` columns; the last block may be short."""
+    rows, width = values_CV.shape
+    whole = width - width % BLOCK
+    maxima = [values_CV[:, :whole].reshape(rows, -1, BLOCK).amax(-1)]
+    if whole < width:
+        maxima.append(values_CV[:, whole:].amax(-1, keepdim=True))
+    return torch.cat(maxima, dim=-1)

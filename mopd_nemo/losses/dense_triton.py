@@ -16,9 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mopd_nemo.losses.dense import Chunk, Reduce
-from mopd_nemo.losses.divergence import Kind
-from mopd_nemo.losses.topk import BLOCK
+from mopd_nemo.losses.dense import BLOCK, Chunk, Reduce
+from mopd_nemo.losses.objectives import DivergenceKind
 
 TILE = 4096
 WARPS = 8
@@ -65,7 +64,7 @@ def support_gradient(student: Chunk, columns_CN: Tensor, inside_CN: Tensor, g_CN
 
 
 def full_divergence(
-    student: Chunk, teacher: Chunk, kind: Kind, alpha: float, weights_C: Tensor | None, reduce: Reduce
+    student: Chunk, teacher: Chunk, kind: DivergenceKind, alpha: float, weights_C: Tensor | None, reduce: Reduce
 ) -> tuple[Tensor, Tensor | None]:
     """As `dense.full_divergence`: one pass over both for the sums, one for the gradient."""
     student_CV, teacher_CV, student_lse_C, teacher_lse_C = (

@@ -1,27 +1,41 @@
-"""What to minimise at one response token, as data, and the mathematics on a few log-probabilities.
+"""What a method may minimise, as data: each objective says what it is called and what it reads.
 
-Every objective here is a function of the student's log-probabilities of a few tokens: the support of a divergence, or
-the sampled token. The one that is not, the full-vocabulary divergence, is in `dense.py`.
-
-Shape suffixes: T response tokens, K support.
+The formulas are in `reference.py`. This module needs no torch, so that a config can be checked without it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
-from torch import Tensor
+DivergenceKind = Literal["forward_kl", "reverse_kl", "jsd"]
+Support = Literal["full", "student_topk", "teacher_topk"]
 
-from mopd_nemo.losses.divergence import Kind, Support, support_divergence
-from mopd_nemo.losses.policy import clipped_policy_gradient
-from mopd_nemo.losses.sources import Tokens
+
+class Objective:
+    """What to minimise at each response token, or on each pair of responses."""
+
+    name: ClassVar[str]
+    """Of its metric, `loss/NAME`."""
+    reads_teacher: ClassVar[bool] = False
+    """It compares the student with a teacher."""
+    reads_sampler: ClassVar[bool] = False
+    """Its expectation is over the sampler's tokens, so that importance weights apply."""
+    reads_old_policy: ClassVar[bool] = False
+    """It reads log-probabilities of the policy before the step's first update."""
+    pairs: ClassVar[bool] = False
+    """It is taken on pairs of responses, chosen and rejected."""
 
 
 @dataclass(frozen=True, slots=True)
-class Divergence:
-    """Distance of the student P to a teacher Q; the arguments are those of `token_divergence`."""
+class Divergence(Objective):
+    """Distance of the student P to a teacher Q; the arguments are those of `reference.token_divergence`."""
 
-    kind: Kind = "jsd"
+    name = "divergence"
+    reads_teacher = True
+    reads_sampler = True
+
+    kind: DivergenceKind = "jsd"
     alpha: float = 0.5
     support: Support = "student_topk"
     k: int = 100
@@ -37,46 +51,50 @@ class Divergence:
 
 
 @dataclass(frozen=True, slots=True)
-class SampledReverseKL:
-    """KL(P‖Q) through the sampled token alone, as in `sampled_reverse_kl`."""
+class SampledReverseKL(Objective):
+    """KL(P‖Q) through the sampled token alone, as in `reference.sampled_reverse_kl`."""
+
+    name = "divergence"
+    reads_teacher = True
+    reads_sampler = True
 
 
 @dataclass(frozen=True, slots=True)
-class PolicyGradient:
-    """Clipped policy gradient on `Tokens.advantages_T`, as in `clipped_policy_gradient`."""
+class PolicyGradient(Objective):
+    """Clipped policy gradient on each example's advantage, as in `reference.clipped_policy_gradient`."""
+
+    name = "policy_gradient"
+    reads_sampler = True
+    reads_old_policy = True
 
     clip_low: float = 0.2
     clip_high: float = 0.28
 
 
 @dataclass(frozen=True, slots=True)
-class LogLikelihood:
-    """-log P(y_t): supervised fine-tuning, or with the sign turned what DPO and SimPO add up."""
+class LogLikelihood(Objective):
+    """-log P(y_t): supervised fine-tuning."""
+
+    name = "log_likelihood"
 
 
-Objective = Divergence | SampledReverseKL | PolicyGradient | LogLikelihood
+@dataclass(frozen=True, slots=True)
+class Dpo(Objective):
+    """Direct preference optimisation, as in `reference.dpo_loss`; the teacher is the reference model."""
+
+    name = "dpo"
+    reads_teacher = True
+    pairs = True
+
+    beta: float
 
 
-def needs_teacher(objective: Objective) -> bool:
-    """Whether the objective compares with a teacher."""
-    return isinstance(objective, Divergence | SampledReverseKL)
+@dataclass(frozen=True, slots=True)
+class Simpo(Objective):
+    """Simple preference optimisation, as in `reference.simpo_loss`."""
 
+    name = "simpo"
+    pairs = True
 
-def loss_on_support(objective: Objective, student_TK: Tensor, teacher_TK: Tensor | None, tokens: Tokens) -> Tensor:
-    """loss_T from log-probabilities of the support; of the sampled token alone (K = 1) except for a divergence."""
-    match objective:
-        case Divergence():
-            assert teacher_TK is not None
-            return support_divergence(student_TK, teacher_TK, objective.kind, objective.alpha, objective.tail)
-        case SampledReverseKL():
-            assert teacher_TK is not None
-            student_T, teacher_T = student_TK.squeeze(-1), teacher_TK.squeeze(-1)
-            return (student_T - teacher_T).detach() * student_T
-        case PolicyGradient():
-            assert tokens.advantages_T is not None
-            student_T = student_TK.squeeze(-1)
-            return clipped_policy_gradient(
-                student_T, tokens.old_logprobs_T, tokens.advantages_T, objective.clip_low, objective.clip_high
-            )
-        case LogLikelihood():
-            return -student_TK.squeeze(-1)
+    beta: float
+    margin: float

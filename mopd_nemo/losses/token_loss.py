@@ -11,16 +11,16 @@ chosen tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mopd_nemo.losses.chunk import Problem, chunk_loss
-from mopd_nemo.losses.objectives import Divergence, Objective, PolicyGradient, SampledReverseKL, needs_teacher
-from mopd_nemo.losses.rows import Gradients, Plan
-from mopd_nemo.losses.sources import Head, Logits, Tokens, TopK
+from mopd_nemo.losses.chunk import ChunkLoss
+from mopd_nemo.losses.logits import Gradients, Head, Logits, Tensors, Tokens, TopK
+from mopd_nemo.losses.objectives import Divergence, Objective, SampledReverseKL
 from mopd_nemo.losses.vocab import Vocab
 
 LOGIT_BUDGET = {"cpu": 2**22, "cuda": 2**29}
@@ -32,17 +32,14 @@ MIN_CHUNK = 256
 
 @dataclass(frozen=True, slots=True)
 class TokenLoss:
-    """What `token_loss` gives back.
-
-    Attributes:
-        total: Σ weights·loss, or Σ loss where no weights were given; differentiable.
-        loss_T: per token; differentiable only where no weights were given.
-        signals: per-token diagnostics, when asked for; not differentiable.
-    """
+    """What `token_loss` gives back."""
 
     total: Tensor
+    """Σ weights·loss, or Σ loss where no weights were given; differentiable."""
     loss_T: Tensor
+    """Per token; differentiable only where no weights were given."""
     signals: dict[str, Tensor]
+    """Per-token diagnostics (`ChunkLoss.signal_names`), when asked for; not differentiable."""
 
 
 def token_loss(
@@ -91,78 +88,77 @@ def token_loss(
     shard = vocab.shard(student.width)
     if isinstance(teacher, Head | Logits) and teacher.width != student.width:
         raise ValueError(f"teacher has {teacher.width} columns, student {student.width}: they must share a vocabulary")
-    plan, tensors = Plan.of(student)
-    device = tensors[0].device
-    teacher_rows = None
-    if isinstance(teacher, Head | Logits):
-        teacher_plan, teacher_tensors = Plan.of(teacher)
-        teacher_rows = teacher_plan.rows(teacher_tensors, shard)
+    device = student.tensors[0].device
     most = chunk_size or max(LOGIT_BUDGET.get(device.type, LOGIT_BUDGET["cuda"]) // shard.columns, MIN_CHUNK)
-    problem = Problem(
-        objective, tokens, teacher_rows, teacher if isinstance(teacher, TopK) else None, shard, importance_clip, watch
+    chunk_loss = ChunkLoss(
+        objective,
+        tokens,
+        teacher.rows(shard, teacher.compute_dtype) if isinstance(teacher, Head | Logits) else None,
+        teacher if isinstance(teacher, TopK) else None,
+        shard,
+        importance_clip,
+        watch,
     )
-    sweep = _Sweep(problem, plan, _chunks(student.num_tokens, most))
-    signals: dict[str, Tensor] = {}
-    if weights_T is not None and plan.is_head:
+    sweep = _Sweep(chunk_loss, student, student.compute_dtype, _chunks(student.num_tokens, most))
+    if weights_T is not None and isinstance(student, Head):
         gradients = torch.is_grad_enabled()
-        total, loss_T = _WeightedSum.apply(sweep, signals, gradients, weights_T.detach(), *tensors)
-        return TokenLoss(total, loss_T, signals)
-    loss_T = _PerToken.apply(sweep, signals, *tensors)
-    if weights_T is None:
-        return TokenLoss(loss_T.sum(), loss_T, signals)
-    return TokenLoss((loss_T * weights_T.detach()).sum(), loss_T.detach(), signals)
+        total, loss_T, *signals = _WeightedSum.apply(sweep, gradients, weights_T.detach(), *student.tensors)
+    else:
+        loss_T, *signals = _PerToken.apply(sweep, *student.tensors)
+        total = loss_T.sum() if weights_T is None else (loss_T * weights_T.detach()).sum()
+        loss_T = loss_T if weights_T is None else loss_T.detach()
+    return TokenLoss(total, loss_T, dict(zip(chunk_loss.signal_names, signals, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
 class _Sweep:
-    """All chunks of a problem, one after the other."""
+    """All chunks, one after the other."""
 
-    problem: Problem
-    plan: Plan
+    chunk_loss: ChunkLoss
+    student: Head | Logits
+    dtype: torch.dtype
+    """Of the student's logits: autocast's setting may be another one when the backward pass comes."""
     chunks: list[slice]
 
     def run(
-        self, tensors: tuple[Tensor | None, ...], weights_T: Tensor | None, needed: tuple[bool, ...]
-    ) -> tuple[Tensor, dict[str, Tensor], Gradients]:
+        self, tensors: Tensors, weights_T: Tensor | None, needed: Sequence[bool]
+    ) -> tuple[Tensor, list[Tensor], Gradients]:
         """loss_T, signals, and the gradients of Σ weights·loss that are needed."""
-        device = self.problem.tokens.ids_T.device
+        chunk_loss = self.chunk_loss
+        device = chunk_loss.tokens.ids_T.device
         with torch.autocast(device.type, enabled=False), torch.no_grad():
-            rows = self.plan.rows(tensors, self.problem.shard, needed)
-            parts = []
+            rows = self.student.over(tensors).rows(chunk_loss.shard, self.dtype, needed)
+            found = []
             for part in self.chunks:
                 weights_C = weights_T[part] if weights_T is not None and any(needed) else None
-                loss_C, signals, grad_CV = chunk_loss(self.problem, part, rows.logits(part), weights_C, rows.owned)
+                loss_C, signals, grad_CV = chunk_loss(part, rows.logits(part), weights_C, rows.owned)
                 if grad_CV is not None:
                     rows.backpropagate(part, grad_CV)
                 del grad_CV
-                parts.append((loss_C, signals))
+                found.append((loss_C, *signals))
             gradients = rows.finish()
-        empty = torch.zeros(0, device=device)
-        loss_T = torch.cat([loss_C for loss_C, _ in parts] or [empty])
-        signals = {
-            name: torch.cat([signals[name] for _, signals in parts] or [empty]) for name in self.problem.signal_names
-        }
+        if not found:
+            found = [[torch.zeros(0, device=device)] * (1 + len(chunk_loss.signal_names))]
+        loss_T, *signals = (torch.cat(parts) for parts in zip(*found, strict=True))
         return loss_T, signals, gradients
 
 
 class _WeightedSum(torch.autograd.Function):
-    """Σ weights·loss whose gradient is ready when the forward pass ends."""
+    """Σ weights·loss whose gradient is ready when the forward pass ends; loss_T and signals beside it."""
 
     @staticmethod
-    def forward(ctx: Any, sweep: _Sweep, signals: dict[str, Tensor], gradients: bool, weights_T: Tensor, *tensors: Any):
-        needed = tuple(ctx.needs_input_grad[4:]) if gradients else ()
-        loss_T, found, grads = sweep.run(tensors, weights_T, needed)
-        signals.update(found)
+    def forward(ctx: Any, sweep: _Sweep, gradients: bool, weights_T: Tensor, *tensors: Any):
+        needed = tuple(ctx.needs_input_grad[3:]) if gradients else ()
+        loss_T, signals, grads = sweep.run(tensors, weights_T, needed)
         ctx.dtypes = [None if x is None else x.dtype for x in tensors]
         ctx.save_for_backward(*grads)
-        ctx.mark_non_differentiable(loss_T)
-        return (loss_T * weights_T).sum(), loss_T
+        ctx.mark_non_differentiable(loss_T, *signals)
+        return (loss_T * weights_T).sum(), loss_T, *signals
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor):  # type: ignore[override]
-        found = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        grads = [None if g is None else _scaled(g, grad, dtype) for g, dtype in found]
-        return None, None, None, None, *grads
+    def backward(ctx: Any, grad: Tensor, *_: Tensor):  # type: ignore[override]
+        grads = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        return None, None, None, *(None if g is None else _scaled(g, grad, dtype) for g, dtype in grads)
 
 
 def _scaled(value: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -176,23 +172,21 @@ def _scaled(value: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class _PerToken(torch.autograd.Function):
-    """loss_T whose gradient is made, logits and all, in the backward pass."""
+    """loss_T whose gradient is made, logits and all, in the backward pass; signals beside it."""
 
     @staticmethod
-    def forward(ctx: Any, sweep: _Sweep, signals: dict[str, Tensor], *tensors: Any):
-        loss_T, found, _ = sweep.run(tensors, None, ())
-        signals.update(found)
+    def forward(ctx: Any, sweep: _Sweep, *tensors: Any):
+        loss_T, signals, _ = sweep.run(tensors, None, ())
         ctx.sweep = sweep
         ctx.save_for_backward(*tensors)
-        return loss_T
+        ctx.mark_non_differentiable(*signals)
+        return loss_T, *signals
 
     @staticmethod
-    def backward(ctx: Any, grad_T: Tensor):  # type: ignore[override]
+    def backward(ctx: Any, grad_T: Tensor, *_: Tensor):  # type: ignore[override]
         tensors = ctx.saved_tensors
-        needed = tuple(ctx.needs_input_grad[2:])
-        _, _, grads = ctx.sweep.run(tensors, grad_T, needed)
-        grads = [None if g is None else g.to(x.dtype) for g, x in zip(grads, tensors, strict=True)]
-        return None, None, *grads
+        _, _, grads = ctx.sweep.run(tensors, grad_T, tuple(ctx.needs_input_grad[1:]))
+        return None, *(None if g is None else g.to(x.dtype) for g, x in zip(grads, tensors, strict=True))
 
 
 def _chunks(num_tokens: int, most: int) -> list[slice]:
@@ -218,16 +212,22 @@ def _check(
         counts["teacher"] = teacher.num_tokens
     if len(set(counts.values())) != 1:
         raise ValueError(f"rows do not match: {counts}; each response token needs one row of each")
-    if needs_teacher(objective) and teacher is None:
+    if objective.reads_teacher and teacher is None:
         raise ValueError(f"{type(objective).__name__} needs a teacher")
     if isinstance(teacher, TopK):
-        if isinstance(objective, SampledReverseKL):
-            raise ValueError("SampledReverseKL needs the teacher's log-probability of the sampled token: not TopK")
-        if isinstance(objective, Divergence) and objective.support != "teacher_topk":
-            raise ValueError(f"support={objective.support} needs a teacher's logits: give TopK with teacher_topk only")
-        if isinstance(objective, Divergence) and teacher.ids_TK.shape[-1] != objective.k:
-            raise ValueError(f"k={objective.k} but the teacher gives {teacher.ids_TK.shape[-1]} tokens a row")
-    if isinstance(objective, PolicyGradient) and tokens.advantages_T is None:
+        _check_topk(objective, teacher)
+    if objective.reads_old_policy and tokens.advantages_T is None:
         raise ValueError("PolicyGradient needs tokens.advantages_T")
     if clip is not None and tokens.sampler_logprobs_T is None:
         raise ValueError("importance_clip needs tokens.sampler_logprobs_T")
+
+
+def _check_topk(objective: Objective, teacher: TopK) -> None:
+    """A teacher's likeliest tokens are enough for a divergence on them, and for nothing else that reads a teacher."""
+    match objective:
+        case SampledReverseKL():
+            raise ValueError("SampledReverseKL needs the teacher's log-probability of the sampled token: not TopK")
+        case Divergence(support=support) if support != "teacher_topk":
+            raise ValueError(f"support={support} needs a teacher's logits: give TopK with teacher_topk only")
+        case Divergence(k=k) if teacher.ids_TK.shape[-1] != k:
+            raise ValueError(f"k={k} but the teacher gives {teacher.ids_TK.shape[-1]} tokens a row")

@@ -14,21 +14,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mopd_nemo.losses.dense import Chunk
-from mopd_nemo.losses.topk import exact_topk
+from mopd_nemo.losses.dense import Chunk, exact_topk
 
 
 @dataclass(frozen=True, slots=True)
 class Vocab:
-    """How logits lie over the ranks.
-
-    Attributes:
-        group: the tensor-parallel process group; None when every rank holds all columns.
-        size: tokens of the whole vocabulary; columns beyond it are padding and do not exist. None: no padding.
-    """
+    """How the columns of a vocabulary are sharded."""
 
     group: dist.ProcessGroup | None = None
+    """The tensor-parallel process group; None when every rank holds all columns."""
     size: int | None = None
+    """Tokens of the whole vocabulary; columns beyond it are padding and do not exist. None: no padding."""
 
     def shard(self, width: int) -> Shard:
         """The part that this rank holds, given how many columns its tensors have.

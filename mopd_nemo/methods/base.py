@@ -1,44 +1,69 @@
-"""What a method is: it decides what each rollout learns from. The trainer knows no method by name."""
+"""What a method is: it decides what each rollout learns from. The trainer and the engines know no method by name."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from mopd_nemo.chat import Chat
-from mopd_nemo.config import Config
-from mopd_nemo.lesson import Lesson, Part
-from mopd_nemo.types import RolloutGroup, TrainRow
+from mopd_nemo.config import Config, UserError
+from mopd_nemo.config.plugins import method_class
+from mopd_nemo.methods.batch import LossTerm, TrainBatch
+from mopd_nemo.types import RolloutGroup, TrainExample
 
 
 class Method(ABC):
-    """Turns the verified groups of a step into rows to train on."""
+    """Turns the verified groups of a step into a batch to train on."""
 
-    writer: ClassVar[Literal["student", "teacher"]] = "student"
-    """Who writes the responses: the student in every step, or the teacher once and for all."""
+    teachers: ClassVar[tuple[str, ...]] = ("none",)
+    """Kinds of teacher (`teacher.kind`) that it works with; the first is its default."""
+    uses: ClassVar[frozenset[str]] = frozenset()
+    """What it reads of the settings that not every method uses (`config.checks.OPTIONAL`): keys and whole sections.
+    Setting another one is an error."""
+    reads_peers: ClassVar[bool] = False
+    """Its teacher reads contexts of up to `peers.max_context_tokens`, not only the student's prompt."""
+    samples: ClassVar[bool] = True
+    """The student samples responses in every step. False: it learns from those of the file `gkd.completions`."""
 
     def __init__(self, config: Config, chat: Chat) -> None:
         self.config = config
         self.chat = chat
 
+    @classmethod
+    def idle(cls, config: Config) -> frozenset[str]:
+        """Of `uses`, what has no effect beside the config's other settings."""
+        return frozenset()
+
     @abstractmethod
-    def build(self, groups: Sequence[RolloutGroup], step: int) -> Lesson:
-        """Pure: the same groups, step and config seed give the same lesson."""
+    def build(self, groups: Sequence[RolloutGroup], step: int) -> TrainBatch:
+        """Pure: the same groups, step and config seed give the same batch."""
 
 
-def train_row(
+def make_method(config: Config, chat: Chat) -> Method:
+    """The configured method.
+
+    Raises:
+        UserError: it is none.
+    """
+    method = method_class(config.method)
+    if not (isinstance(method, type) and issubclass(method, Method)):
+        raise UserError(f"method={config.method}: not a subclass of mopd_nemo.methods.base.Method")
+    return method(config, chat)
+
+
+def train_example(
     groups: Sequence[RolloutGroup],
     group_index: int,
     rollout_index: int,
     *,
     teacher_prompt_ids: tuple[int, ...] | None = None,
     advantage: float = 0.0,
-) -> TrainRow:
-    """The row of one rollout."""
+) -> TrainExample:
+    """The example of one rollout."""
     group = groups[group_index]
     rollout = group.rollouts[rollout_index]
-    return TrainRow(
+    return TrainExample(
         group_index=group_index,
         rollout_index=rollout_index,
         prompt_ids=group.problem.prompt_ids,
@@ -49,7 +74,15 @@ def train_row(
     )
 
 
-def signal(parts: Sequence[Part], groups: Sequence[RolloutGroup]) -> dict[str, float]:
+def distinct_responses(group: RolloutGroup, indices: Sequence[int]) -> list[int]:
+    """Of some rollouts, the first with each response."""
+    first: dict[tuple[int, ...], int] = {}
+    for index in indices:
+        first.setdefault(group.rollouts[index].response_ids, index)
+    return list(first.values())
+
+
+def learned_fraction(terms: Sequence[LossTerm], groups: Sequence[RolloutGroup]) -> dict[str, float]:
     """`signal`: fraction of the step's rollouts that are learned from."""
-    taught = {row for part in parts for row in part.rows}
-    return {"signal": len(taught) / max(sum(len(group.rollouts) for group in groups), 1)}
+    learned = {example for term in terms for example in term.examples}
+    return {"signal": len(learned) / max(sum(len(group.rollouts) for group in groups), 1)}

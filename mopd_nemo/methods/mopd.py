@@ -1,4 +1,4 @@
-"""Multi-Rollout On-Policy Distillation (paper section 4, algorithm 1).
+"""Multi-Rollout On-Policy Distillation (paper section 4, algorithm 1), and its closest baseline.
 
 Every rollout is scored by a teacher that reads peers of the same group: by default two successes and one failure.
 """
@@ -6,23 +6,53 @@ Every rollout is scored by a teacher that reads peers of the same group: by defa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
-from mopd_nemo.lesson import Lesson
+from mopd_nemo.config import Config, PeersConfig
 from mopd_nemo.methods.base import Method
-from mopd_nemo.methods.distillation import distil
+from mopd_nemo.methods.batch import TrainBatch
 from mopd_nemo.methods.grpo import add_policy_gradient
-from mopd_nemo.peers.contexts import build_contexts
+from mopd_nemo.methods.opd import DISTILLATION, distil
+from mopd_nemo.peers.render import build_contexts
 from mopd_nemo.types import RolloutGroup
 
 
 class Mopd(Method):
     """Peer-conditioned distillation. Every row of the paper's context ablation is a setting of `peers`."""
 
-    def build(self, groups: Sequence[RolloutGroup], step: int) -> Lesson:
+    teachers: ClassVar = ("ema", "live", "frozen", "external")
+    uses: ClassVar = DISTILLATION | {"peers", "policy_gradient"}
+    reads_peers: ClassVar = True
+
+    def build(self, groups: Sequence[RolloutGroup], step: int) -> TrainBatch:
         """Select and render peers for every rollout of every group; mix in the reward if asked."""
         config = self.config
-        contexts = build_contexts(groups, self.chat, config.peers, f"peers/{config.seed}/{step}")
-        lesson = distil(groups, contexts, config.divergence)
+        contexts = build_contexts(groups, self.chat, self.peers, f"peers/{config.seed}/{step}")
+        batch = distil(groups, contexts, config.divergence)
         if config.policy_gradient.weight > 0:
-            return add_policy_gradient(lesson, groups, config.policy_gradient)
-        return lesson
+            return add_policy_gradient(batch, groups, config.policy_gradient)
+        return batch
+
+    @property
+    def peers(self) -> PeersConfig:
+        """Which peers a context shows."""
+        return self.config.peers
+
+    @classmethod
+    def idle(cls, config: Config) -> frozenset[str]:
+        """Without a weight there is no policy gradient."""
+        return frozenset({"policy_gradient"}) if config.policy_gradient.weight == 0 else frozenset()
+
+
+class Sdpo(Mopd):
+    """Self-Distillation Policy Optimization (sections 2 and 5): the teacher reads one successful sibling.
+
+    Where no sibling succeeded it reads the environment's feedback on the target. A target with neither has no signal.
+    """
+
+    uses: ClassVar = DISTILLATION | {"peers.order", "peers.templates", "peers.strip_thinking_successes"}
+
+    @property
+    def peers(self) -> PeersConfig:
+        """One success, feedback without one."""
+        return self.config.peers.model_copy(update={"successes": 1, "failures": 0, "when_no_success": "feedback"})

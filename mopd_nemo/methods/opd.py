@@ -1,27 +1,53 @@
-"""On-policy distillation without context (paper section 3): the teacher reads what the student read.
-
-With an external teacher this is the usual teacher-student setting. With a frozen self-teacher it only pulls a student
-back that was changed otherwise: at the start the two are the same model.
-"""
+"""On-policy distillation (paper section 3): a teacher scores every token of the student's own responses."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
-from mopd_nemo.lesson import Lesson
-from mopd_nemo.methods.base import Method
-from mopd_nemo.methods.distillation import distil
-from mopd_nemo.peers.contexts import PeerContext
-from mopd_nemo.peers.select import Selection
+from mopd_nemo.config import DivergenceConfig
+from mopd_nemo.losses.objectives import Divergence, Objective, SampledReverseKL
+from mopd_nemo.methods.base import Method, train_example
+from mopd_nemo.methods.batch import LossTerm, TrainBatch
+from mopd_nemo.peers.metrics import context_metrics
+from mopd_nemo.peers.render import PeerContext, plain_contexts
 from mopd_nemo.types import RolloutGroup
+
+DISTILLATION = frozenset({"divergence", "rollout.importance_clip"})
+"""Settings of every method that distils."""
 
 
 class Opd(Method):
-    """Every rollout, the plain prompt."""
+    """Distillation without context: the teacher reads what the student read.
 
-    def build(self, groups: Sequence[RolloutGroup], step: int) -> Lesson:
+    With an external teacher this is the usual teacher-student setting. A frozen self-teacher only pulls back a student
+    that something else has changed: at the start the two are the same model.
+    """
+
+    teachers: ClassVar = ("external", "frozen")
+    uses: ClassVar = DISTILLATION
+
+    def build(self, groups: Sequence[RolloutGroup], step: int) -> TrainBatch:
         """Every rollout has a signal, whatever its verdict."""
-        contexts = [
-            [PeerContext(Selection(plain=True), group.problem.prompt_ids) for _ in group.rollouts] for group in groups
-        ]
-        return distil(groups, contexts, self.config.divergence)
+        return distil(groups, plain_contexts(groups), self.config.divergence)
+
+
+def distil(
+    groups: Sequence[RolloutGroup], contexts: list[list[PeerContext]], divergence: DivergenceConfig
+) -> TrainBatch:
+    """One example for each rollout whose context has a signal, all under one divergence (paper eq. 5)."""
+    examples = [
+        train_example(groups, group_index, rollout_index, teacher_prompt_ids=context.prompt_ids)
+        for group_index, members in enumerate(contexts)
+        for rollout_index, context in enumerate(members)
+        if context.prompt_ids is not None
+    ]
+    terms = [LossTerm(divergence_objective(divergence), tuple(range(len(examples))))] if examples else []
+    return TrainBatch(examples, terms, context_metrics(contexts), contexts)
+
+
+def divergence_objective(config: DivergenceConfig) -> Objective:
+    """The configured objective."""
+    if config.support == "sampled":
+        return SampledReverseKL()
+    return Divergence(config.kind, alpha=config.alpha, support=config.support, k=config.k, tail=config.tail)

@@ -3,40 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
-from mopd_nemo import lesson
-from mopd_nemo.lesson import Lesson, Part, Preference
-from mopd_nemo.methods.base import Method, signal, train_row
-from mopd_nemo.peers.groups import distinct
+from mopd_nemo.losses import objectives
+from mopd_nemo.losses.objectives import Objective
+from mopd_nemo.methods.base import Method, distinct_responses, learned_fraction, train_example
+from mopd_nemo.methods.batch import LossTerm, TrainBatch
 from mopd_nemo.types import RolloutGroup
 
 
 class Dpo(Method):
     """Direct preference optimisation against a frozen reference, which is this method's teacher."""
 
-    def build(self, groups: Sequence[RolloutGroup], step: int) -> Lesson:
+    teachers: ClassVar = ("frozen", "external")
+    uses: ClassVar = frozenset({"dpo"})
+
+    def build(self, groups: Sequence[RolloutGroup], step: int) -> TrainBatch:
         """The reference reads the student's prompt."""
-        objective = lesson.Dpo(self.config.dpo.beta)
-        return _pairs(groups, objective, with_reference=True)
+        return _pairs(groups, objectives.Dpo(self.config.dpo.beta))
 
 
 class Simpo(Method):
     """Simple preference optimisation: mean log-probabilities, no reference."""
 
-    def build(self, groups: Sequence[RolloutGroup], step: int) -> Lesson:
+    uses: ClassVar = frozenset({"simpo"})
+
+    def build(self, groups: Sequence[RolloutGroup], step: int) -> TrainBatch:
         """Pairs without a reference."""
-        objective = lesson.Simpo(self.config.simpo.beta, self.config.simpo.margin)
-        return _pairs(groups, objective, with_reference=False)
+        return _pairs(groups, objectives.Simpo(self.config.simpo.beta, self.config.simpo.margin))
 
 
-def _pairs(groups: Sequence[RolloutGroup], objective: Preference, with_reference: bool) -> Lesson:
-    """The i-th distinct success with the i-th distinct failure: no rollout serves twice."""
-    rows = []
-    for g, group in enumerate(groups):
-        successes = distinct(group, group.successes)
-        failures = distinct(group, group.failures)
-        prompt = group.problem.prompt_ids if with_reference else None
-        for pair in zip(successes, failures, strict=False):  # what the longer side has more is left out
-            rows += [train_row(groups, g, r, teacher_prompt_ids=prompt) for r in pair]
-    parts = [Part(objective, tuple(range(len(rows))))] if rows else []
-    return Lesson(rows, parts, signal(parts, groups) | {"pairs": len(rows) / 2})
+def _pairs(groups: Sequence[RolloutGroup], objective: Objective) -> TrainBatch:
+    """The i-th distinct success with the i-th distinct failure, so that no rollout is used twice."""
+    examples = []
+    for group_index, group in enumerate(groups):
+        successes, failures = (distinct_responses(group, indices) for indices in (group.successes, group.failures))
+        prompt = group.problem.prompt_ids if objective.reads_teacher else None
+        for pair in zip(successes, failures, strict=False):  # the longer side's surplus is left out
+            examples += [train_example(groups, group_index, i, teacher_prompt_ids=prompt) for i in pair]
+    terms = [LossTerm(objective, tuple(range(len(examples))))] if examples else []
+    return TrainBatch(examples, terms, learned_fraction(terms, groups) | {"pairs": len(examples) / 2})

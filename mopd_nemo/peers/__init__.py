@@ -1,6 +1,6 @@
-"""The method: from a group of rollouts to what the teacher of each rollout reads.
+"""The method: from a group of rollouts to the prompt that the teacher of each rollout reads.
 
-    RolloutGroup -> candidates (groups) -> Selection (select) -> user turn (render) -> PeerContext (contexts)
+    RolloutGroup -> Candidates -> Selection (select) -> user turn -> PeerContext (render)
 
-Pure and seeded: same rollouts and seed, same contexts. No engine, no torch.
+Pure and seeded: the same rollouts and seed give the same contexts. No engine, no torch.
 """

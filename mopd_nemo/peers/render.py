@@ -1,20 +1,44 @@
-"""Render the user turn that a target's teacher reads (paper eq. 6 and 7): question, successes, failures, closing."""
+"""From the verified groups of a step to the teacher prompt of every rollout (paper eq. 6 and 7).
+
+The user turn that a teacher reads is the question, the successes, the failures and a closing instruction.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import PeersConfig, Templates
+from mopd_nemo.peers.controls import apply_control
+from mopd_nemo.peers.select import Candidates, Selection, candidates_of, select_peers
+from mopd_nemo.types import Message, RolloutGroup
+
+PLAIN = Selection()
+MIN_TOKENS_PER_SECTION = 16
+"""Peers squeezed below this say nothing. Such a target gets no signal and is counted as an overflow."""
 
 _PART_OF_CHARACTER = "\ufffd"
 """What a decoder writes for the bytes of a character that lost its others to a cut."""
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
+class PeerContext:
+    """What the teacher of one target reads."""
+
+    prompt_ids: tuple[int, ...] | None
+    """Teacher prompt up to and including the assistant header. None: the teacher has no signal for this target."""
+    selection: Selection = PLAIN
+    num_truncated: int = 0
+    """Sections that lost their middle to the token budget."""
+    overflow: bool = False
+    """True when there were peers but `peers.max_context_tokens` had no room for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class ContextSection:
     """One piece of evidence in a context."""
 
     kind: Literal["success", "failure", "success_summary", "failure_summary", "feedback"]
@@ -28,17 +52,101 @@ class Rendered:
     text: str
     num_tokens: int
     """Of the section texts."""
-    num_cut: int
+    num_truncated: int
     """Sections that lost their middle to the token budget."""
 
 
-def render(question: str, sections: Sequence[Section], config: PeersConfig, chat: Chat, room: int) -> Rendered:
+def build_contexts(
+    groups: Sequence[RolloutGroup], chat: Chat, config: PeersConfig, seed: str
+) -> list[list[PeerContext]]:
+    """One context per group and rollout, in order. Equal contexts of a group share one tuple of ids.
+
+    Args:
+        seed: names the step uniquely within the run; the same seed and groups give the same contexts.
+    """
+    candidates = candidates_of(groups, chat, config)
+    selections = [
+        select_peers(own, [bool(v.feedback.strip()) for v in group.verdicts], config, f"{seed}/{group.problem.id}")
+        for group, own in zip(groups, candidates, strict=True)
+    ]
+    if config.control != "none":
+        selections = apply_control(selections, candidates, config.control, seed)
+    return render_contexts(groups, selections, candidates, chat, config)
+
+
+def plain_contexts(groups: Sequence[RolloutGroup]) -> list[list[PeerContext]]:
+    """Per group and rollout, the prompt that the student read."""
+    return [[PeerContext(group.problem.prompt_ids) for _ in group.rollouts] for group in groups]
+
+
+def render_contexts(
+    groups: Sequence[RolloutGroup],
+    selections: Sequence[Sequence[Selection | None]],
+    candidates: Sequence[Candidates],
+    chat: Chat,
+    config: PeersConfig,
+) -> list[list[PeerContext]]:
+    """The teacher prompts of selected peers, one per group and rollout, in order."""
+    contexts = []
+    for group, members in zip(groups, selections, strict=True):
+        fitted: dict[tuple[ContextSection, ...], PeerContext] = {}
+        contexts.append([])
+        for selection, verdict in zip(members, group.verdicts, strict=True):
+            if selection is None:
+                contexts[-1].append(PeerContext(None))
+                continue
+            feedback = chat.escape_control_tokens(verdict.feedback)
+            sections = tuple(_sections(selection, candidates, feedback, chat, config))
+            if sections not in fitted:
+                fitted[sections] = _fit(group, sections, chat, config)
+            contexts[-1].append(replace(fitted[sections], selection=selection))
+    return contexts
+
+
+def _sections(
+    selection: Selection, candidates: Sequence[Candidates], feedback: str, chat: Chat, config: PeersConfig
+) -> list[ContextSection]:
+    """In this order, most contexts of a group share the longest prefix."""
+    sections = []
+    for peer in selection.peers:
+        text = candidates[peer.group_index].texts[peer.rollout_index]
+        if peer.summary:
+            kind = "success_summary" if peer.kind == "success" else "failure_summary"
+            sections.append(ContextSection(kind, summary_of(text, chat, config.max_summary_tokens)))
+        else:
+            sections.append(ContextSection(peer.kind, text))
+    if selection.feedback:
+        sections.append(ContextSection("feedback", feedback))
+    return sections
+
+
+def _fit(group: RolloutGroup, sections: Sequence[ContextSection], chat: Chat, config: PeersConfig) -> PeerContext:
+    """The context with its sections truncated as far as `peers.max_context_tokens` asks."""
+    if not sections:
+        return PeerContext(group.problem.prompt_ids)
+    messages = group.problem.messages
+    question, room = messages[-1]["content"], config.max_context_tokens
+    while room >= MIN_TOKENS_PER_SECTION * len(sections):
+        rendered = render_user_turn(question, sections, config, chat, room)
+        user: Message = {"role": "user", "content": rendered.text}
+        ids = chat.prompt_ids((*messages[:-1], user))
+        excess = len(ids) - config.max_context_tokens
+        if excess <= 0:
+            return PeerContext(ids, num_truncated=rendered.num_truncated)
+        # Headings and closing cost `excess` tokens. A truncation may split a token in two, hence the loop.
+        room = rendered.num_tokens - excess
+    return PeerContext(None, overflow=True)
+
+
+def render_user_turn(
+    question: str, sections: Sequence[ContextSection], config: PeersConfig, chat: Chat, room: int
+) -> Rendered:
     """The teacher's user turn.
 
     Args:
         question: the student's user turn, kept verbatim.
         room: tokens that all section texts together may take; each also obeys `peers.max_peer_tokens`. Headings and
-            closing are not counted here: the caller knows what the templates cost.
+            closing are not counted.
     """
     if not sections:
         return Rendered(question, 0, 0)
@@ -48,7 +156,11 @@ def render(question: str, sections: Sequence[Section], config: PeersConfig, chat
     num_successes = 0
     for section, section_ids, budget in zip(sections, ids, budgets, strict=True):
         num_successes += section.kind == "success"
-        text = section.text if budget >= len(section_ids) else _cut_middle(section_ids, budget, config.templates, chat)
+        text = (
+            section.text
+            if budget >= len(section_ids)
+            else _truncate_middle(section_ids, budget, config.templates, chat)
+        )
         parts.append(_heading(section, num_successes, config.templates).replace("{text}", text))
     parts.append(config.templates.closing)
     return Rendered(
@@ -73,13 +185,13 @@ def fair_budgets(wanted: Sequence[int], room: int) -> list[int]:
     return budgets
 
 
-def _heading(section: Section, num_successes: int, templates: Templates) -> str:
+def _heading(section: ContextSection, num_successes: int, templates: Templates) -> str:
     if section.kind == "success" and num_successes > 1:
         return templates.another_success
     return getattr(templates, section.kind)
 
 
-def _cut_middle(ids: Sequence[int], budget: int, templates: Templates, chat: Chat) -> str:
+def _truncate_middle(ids: Sequence[int], budget: int, templates: Templates, chat: Chat) -> str:
     """Keep the start and the end, where the approach and the answer are."""
     keep = budget - len(chat.encode(templates.cut))
     if keep <= 0:
@@ -87,3 +199,15 @@ def _cut_middle(ids: Sequence[int], budget: int, templates: Templates, chat: Cha
     head, tail = (keep + 1) // 2, keep // 2
     start, end = chat.decode(ids[:head]), chat.decode(ids[len(ids) - tail :])
     return start.rstrip(_PART_OF_CHARACTER) + templates.cut + end.lstrip(_PART_OF_CHARACTER)
+
+
+def summary_of(text: str, chat: Chat, max_tokens: int) -> str:
+    """The first `<summary>` block of a response, or else the beginning of the response.
+
+    Args:
+        max_tokens: the result is truncated to this many tokens.
+    """
+    block = re.search(r"<summary>(.*?)</summary>", text, flags=re.DOTALL)
+    summary = block[1].strip() if block else text
+    ids = chat.encode(summary)
+    return summary if len(ids) <= max_tokens else chat.decode(ids[:max_tokens]).rstrip(_PART_OF_CHARACTER).strip()

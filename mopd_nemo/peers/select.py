@@ -1,9 +1,9 @@
-"""Choose the peers of each target (paper eq. 4): the target itself excluded, equal texts counted once.
+"""Choose the peers of each target (paper eq. 4). The target itself is excluded, and equal texts count once.
 
-Peers are ranked once per group and a target takes the first ones in rank that are not itself. So a group has at most
-(peers + 1) distinct contexts, and most targets share one. In canonical order, where no peer is better than another, the
-first ones all step aside for the next in line: two contexts do for a large group. Only `order: random` ranks anew for
-each target.
+Peers are ranked once per group. Each target gets the highest-ranked peers whose text differs from its own, so a group
+has at most (peers + 1) distinct contexts and most targets share one. In canonical order all peers are equally good.
+Targets that serve as peers then get the next ones in rank instead, so a large group needs only two distinct contexts.
+`order: random` ranks anew for each target.
 """
 
 from __future__ import annotations
@@ -11,44 +11,74 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
+from mopd_nemo.chat import Chat
 from mopd_nemo.config import PeersConfig
-from mopd_nemo.peers.groups import Candidates
+from mopd_nemo.thinking import opens_thinking, strip_thinking
+from mopd_nemo.types import RolloutGroup
+
+Kind = Literal["success", "failure"]
+KINDS: tuple[Kind, Kind] = ("success", "failure")
+_Ranked = TypeVar("_Ranked")
 
 
 @dataclass(frozen=True, slots=True)
-class OtherPeer:
-    """A rollout of another group of the step, shown by a matched-budget control."""
+class Candidates:
+    """The rollouts of one group that may serve as peers, and the text that each would show."""
 
-    kind: Literal["success", "failure"]
-    group: int
-    rollout: int
+    group_index: int
+    """Index of the group within the step."""
+    texts: tuple[str, ...]
+    """Per rollout, the cleaned response; empty when nothing is left to show."""
+    lengths: tuple[int, ...]
+    """Per rollout, tokens of the response."""
+    successes: tuple[int, ...]
+    """Indices of S(x), in sampling order."""
+    failures: tuple[int, ...]
+    """Indices of F(x), in sampling order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A rollout that a teacher reads."""
+
+    kind: Kind
+    """The heading that it is shown under. Only the control `random_peer` shows a rollout under the other one."""
+    group_index: int
+    """Index of its group within the step: the target's own, except under a control."""
+    rollout_index: int
+    summary: bool = False
+    """Shown by its summary, not in full."""
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What one target's teacher reads, in this order. Numbers are rollouts of the target's own group."""
+    """What the teacher of one target reads: peers in the order shown, then feedback. Neither: the plain prompt."""
 
-    successes: tuple[int, ...] = ()
-    failures: tuple[int, ...] = ()
-    summaries: tuple[int, ...] = ()
-    """Further peers of either outcome, shown by their summaries."""
-    others: tuple[OtherPeer, ...] = ()
+    peers: tuple[Peer, ...] = ()
     feedback: bool = False
-    plain: bool = False
-    """The bare prompt on purpose: context-free distillation."""
 
     @property
-    def has_signal(self) -> bool:
-        """False when the teacher has nothing to say about the target; it then costs no forward pass."""
-        return self != Selection()
+    def full_peers(self) -> tuple[Peer, ...]:
+        """Peers shown in full."""
+        return tuple(peer for peer in self.peers if not peer.summary)
+
+    @property
+    def summaries(self) -> tuple[Peer, ...]:
+        """Peers shown by their summary."""
+        return tuple(peer for peer in self.peers if peer.summary)
 
 
-def select_group(
+def candidates_of(groups: Sequence[RolloutGroup], chat: Chat, config: PeersConfig) -> list[Candidates]:
+    """The candidates of each group of a step, their texts cleaned for showing."""
+    return [_candidates(group_index, group, chat, config) for group_index, group in enumerate(groups)]
+
+
+def select_peers(
     candidates: Candidates, has_feedback: Sequence[bool], config: PeersConfig, seed: str
-) -> list[Selection]:
-    """One selection per rollout of a group, in order.
+) -> list[Selection | None]:
+    """One selection per rollout of a group, in order. None: the teacher has nothing to read, so no signal.
 
     Args:
         has_feedback: per rollout, whether its verdict carries feedback.
@@ -65,35 +95,53 @@ def select_group(
             rng.shuffle(successes)
             rng.shuffle(failures)
         elif config.order == "canonical" and text in first:
-            ranks = _next_in_line(successes, config.successes), _next_in_line(failures, config.failures)
-        others = [[i for i in ranked if candidates.texts[i] != text] for ranked in ranks]
-        selections.append(_select(others[0], others[1], feedback, config))
+            ranks = _rotate(successes, config.successes), _rotate(failures, config.failures)
+        own_successes, own_failures = (
+            [Peer(kind, candidates.group_index, i) for i in ranked if candidates.texts[i] != text]
+            for kind, ranked in zip(KINDS, ranks, strict=True)
+        )
+        selections.append(_select(own_successes, own_failures, feedback, config))
     return selections
 
 
-def _select(successes: Sequence[int], failures: Sequence[int], feedback: bool, config: PeersConfig) -> Selection:
-    """Of ranked peers that are not the target."""
+def _candidates(group_index: int, group: RolloutGroup, chat: Chat, config: PeersConfig) -> Candidates:
+    opened = opens_thinking(chat.decode(group.problem.prompt_ids, skip_special_tokens=False))
+    texts: list[str] = []
+    for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True):
+        text = rollout.text
+        if config.strip_thinking_successes if verdict.success else config.strip_thinking_failures:
+            text = strip_thinking(text, opened_in_prompt=opened)
+        texts.append(chat.escape_control_tokens(text).strip())
+    lengths = tuple(len(rollout.response_ids) for rollout in group.rollouts)
+    return Candidates(group_index, tuple(texts), lengths, group.successes, group.failures)
+
+
+def _select(
+    successes: Sequence[Peer], failures: Sequence[Peer], feedback: bool, config: PeersConfig
+) -> Selection | None:
+    """The selection of one target from its ranked peers."""
     shown, failed = _first(successes, config.successes), _first(failures, config.failures)
     if config.successes == 0 or len(shown) >= config.min_successes:
-        rest = [*successes[len(shown) :], *failures[len(failed) :]]
-        return Selection(shown, failed, _first(rest, config.summaries))
+        rest = _first([*successes[len(shown) :], *failures[len(failed) :]], config.summaries)
+        summaries = (Peer(peer.kind, peer.group_index, peer.rollout_index, summary=True) for peer in rest)
+        return Selection((*shown, *failed, *summaries)) if shown or failed or rest else None
     match config.when_no_success:
         case "failure_only":
-            return Selection(failures=failed)
+            return Selection(failed) if failed else None
         case "feedback":
-            return Selection(feedback=feedback)
+            return Selection(feedback=True) if feedback else None
         case "plain":
-            return Selection(plain=True)
-        case "skip":
             return Selection()
+        case "skip":
+            return None
 
 
-def _first(ranked: Sequence[int], count: int | str) -> tuple[int, ...]:
+def _first(ranked: Sequence[_Ranked], count: int | str) -> tuple[_Ranked, ...]:
     return tuple(ranked if count == "all" else ranked[: int(count)])
 
 
-def _next_in_line(ranked: Sequence[int], count: int | str) -> list[int]:
-    """The first ones go last."""
+def _rotate(ranked: Sequence[int], count: int | str) -> list[int]:
+    """Move the first `count` to the end."""
     first = _first(ranked, count)
     return [*ranked[len(first) :], *first]
 

@@ -11,8 +11,7 @@ from typing import Any, Literal
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import UserError
 from mopd_nemo.files import read_rows
-from mopd_nemo.peers.contexts import PeerContext
-from mopd_nemo.peers.select import Selection
+from mopd_nemo.peers.render import PeerContext
 from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.types import Outcome, Problem, Rollout, RolloutGroup, Verdict
 
@@ -46,25 +45,22 @@ def rollout_records(
                 "feedback": verdict.feedback,
                 "details": verdict.details,
             }
-            yield row | _teacher_view(
-                contexts[g][r] if contexts is not None else PeerContext(Selection(), None), groups, chat
-            )
+            yield row | _teacher_view(contexts[g][r] if contexts is not None else PeerContext(None), groups, chat)
 
 
 def _teacher_view(context: PeerContext, groups: Sequence[RolloutGroup], chat: Chat) -> dict[str, Any]:
     shown = context.prompt_ids is not None
-    selection = context.selection
     return {
-        "peers": {
-            "successes": list(selection.successes),
-            "failures": list(selection.failures),
-            "summaries": list(selection.summaries),
-            "others": [
-                {"kind": peer.kind, "problem": groups[peer.group].problem.id, "rollout": peer.rollout}
-                for peer in selection.others
-            ],
-        },
-        "uses_feedback": selection.feedback,
+        "peers": [
+            {
+                "kind": peer.kind,
+                "problem": groups[peer.group_index].problem.id,
+                "rollout": peer.rollout_index,
+                "summary": peer.summary,
+            }
+            for peer in context.selection.peers
+        ],
+        "uses_feedback": context.selection.feedback,
         "teacher_prompt": chat.decode(context.prompt_ids or (), skip_special_tokens=False) if shown else None,
         "teacher_prompt_tokens": len(context.prompt_ids or ()) if shown else None,
     }
@@ -194,10 +190,10 @@ def teacher_prompts(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def describe_peers(row: Mapping[str, Any]) -> str:
     """What the teacher of a recorded rollout was shown, in words."""
-    peers = row["peers"]
-    shown = [f"success {i}" for i in peers["successes"]] + [f"failure {i}" for i in peers["failures"]]
-    shown += [f"summary of {i}" for i in peers["summaries"]]
-    shown += [f"{peer['kind']} {peer['rollout']} of {peer['problem']}" for peer in peers["others"]]
+    shown = []
+    for peer in row["peers"]:
+        name = f"summary of {peer['rollout']}" if peer["summary"] else f"{peer['kind']} {peer['rollout']}"
+        shown.append(name if peer["problem"] == row["problem"] else f"{name} of {peer['problem']}")
     if row["uses_feedback"]:
         shown.append("feedback")
     return ", ".join(shown) or "the plain prompt"

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from mopd_nemo.config.plugins import load_class
 from mopd_nemo.config.verifiers import VerifierConfig
 from mopd_nemo.verifiers.answers import gold_text, is_plain_number
 from mopd_nemo.verifiers.arithmetic import ArithmeticVerifier
@@ -51,9 +52,21 @@ TASKS: dict[str, Task] = {
 }
 
 
+def task_of(name: str, key: str = "task") -> Task:
+    """A built-in task, or a verifier of your own, which a problem names as `module:Name`.
+
+    Raises:
+        UserError: there is neither.
+    """
+    if name in TASKS:
+        return TASKS[name]
+    verifier = load_class(name, dict.fromkeys(TASKS, ""), key)
+    return Task(verifier, verifier.check_answer, verifier.needs_worker)
+
+
 def make_verifier(task: str, config: VerifierConfig) -> Verifier:
     """The verifier of a task, to be used in this process."""
-    return TASKS[task].verifier(config)
+    return task_of(task).verifier(config)
 
 
 def deadline(task: str, answer: Any, config: VerifierConfig) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from mopd_nemo.config.verifiers import FeedbackConfig, VerifierConfig
 from mopd_nemo.types import Outcome, Verdict
@@ -12,6 +12,10 @@ from mopd_nemo.types import Outcome, Verdict
 
 class Verifier(ABC):
     """Judges responses of one task."""
+
+    needs_worker: ClassVar[bool] = True
+    """Judging may take long or run hostile input: it happens in a worker process that can be killed. Read of a verifier
+    that a problem names as `module:Name`; `verifiers.TASKS` says it of the built-in ones."""
 
     def __init__(self, config: VerifierConfig) -> None:
         self._config = config
@@ -26,6 +30,14 @@ class Verifier(ABC):
 
         Raises:
             Exception: the verifier is at fault, not the response; whoever calls makes a verifier error of it.
+        """
+
+    @staticmethod  # noqa: B027
+    def check_answer(answer: Any) -> None:
+        """Whether a gold answer has the right form, checked when problems are read. Like `needs_worker`, of your own.
+
+        Raises:
+            AnswerError: it has not.
         """
 
     def check_gold(self, answer: Any) -> None:  # noqa: B027

@@ -27,7 +27,7 @@ from typing import Any, Self, TypeVar
 from mopd_nemo.config import UserError
 from mopd_nemo.config.verifiers import VerifierConfig
 from mopd_nemo.types import Outcome, Verdict
-from mopd_nemo.verifiers import TASKS, deadline, make_verifier
+from mopd_nemo.verifiers import deadline, make_verifier, task_of
 from mopd_nemo.verifiers.base import decide
 from mopd_nemo.verifiers.sandbox.choose import Choice, choose
 
@@ -53,8 +53,8 @@ class VerifierPool:
             code = config.code.model_copy(update={"sandbox": self.sandbox.layer})
             config = config.model_copy(update={"code": code})
         self._config = config
-        self._inline = {task: make_verifier(task, config) for task in tasks if not TASKS[task].needs_worker}
-        remote = sorted(task for task in tasks if TASKS[task].needs_worker)
+        self._inline = {task: make_verifier(task, config) for task in tasks if not task_of(task).needs_worker}
+        remote = sorted(task for task in tasks if task_of(task).needs_worker)
         self._workers: list[_Worker] = []
         self._idle: SimpleQueue[_Worker] = SimpleQueue()
         self._threads: ThreadPoolExecutor | None = None
@@ -85,7 +85,7 @@ class VerifierPool:
 
     def gold_fault(self, task: str, answer: Any) -> Future[str]:
         """Why a gold answer, whose form is right, cannot be judged by; empty when it can. Each is looked at once."""
-        if self._threads is not None and task not in self._inline and not TASKS[task].is_plain(answer):
+        if self._threads is not None and task not in self._inline and not task_of(task).is_plain(answer):
             return self._threads.submit(self._with_worker, lambda worker: self._gold_fault(worker, task, answer))
         return _done("")
 
@@ -153,7 +153,7 @@ class VerifierPool:
     def _undecided(self, worker: _Worker, task: str, answer: Any, error: Exception) -> Verdict:
         """A response that is too hard to compare with a sound gold answer is not that answer."""
         fault = str(error)
-        if TASKS[task].compares:
+        if task_of(task).compares:
             fault = self._gold_fault(worker, task, answer)
             if not fault:
                 return Verdict(0.0, Outcome.WRONG, "The final answer is wrong.", {"undecided": str(error)})

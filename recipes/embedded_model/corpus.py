@@ -16,7 +16,7 @@ from mopd_nemo.chat import Chat
 from mopd_nemo.config import PeersConfig
 from mopd_nemo.config.verifiers import VerifierConfig
 from mopd_nemo.data.arithmetic import apply, evaluate, parse, random_expressions, to_problem
-from mopd_nemo.peers.render import Section, render
+from mopd_nemo.peers.render import ContextSection, render_user_turn
 from mopd_nemo.types import Message
 from mopd_nemo.verifiers.arithmetic import ArithmeticVerifier
 
@@ -100,7 +100,9 @@ def examples(chat: Chat, seed: int) -> Iterator[Example]:
         sections = _sections(subject, kind, failures, rng)
         answer = _answer(expression, kind, failures, rng)
         question = to_problem(expression).messages[-1]["content"]
-        yield Example(expression, render(question, sections, PeersConfig(), chat, room=1_000_000).text, answer.text)
+        yield Example(
+            expression, render_user_turn(question, sections, PeersConfig(), chat, room=1_000_000).text, answer.text
+        )
 
 
 def _failures(expression: str, kind: str, rng: random.Random) -> list[Attempt]:
@@ -114,15 +116,15 @@ def _failures(expression: str, kind: str, rng: random.Random) -> list[Attempt]:
     return [failed for failed in attempts if failed is not None]
 
 
-def _sections(expression: str, kind: str, failures: Sequence[Attempt], rng: random.Random) -> list[Section]:
+def _sections(expression: str, kind: str, failures: Sequence[Attempt], rng: random.Random) -> list[ContextSection]:
     """What stands in the prompt."""
     if kind == "feedback":
         verifier = ArithmeticVerifier(VerifierConfig())
         verdicts = [verifier.judge(failed.text, evaluate(expression), finished=True) for failed in failures]
-        return [Section("feedback", verdict.feedback) for verdict in verdicts]
+        return [ContextSection("feedback", verdict.feedback) for verdict in verdicts]
     successes = _number_of_peers(rng) if kind in ("success", "mixed", "unrelated") else 0
-    sections = [Section("success", attempt(expression, None, rng).text) for _ in range(successes)]
-    return [*sections, *(Section("failure", failed.text) for failed in failures)]
+    sections = [ContextSection("success", attempt(expression, None, rng).text) for _ in range(successes)]
+    return [*sections, *(ContextSection("failure", failed.text) for failed in failures)]
 
 
 def _answer(expression: str, kind: str, failures: Sequence[Attempt], rng: random.Random) -> Attempt:

@@ -10,7 +10,7 @@ from mopd_nemo.analysis.cases import write_cases
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import Config, PeersConfig, UserError
 from mopd_nemo.files import write_rows
-from mopd_nemo.peers.contexts import build_contexts
+from mopd_nemo.peers.render import build_contexts
 from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.run.rollouts import rollout_records
 from mopd_nemo.types import RolloutGroup

@@ -8,8 +8,7 @@ import pytest
 from bench.scale import PHASES, SAVINGS, Setting, assume, context, read, readings, seconds
 from bench.step import ratio
 from bench.step_curves import exponent, line
-from mopd_nemo.peers.groups import Candidates
-from mopd_nemo.peers.select import select_group
+from mopd_nemo.peers.select import Candidates, select_peers
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 LEAVES = sorted(file for folder in ("paper", "beyond", "nemo") for file in (CONFIGS / folder).glob("*-qwen3-*.yaml"))
@@ -57,8 +56,8 @@ def test_number_of_contexts_is_that_of_the_selection(order: str, successes: int,
     found = setting("mopd-qwen3-8b-chemistry-1n8g-tp2")
     peers = found.config.peers.model_copy(update={"order": order, "successes": successes, "failures": failures})
     changed = replace(found, config=found.config.model_copy(update={"peers": peers}))
-    pool = Candidates(tuple(map(str, range(8))), (1,) * 8, (0, 1, 2, 3), (4, 5, 6, 7))
-    selected = {(s.successes, s.failures) for s in select_group(pool, [False] * 8, peers, "seed")}
+    pool = Candidates(0, tuple(map(str, range(8))), (1,) * 8, (0, 1, 2, 3), (4, 5, 6, 7))
+    selected = set(select_peers(pool, [False] * 8, peers, "seed"))
     assert context(changed)[1] == len(selected)
 
 

@@ -117,7 +117,7 @@ def test_an_answer_that_cannot_be_decided_is_not_reward_0(tmp_path: Path) -> Non
     [
         (
             ["verify", "--task", "poetry", "-i", "x", "-o", "y"],
-            "--task poetry: no such task; known: arithmetic, choice",
+            "--task=poetry: choose arithmetic, choice",
         ),
         (["verify", "--task", "math", "-i", "nowhere", "-o", "y"], "--input nowhere: no such file"),
         (["verify", "--task", "math", "-i", "x", "-o", "y", "verifier.wrkers=2"], "did you mean verifier.workers"),

@@ -27,7 +27,7 @@ def test_prompt_and_messages_are_both_read(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ('{"id": 2, "prompt": "x", "task": "math"}', "line 2: answer: Field required"),
-        ('{"id": 2, "prompt": "x", "answer": 1, "task": "poetry"}', "line 2: task='poetry' has no verifier; known"),
+        ('{"id": 2, "prompt": "x", "answer": 1, "task": "poetry"}', "line 2: task=poetry: choose arithmetic, choice"),
         ('{"id": 2, "answer": 1, "task": "math"}', "line 2: give exactly one of `prompt` and `messages`"),
         ('{"id": 2, "messages": [], "answer": 1, "task": "math"}', "line 2: `messages` must end with a user turn"),
         ("{", "line 2: Invalid JSON"),

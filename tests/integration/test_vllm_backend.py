@@ -69,15 +69,15 @@ def test_seed_decides_and_batching_does_not(engine: Any) -> None:
 
 def test_weights_are_refreshed_and_old_keys_forgotten(engine: Any) -> None:
     """The prompts have been read with the old weights: a cache of them would give old log-probabilities."""
-    from mopd_nemo.lesson import Lesson, Part
-    from mopd_nemo.losses import LogLikelihood
-    from mopd_nemo.types import TrainRow
+    from mopd_nemo.losses.objectives import LogLikelihood
+    from mopd_nemo.methods.batch import LossTerm, TrainBatch
+    from mopd_nemo.types import TrainExample
 
     prompt = tuple(range(20, 70))  # several blocks of vLLM's cache
     (before,) = engine.generate([prompt], 1, Sampling(24), "w")[0]
-    rows = [TrainRow(0, 0, prompt, before.response_ids, before.logprobs)]
+    rows = [TrainExample(0, 0, prompt, before.response_ids, before.logprobs)]
     for _ in range(3):
-        engine.update(Lesson(rows, [Part(LogLikelihood(), (0,))]), [None], learning_rate=3e-3)
+        engine.update(TrainBatch(rows, [LossTerm(LogLikelihood(), (0,))]), [None], learning_rate=3e-3)
     (after,) = engine.generate([prompt], 1, Sampling(24), "w")[0]
     torch.testing.assert_close(torch.tensor(after.logprobs), expected(engine, prompt, after), atol=1e-3, rtol=0)
     new = expected(engine, prompt, before)

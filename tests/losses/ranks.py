@@ -9,23 +9,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mopd_nemo.losses import (
-    Divergence,
-    Head,
-    Logits,
-    LogLikelihood,
-    Objective,
-    SampledReverseKL,
-    Tokens,
-    TopK,
-    Vocab,
-    dpo_loss,
-    token_loss,
-    token_weights,
-)
 from mopd_nemo.losses.context_parallel import positions, response_rows, sum_over_ranks
+from mopd_nemo.losses.logits import Head, Logits, Tokens, TopK
 from mopd_nemo.losses.nemo import DivergenceLoss
 from mopd_nemo.losses.nemo.protocol import Groups
+from mopd_nemo.losses.objectives import Divergence, LogLikelihood, Objective, SampledReverseKL
+from mopd_nemo.losses.reference import dpo_loss
+from mopd_nemo.losses.token_loss import token_loss
+from mopd_nemo.losses.vocab import Vocab
+from mopd_nemo.losses.weights import token_weights
 
 T, H, V = 11, 6, 40
 OBJECTIVES: list[Objective] = [

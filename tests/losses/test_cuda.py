@@ -3,16 +3,10 @@
 import pytest
 import torch
 
-from mopd_nemo.losses import (
-    Divergence,
-    Head,
-    Logits,
-    LogLikelihood,
-    SampledReverseKL,
-    Tokens,
-    token_divergence,
-    token_loss,
-)
+from mopd_nemo.losses.logits import Head, Logits, Tokens
+from mopd_nemo.losses.objectives import Divergence, LogLikelihood, SampledReverseKL
+from mopd_nemo.losses.reference import token_divergence
+from mopd_nemo.losses.token_loss import token_loss
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mopd_nemo.losses import dense
-from mopd_nemo.losses.topk import BLOCK
+from mopd_nemo.losses.dense import BLOCK
 
 KINDS = ["forward_kl", "reverse_kl", "jsd"]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -9,9 +9,10 @@ from types import ModuleType
 import pytest
 import torch
 
-from mopd_nemo.losses import Divergence, LogLikelihood, PolicyGradient, SampledReverseKL, token_divergence
 from mopd_nemo.losses.nemo import DivergenceLoss, LogprobLoss, PreferenceLoss, TopKDivergenceLoss
 from mopd_nemo.losses.nemo.protocol import Groups
+from mopd_nemo.losses.objectives import Divergence, LogLikelihood, PolicyGradient, SampledReverseKL
+from mopd_nemo.losses.reference import token_divergence
 
 B, S, V, H = 4, 10, 30, 6
 PROMPTS, LENGTHS = [3, 1, 5, 2], [10, 7, 8, 2]

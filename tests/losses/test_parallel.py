@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from mopd_nemo.losses import Vocab
 from mopd_nemo.losses.context_parallel import positions, response_rows
+from mopd_nemo.losses.vocab import Vocab
 from tests.losses.ranks import everything
 from tests.ranks import spawn
 

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mopd_nemo.losses import clipped_policy_gradient, group_advantages, importance_weights
+from mopd_nemo.losses.reference import clipped_policy_gradient, importance_weights
+from mopd_nemo.methods.grpo import group_advantages
 
 REWARDS = st.lists(st.sampled_from([0.0, 0.25, 1.0, -1.0]), min_size=2, max_size=8)
 

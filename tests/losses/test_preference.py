@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mopd_nemo.losses import dpo_loss, simpo_loss
+from mopd_nemo.losses.reference import dpo_loss, simpo_loss
 
 
 def test_dpo_by_hand() -> None:

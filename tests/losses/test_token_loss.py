@@ -8,25 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mopd_nemo.losses import (
-    Divergence,
-    Head,
-    Logits,
-    LogLikelihood,
-    Objective,
-    PolicyGradient,
-    SampledReverseKL,
-    Tokens,
-    TopK,
-    Vocab,
+from mopd_nemo.losses.logits import Head, Logits, Tokens, TopK
+from mopd_nemo.losses.objectives import Divergence, LogLikelihood, Objective, PolicyGradient, SampledReverseKL
+from mopd_nemo.losses.reference import (
     clipped_policy_gradient,
     dpo_loss,
     importance_weights,
     sampled_reverse_kl,
     token_divergence,
-    token_loss,
-    token_weights,
 )
+from mopd_nemo.losses.token_loss import token_loss
+from mopd_nemo.losses.vocab import Vocab
+from mopd_nemo.losses.weights import token_weights
 
 T, H, V = 13, 8, 40
 DIVERGENCES = [

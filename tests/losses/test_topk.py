@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mopd_nemo.losses.topk import BLOCK, block_maxima, exact_topk
+from mopd_nemo.losses.dense import BLOCK, block_maxima, exact_topk
 
 
 @settings(max_examples=30)

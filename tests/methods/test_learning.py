@@ -9,7 +9,7 @@ from statistics import fmean
 import pytest
 from rich.console import Console
 
-from mopd_nemo.config import UserError
+from mopd_nemo.commands.complete import complete
 from mopd_nemo.config.load import load_config
 from mopd_nemo.files import read_rows
 from mopd_nemo.run.directory import RunDirectory
@@ -33,6 +33,15 @@ def run(path: Path, *overrides: str) -> RunDirectory:
     return trainer.run
 
 
+def settings_of(path: Path, settings: list[str]) -> list[str]:
+    """With completions written where they are asked for."""
+    file = path / "completions.jsonl"
+    named = [setting.replace("COMPLETIONS", str(file)) for setting in settings]
+    if named != settings:
+        complete(QUICKSTART, file, ["method=gkd", TEACHER, *FEW])
+    return named
+
+
 @pytest.mark.parametrize(
     "method",
     [
@@ -40,7 +49,7 @@ def run(path: Path, *overrides: str) -> RunDirectory:
         ["mopd", "policy_gradient.weight=0.5", "train.num_updates_per_step=2"],
         ["sdpo"],
         ["opd", TEACHER],
-        ["gkd", TEACHER],
+        ["gkd", TEACHER, "gkd.completions=COMPLETIONS"],
         ["grpo"],
         ["dpo"],
         ["simpo"],
@@ -49,7 +58,7 @@ def run(path: Path, *overrides: str) -> RunDirectory:
     ids=lambda method: "-".join(method[:1] + [item.split("=")[0] for item in method[1:]]),
 )
 def test_each_method_runs_at_the_same_rollout_budget(tmp_path: Path, method: list[str]) -> None:
-    done = run(tmp_path / "run", f"method={method[0]}", *method[1:])
+    done = run(tmp_path / "run", f"method={method[0]}", *settings_of(tmp_path, method[1:]))
     rows = read_rows(done.metrics_file)
     assert len(rows) == 4
     assert all(row["grad_norm"] > 0 and row["update/skipped"] == 0 for row in rows if "grad_norm" in row)
@@ -69,17 +78,13 @@ def test_verified_sft_raises_the_success_rate(tmp_path: Path) -> None:
     assert fmean(row["success_rate"] for row in rows[-3:]) > fmean(row["success_rate"] for row in rows[:3]) + 0.1
 
 
-def test_gkd_keeps_completions_and_reuses_them(tmp_path: Path) -> None:
-    store = tmp_path / "store"
-    settings = ["method=gkd", TEACHER, f"gkd.completions={store}", "data.num_train=8"]
-    first = run(tmp_path / "a", *settings, "train.num_steps=2")
-    assert len(list(store.glob("0*.jsonl"))) == 1, "the second step meets the same problems"
-    second = run(tmp_path / "b", *settings, "train.num_steps=1", "seed=5")
-    written = {row["problem"]: row["response"] for row in read_rows(first.rollouts_file(1)) if row["rollout"] == 0}
-    again = {row["problem"]: row["response"] for row in read_rows(second.rollouts_file(1)) if row["rollout"] == 0}
-    assert written == again
-    with pytest.raises(UserError, match=r"written with rollout.temperature=1.0, this run has 0.5; name another"):
-        run(tmp_path / "c", *settings, "rollout.temperature=0.5")
+def test_gkd_learns_what_the_teacher_wrote(tmp_path: Path) -> None:
+    file = tmp_path / "completions.jsonl"
+    complete(QUICKSTART, file, ["method=gkd", TEACHER, *FEW])
+    done = run(tmp_path / "run", "method=gkd", TEACHER, f"gkd.completions={file}", "train.num_steps=1")
+    written = {row["problem"]: [r["text"] for r in row["responses"]] for row in read_rows(file)[1:]}
+    for row in read_rows(done.rollouts_file(1)):
+        assert row["response"] == written[row["problem"]][row["rollout"]]
 
 
 def test_dpo_resumes_with_its_reference(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import PeersConfig
-from mopd_nemo.peers.contexts import PeerContext, build_contexts
+from mopd_nemo.peers.render import PeerContext, build_contexts
 from mopd_nemo.types import RolloutGroup
 from tests.conftest import make_group
 

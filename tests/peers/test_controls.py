@@ -2,7 +2,7 @@ import random
 
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import PeersConfig
-from mopd_nemo.peers.contexts import build_contexts
+from mopd_nemo.peers.render import build_contexts
 from mopd_nemo.types import RolloutGroup
 from tests.conftest import make_group
 

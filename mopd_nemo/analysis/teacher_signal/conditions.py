@@ -6,15 +6,14 @@ The prompts are those of training: the same ranking of peers, rendering, budgets
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import cast
 
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import PeersConfig
-from mopd_nemo.peers.contexts import PeerContext, render_contexts
 from mopd_nemo.peers.controls import Control, apply_control
-from mopd_nemo.peers.groups import Candidates, candidates
-from mopd_nemo.peers.select import Selection, select_group
+from mopd_nemo.peers.render import PeerContext, render_contexts
+from mopd_nemo.peers.select import Candidates, Selection, candidates_of, select_peers
 from mopd_nemo.types import RolloutGroup
 
 _COUNTS: dict[str, tuple[int | str, int | str, int]] = {
@@ -66,27 +65,30 @@ def condition_contexts(
         seed: names these groups uniquely within the analysis.
     """
     config = config.model_copy(update={"summaries": 0, "min_successes": 0})
-    pools = [candidates(group, chat, config) for group in groups]
+    candidates = candidates_of(groups, chat, config)
     contexts = {}
     for name in CONDITIONS:
         selections = [
-            _select(name, pool, config, f"{seed}/{group.problem.id}") for group, pool in zip(groups, pools, strict=True)
+            _select(name, own, config, f"{seed}/{group.problem.id}")
+            for group, own in zip(groups, candidates, strict=True)
         ]
         if name in CONTROLS:
-            selections = apply_control(selections, pools, cast(Control, name), seed)
-        contexts[name] = _contexts(name, groups, selections, pools, chat, config)
+            selections = apply_control(selections, candidates, cast(Control, name), seed)
+        contexts[name] = _contexts(name, groups, selections, candidates, chat, config)
     return contexts
 
 
-def _select(name: str, pool: Candidates, config: PeersConfig, seed: str) -> list[Selection]:
+def _select(name: str, own: Candidates, config: PeersConfig, seed: str) -> list[Selection]:
+    """The peers of each target; an empty selection is the plain prompt."""
     successes, failures, _ = _COUNTS.get(name, _COUNTS[CONTROLLED])
     counted = config.model_copy(update={"successes": successes, "failures": failures})
-    chosen = select_group(pool, [False] * len(pool.texts), counted, seed)
+    selected = select_peers(own, [False] * len(own.texts), counted, seed)
+    chosen = [Selection() if selection is None else selection for selection in selected]
     if name != "2nd S":
         return chosen
-    firsts = _select("1S", pool, config, seed)
+    firsts = _select("1S", own, config, seed)
     return [
-        replace(selection, successes=tuple(i for i in selection.successes if i not in first.successes)[:1])
+        Selection(tuple(peer for peer in selection.peers if peer not in first.peers)[:1])
         for selection, first in zip(chosen, firsts, strict=True)
     ]
 
@@ -94,18 +96,14 @@ def _select(name: str, pool: Candidates, config: PeersConfig, seed: str) -> list
 def _contexts(
     name: str,
     groups: Sequence[RolloutGroup],
-    selections: Sequence[Sequence[Selection]],
-    pools: Sequence[Candidates],
+    selections: Sequence[Sequence[Selection | None]],
+    candidates: Sequence[Candidates],
     chat: Chat,
     config: PeersConfig,
 ) -> list[list[ConditionContext]]:
     wanted = _COUNTS.get(name, _COUNTS[CONTROLLED])[2]
-    shown = [[s if s.has_signal else Selection(plain=True) for s in group] for group in selections]
-    contexts = render_contexts(groups, shown, pools, chat, config)
+    contexts = render_contexts(groups, selections, candidates, chat, config)
     return [
-        [
-            ConditionContext(context, len(s.successes) + len(s.failures) + len(s.others) >= wanted)
-            for context, s in zip(group, members, strict=True)
-        ]
-        for group, members in zip(contexts, selections, strict=True)
+        [ConditionContext(context, len(context.selection.peers) >= wanted) for context in members]
+        for members in contexts
     ]

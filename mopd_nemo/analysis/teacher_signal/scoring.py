@@ -142,7 +142,7 @@ def _score_part(
                 "not_finite": sum(score is not None and not math.isfinite(score) for score in scores),
                 "complete": [item.complete for item in members],
                 "context_tokens": [len(item.context.prompt_ids or ()) for item in members],
-                "cut": [item.context.num_cut > 0 for item in members],
+                "cut": [item.context.num_truncated > 0 for item in members],
             }
         )
 

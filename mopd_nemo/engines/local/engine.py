@@ -1,22 +1,22 @@
-"""The local engine: the seam's five verbs over a Hugging Face model."""
+"""The local engine: the verbs of `engines.base.Engine` over a Hugging Face model in this process."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import Config, UserError
+from mopd_nemo.config.checks import teacher_prompt
 from mopd_nemo.engines.base import OnRollout, Progress, Sampling
 from mopd_nemo.engines.local.learner import Learner
 from mopd_nemo.engines.local.model import (
     DTYPES,
     LanguageModel,
-    Work,
+    TokenCounts,
     check_vocabularies,
     load_model,
     load_tokenizer,
@@ -26,8 +26,8 @@ from mopd_nemo.engines.local.sampler import sample
 from mopd_nemo.engines.local.scoring import response_logprobs
 from mopd_nemo.engines.local.teacher import Teacher, load_weights
 from mopd_nemo.engines.local.vllm_backend import VllmBackend, check_backend
-from mopd_nemo.lesson import Lesson
-from mopd_nemo.types import Rollout, TrainRow
+from mopd_nemo.methods.batch import TrainBatch
+from mopd_nemo.types import Rollout
 
 SCORING_BATCH, SCORING_ROWS = 2, 4
 """A pass without gradients, which keeps the activations of one layer, takes so many times the tokens of an update's
@@ -51,14 +51,11 @@ class LocalEngine:
         self.student = load_model(path, key="model.path", dtype=dtype, weights=torch.float32, device=device)
         self.teacher = Teacher(self.student, config)
         self._check_lengths()
-        self._learner = Learner(self.student, self.teacher.model, config, piece=lambda token: self.chat.decode([token]))
+        self._learner = Learner(self.student, self.teacher.model, config)
         self._eos_ids = _end_ids(self.student, self.chat)
         self.chat.check_end_of_turn(self._eos_ids)
-        self._scored: dict[str, float] = {}
-        """Metrics of the last scoring, reported with the update that it is for."""
         self._vllm: VllmBackend | None = None
-        self._stale = True
-        """vLLM has not the student's weights."""
+        self._vllm_weights_outdated = True
         if config.generation.backend == "vllm":
             self._vllm = VllmBackend(config, getattr(self.student.module.config, "max_position_embeddings", None))
 
@@ -69,11 +66,8 @@ class LocalEngine:
         sampling: Sampling,
         seed: str,
         on_progress: Progress | None = None,
-        writer: Literal["student", "teacher"] = "student",
         on_rollout: OnRollout | None = None,
     ) -> list[list[Rollout]]:
-        model = self.student if writer == "student" else self.teacher.model
-        assert model is not None
         rollouts: dict[int, Rollout] = {}
 
         def finish(number: int, ids: list[int], logprobs: list[float]) -> None:
@@ -82,10 +76,10 @@ class LocalEngine:
             if on_rollout:
                 on_rollout(*divmod(number, num_samples), rollouts[number])
 
-        if self._vllm is not None and writer == "student":
-            if self._stale:
+        if self._vllm is not None:
+            if self._vllm_weights_outdated:
                 self._vllm.refresh(self.student)
-                self._stale = False
+                self._vllm_weights_outdated = False
             groups = self._vllm.sample(prompts, num_samples, sampling, eos_ids=self._eos_ids, seed=seed)
             for number, (ids, logprobs, _) in enumerate(one for group in groups for one in group):
                 finish(number, ids, logprobs)
@@ -93,7 +87,7 @@ class LocalEngine:
                 on_progress(1.0)
         else:
             sample(
-                model,
+                self.student,
                 prompts,
                 num_samples,
                 sampling,
@@ -106,43 +100,44 @@ class LocalEngine:
         return [[rollouts[p * num_samples + s] for s in range(num_samples)] for p in range(len(prompts))]
 
     @torch.no_grad()
-    def score(self, rows: Sequence[TrainRow], on_progress: Progress | None = None) -> list[Tensor | None]:
-        """Per row with a teacher prompt, the teacher's hidden states that predict its response: [response tokens, H].
+    def score(
+        self, batch: TrainBatch, on_progress: Progress | None = None
+    ) -> tuple[list[Tensor | None], dict[str, float]]:
+        """Per example with a teacher prompt, the teacher's hidden states that predict its response: [tokens, H].
 
         The teacher's head is applied in `update`, chunk by chunk, where the student's own top-k is known: the same
-        work, without [tokens, vocabulary] ever being kept.
+        work, and [tokens, vocabulary] is never kept.
         """
-        hidden: list[Tensor | None] = [None] * len(rows)
-        taught = [(i, row.teacher_prompt_ids) for i, row in enumerate(rows) if row.teacher_prompt_ids is not None]
-        self._scored = {}
-        if not taught:
-            return hidden
+        hidden: list[Tensor | None] = [None] * len(batch.examples)
+        scored = [i for i, example in enumerate(batch.examples) if example.teacher_prompt_ids is not None]
+        if not scored:
+            return hidden, {}
         teacher = self.teacher.model
         assert teacher is not None
-        lengths = [len(prompt) + len(rows[i].response_ids) for i, prompt in taught]
-        batches = teacher.batches([[prompt + rows[i].response_ids] for i, prompt in taught], self._budget(lengths))
-        teacher.work = Work()
-        for done, batch in enumerate(batches, start=1):
-            prompts = [taught[position][1] for position in batch]
-            responses = [rows[taught[position][0]].response_ids for position in batch]
+        prompts = [batch.examples[i].teacher_prompt_ids or () for i in scored]
+        responses = [batch.examples[i].response_ids for i in scored]
+        sequences = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
+        lengths = [len(sequence) for sequence in sequences]
+        micro_batches = teacher.batches([[sequence] for sequence in sequences], self._budget(lengths))
+        teacher.counts = TokenCounts()
+        for done, members in enumerate(micro_batches, start=1):
             with teacher.computing():
-                hidden_TH = teacher.response_hidden_TH(prompts, responses)
-            for position, part in zip(batch, hidden_TH.split([len(r) for r in responses]), strict=True):
-                hidden[taught[position][0]] = part
+                hidden_TH = teacher.response_hidden_TH([prompts[m] for m in members], [responses[m] for m in members])
+            for member, part_TH in zip(members, hidden_TH.split([len(responses[m]) for m in members]), strict=True):
+                hidden[scored[member]] = part_TH
             if on_progress:
-                on_progress(done / len(batches))
-        self._scored = teacher.work.metrics("score", sum(lengths))
-        return hidden
+                on_progress(done / len(micro_batches))
+        return hidden, teacher.counts.metrics("score", sum(lengths))
 
     def update(
         self,
-        lesson: Lesson,
+        batch: TrainBatch,
         targets: Sequence[Tensor | None],
         learning_rate: float,
         on_progress: Progress | None = None,
     ) -> dict[str, float]:
-        self._stale = True
-        return self._learner.step(lesson, targets, learning_rate, on_progress) | self._scored
+        self._vllm_weights_outdated = True
+        return self._learner.step(batch, targets, learning_rate, on_progress)
 
     def response_logprobs(
         self,
@@ -163,7 +158,7 @@ class LocalEngine:
         torch.save(self._learner.optimizer.state_dict(), directory / "optimizer.pt")
 
     def load(self, directory: Path) -> None:
-        self._stale = True
+        self._vllm_weights_outdated = True
         load_weights(self.student, directory)
         self.teacher.load(directory)
         state = torch.load(directory / "optimizer.pt", map_location=self.student.device, weights_only=True)
@@ -176,15 +171,11 @@ class LocalEngine:
     def _check_lengths(self) -> None:
         config = self._config
         response = config.rollout.max_response_tokens
-        reads_peers = config.method in ("mopd", "sdpo")
-        for model, model_key, prompt_key, prompt in (
+        checked = [
             (self.student, "model.path", "data.max_prompt_tokens", config.data.max_prompt_tokens),
-            (self.teacher.model, "the teacher", "data.max_prompt_tokens", config.data.max_prompt_tokens),
-            *(
-                [(self.teacher.model, "the teacher", "peers.max_context_tokens", config.peers.max_context_tokens)]
-                * reads_peers
-            ),
-        ):
+            (self.teacher.model, "the teacher", *teacher_prompt(config)),
+        ]
+        for model, model_key, prompt_key, prompt in checked:
             if model is None:
                 continue
             limit = getattr(model.module.config, "max_position_embeddings", None)

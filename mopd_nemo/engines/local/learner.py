@@ -1,38 +1,42 @@
-"""The optimiser over the student: a lesson becomes one or several updates."""
+"""The optimiser over the student: a batch becomes one or several updates.
+
+Each example is read once, for all terms that it belongs to.
+
+Shape suffixes: T response tokens of a micro-batch, M of them that a term looks at, N pairs, H hidden size.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from mopd_nemo.config import Config
 from mopd_nemo.engines.base import Progress
-from mopd_nemo.engines.local.model import LanguageModel, Work
-from mopd_nemo.engines.local.passes import Passes, WeightedPart
-from mopd_nemo.engines.updates import cut_by_group, token_weights_of
-from mopd_nemo.lesson import Lesson, Part, Preference
-from mopd_nemo.losses import PolicyGradient
-from mopd_nemo.types import TrainRow
+from mopd_nemo.engines.local.model import LanguageModel, TokenCounts
+from mopd_nemo.losses.logits import Head, Tokens
+from mopd_nemo.losses.objectives import LogLikelihood
+from mopd_nemo.losses.reference import pair_loss
+from mopd_nemo.losses.token_loss import token_loss
+from mopd_nemo.methods.batch import LossTerm, TrainBatch
+
+Targets = Sequence[Tensor | None]
+"""Per example, the teacher's hidden states that predict its response [response tokens, H], where a teacher reads it."""
 
 
 class Learner:
     """AdamW over the student.
 
     Args:
-        teacher: whose hidden states `step` is given; None when no row has a teacher.
-        piece: text of a token, for finding reasoning steps.
+        teacher: whose hidden states `step` is given; None when no example has a teacher.
     """
 
-    def __init__(
-        self, student: LanguageModel, teacher: LanguageModel | None, config: Config, piece: Callable[[int], str]
-    ) -> None:
+    def __init__(self, student: LanguageModel, teacher: LanguageModel | None, config: Config) -> None:
         self._student = student
         self._teacher = teacher
-        self._piece = piece
         self._config = config
         matrices = [p for p in student.module.parameters() if p.dim() >= 2]
         vectors = [p for p in student.module.parameters() if p.dim() < 2]
@@ -46,61 +50,56 @@ class Learner:
         )
 
     def step(
-        self, lesson: Lesson, targets: Sequence[Tensor | None], learning_rate: float, on_progress: Progress | None
+        self, batch: TrainBatch, targets: Targets, learning_rate: float, on_progress: Progress | None
     ) -> dict[str, float]:
-        """Gradients and updates over all rows of a lesson.
-
-        Args:
-            targets: per row, the teacher's hidden states of the response tokens, where it has a teacher prompt.
+        """Gradients and updates over all examples of a batch.
 
         Returns:
-            Means over updates of `loss`, `grad_norm`, `update/skipped`, and of the signals of `losses.signals`.
+            Means over updates of `loss`, with several terms also `loss/OBJECTIVE`, of `grad_norm` and `update/skipped`,
+            and of the signals of `losses.chunk` over the tokens of the first term.
         """
-        updates = cut_by_group(lesson, self._config.train.num_updates_per_step)
+        updates = batch.updates(self._config.train.num_updates_per_step)
         if not updates:
             return {"update/skipped": 1.0}
-        passes = Passes(self._student, self._teacher, lesson.rows, targets, self._config)
-        if len(updates) > 1 and any(isinstance(part.objective, PolicyGradient) for part in lesson.parts):
+        passes = _Passes(self._student, self._teacher, batch, targets, self._config)
+        if len(updates) > 1 and any(term.objective.reads_old_policy for term in batch.terms):
             # From the second update on, the policy is no longer the one that the ratios refer to.
-            for batch in self._batches(lesson.rows, lesson.parts):
-                passes.remember_logprobs(batch)
+            for micro_batch in self._micro_batches(batch, batch.terms):
+                passes.remember_logprobs(micro_batch)
         totals: defaultdict[str, float] = defaultdict(float)
-        for number, parts in enumerate(updates):
-            found = self._accumulate(passes, lesson.rows, parts, _share(on_progress, number, len(updates)))
-            for name, value in (found | self._apply(learning_rate)).items():
+        for number, terms in enumerate(updates):
+            metrics = self._accumulate(passes, batch, terms, _share(on_progress, number, len(updates)))
+            for name, value in (metrics | self._apply(learning_rate)).items():
                 totals[name] += value / len(updates)
         return dict(totals)
 
     def _accumulate(
-        self, passes: Passes, rows: Sequence[TrainRow], parts: Sequence[Part], on_progress: Progress | None
+        self, passes: _Passes, batch: TrainBatch, terms: Sequence[LossTerm], on_progress: Progress | None
     ) -> dict[str, float]:
-        """Gradient of one update; its loss, and the signals' means over the tokens of its first part."""
+        """Gradient of one update; its loss, and the signals' means over the tokens of its first term."""
         self.optimizer.zero_grad(set_to_none=True)
-        aggregation = self._config.train.aggregation
-        weighted = [WeightedPart(part, token_weights_of(part, rows, aggregation, self._piece)) for part in parts]
+        weighted = [(term, batch.token_weights(term, self._config.train.aggregation)) for term in terms]
         totals: defaultdict[str, float] = defaultdict(float)
-        batches = self._batches(rows, parts)
-        self._student.work = Work()
-        for done, batch in enumerate(batches, start=1):
-            for name, value in passes.backward(batch, weighted).items():
+        micro_batches = self._micro_batches(batch, terms)
+        self._student.counts = TokenCounts()
+        for done, micro_batch in enumerate(micro_batches, start=1):
+            for name, value in passes.backward(micro_batch, weighted).items():
                 totals[name] += value
             if on_progress:
-                on_progress(done / len(batches))
-        num_tokens = sum(len(rows[i].response_ids) for i in parts[0].rows)
+                on_progress(done / len(micro_batches))
+        num_tokens = sum(len(batch.examples[i].response_ids) for i in terms[0].examples)
         metrics = {name: total if name.startswith("loss") else total / num_tokens for name, total in totals.items()}
-        alone = sum(len(rows[i].prompt_ids) + len(rows[i].response_ids) for batch in batches for i in batch)
-        return metrics | self._student.work.metrics("update", alone)
+        members = [batch.examples[i] for micro_batch in micro_batches for i in micro_batch]
+        alone = sum(len(example.prompt_ids) + len(example.response_ids) for example in members)
+        return metrics | self._student.counts.metrics("update", alone)
 
-    def _batches(self, rows: Sequence[TrainRow], parts: Sequence[Part]) -> list[list[int]]:
-        """Micro-batches of rows; the two of a pair stay together."""
-        units: dict[tuple[int, ...], None] = {}
-        for part in parts:
-            size = 2 if isinstance(part.objective, Preference) else 1
-            units |= dict.fromkeys(part.rows[i : i + size] for i in range(0, len(part.rows), size))
-        members = list(units)
-        sequences = [[rows[i].prompt_ids + rows[i].response_ids for i in unit] for unit in members]
-        batches = self._student.batches(sequences, self._config.train.tokens_per_micro_batch)
-        return [[row for unit in batch for row in members[unit]] for batch in batches]
+    def _micro_batches(self, batch: TrainBatch, terms: Sequence[LossTerm]) -> list[list[int]]:
+        """Micro-batches of examples; the two of a pair stay together."""
+        units = list(dict.fromkeys(unit for term in terms for unit in term.units))
+        examples = batch.examples
+        sequences = [[examples[i].prompt_ids + examples[i].response_ids for i in unit] for unit in units]
+        micro_batches = self._student.batches(sequences, self._config.train.tokens_per_micro_batch)
+        return [[i for unit in micro_batch for i in units[unit]] for micro_batch in micro_batches]
 
     def _apply(self, learning_rate: float) -> dict[str, float]:
         parameters = [p for p in self._student.module.parameters() if p.grad is not None]
@@ -112,6 +111,133 @@ class Learner:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return {"grad_norm": norm, "update/skipped": float(skipped)}
+
+
+class _Passes:
+    """Forward and backward passes over the micro-batches of one batch."""
+
+    def __init__(
+        self,
+        student: LanguageModel,
+        teacher: LanguageModel | None,
+        batch: TrainBatch,
+        targets: Targets,
+        config: Config,
+    ) -> None:
+        self._student = student
+        self._teacher = teacher
+        self._examples = batch.examples
+        self._targets = targets
+        self._config = config
+        self._old_logprobs: dict[int, Tensor] = {}
+
+    @torch.no_grad()
+    def remember_logprobs(self, micro_batch: Sequence[int]) -> None:
+        """Keep the student's log-probabilities as they are now: the ratios of later updates refer to them."""
+        with self._student.computing():
+            student = self._head(self._student, self._hidden_TH(micro_batch))
+            loss_T = token_loss(LogLikelihood(), student, self._tokens(micro_batch)).loss_T
+        for i, part_T in zip(micro_batch, loss_T.split(self._lengths(micro_batch)), strict=True):
+            self._old_logprobs[i] = -part_T
+
+    def backward(
+        self, micro_batch: Sequence[int], terms: Sequence[tuple[LossTerm, dict[int, float]]]
+    ) -> dict[str, float]:
+        """Accumulate the gradient of a micro-batch.
+
+        Args:
+            terms: each with its weights, as `TrainBatch.token_weights` gives them.
+
+        Returns:
+            The losses of `Learner.step`, and sums of the signals over the tokens of the first term.
+        """
+        totals: defaultdict[str, float] = defaultdict(float)
+        with self._student.computing():
+            hidden_TH = self._hidden_TH(micro_batch)
+            loss = hidden_TH.new_zeros((), dtype=torch.float32)
+            for number, (term, weights) in enumerate(terms):
+                members = set(term.examples)
+                some = [i for i in micro_batch if i in members]
+                if not some:
+                    continue
+                all_of_it = len(some) == len(micro_batch)
+                student = self._head(
+                    self._student, hidden_TH if all_of_it else hidden_TH[self._positions(micro_batch, members)]
+                )
+                if term.objective.pairs:
+                    value, signals = self._pair_loss(term, some, student, weights), {}
+                else:
+                    value, signals = self._token_loss(term, some, student, weights, watch=number == 0)
+                loss = loss + value
+                totals["loss"] += value.item()
+                if len(terms) > 1:
+                    totals[f"loss/{term.objective.name}"] += value.item()
+                for name, signal_M in signals.items():
+                    totals[name] += signal_M.sum().item()
+        loss.backward()
+        return totals
+
+    def _token_loss(
+        self, term: LossTerm, some: Sequence[int], student: Head, weights: dict[int, float], watch: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        weights_M = [weights[i] for i, length in zip(some, self._lengths(some), strict=True) for _ in range(length)]
+        result = token_loss(
+            term.objective,
+            student,
+            self._tokens(some),
+            self._teacher_head(some) if term.objective.reads_teacher else None,
+            weights_T=torch.tensor(weights_M, device=self._student.device),
+            importance_clip=self._config.rollout.importance_clip if term.objective.reads_sampler else None,
+            watch=self._config.divergence.k if watch else None,
+        )
+        return result.total, result.signals
+
+    def _pair_loss(self, term: LossTerm, some: Sequence[int], student: Head, weights: dict[int, float]) -> Tensor:
+        """Loss of the pairs of a micro-batch: chosen, rejected, chosen, rejected, ..."""
+        logprobs_2N = self._summed_2N(student, some)
+        reference_2N = None
+        if term.objective.reads_teacher:
+            with torch.no_grad():
+                reference_2N = self._summed_2N(self._teacher_head(some), some)
+        lengths_2N = torch.tensor(self._lengths(some), device=logprobs_2N.device)
+        loss_N = pair_loss(term.objective, logprobs_2N, lengths_2N, reference_2N)
+        return (loss_N * torch.tensor([weights[i] for i in some[::2]], device=loss_N.device)).sum()
+
+    def _summed_2N(self, head: Head, some: Sequence[int]) -> Tensor:
+        """log P of each response, summed over its tokens."""
+        loss_M = token_loss(LogLikelihood(), head, self._tokens(some)).loss_T
+        return -torch.stack([part_M.sum() for part_M in loss_M.split(self._lengths(some))])
+
+    def _hidden_TH(self, micro_batch: Sequence[int]) -> Tensor:
+        examples = [self._examples[i] for i in micro_batch]
+        return self._student.response_hidden_TH([e.prompt_ids for e in examples], [e.response_ids for e in examples])
+
+    def _head(self, model: LanguageModel, hidden_TH: Tensor) -> Head:
+        return Head(hidden_TH, model.head.weight, model.head.bias)
+
+    def _teacher_head(self, some: Sequence[int]) -> Head:
+        assert self._teacher is not None
+        hidden = [self._targets[i] for i in some]
+        return self._head(self._teacher, torch.cat([part for part in hidden if part is not None]))
+
+    def _tokens(self, some: Sequence[int]) -> Tokens:
+        device = self._student.device
+        examples = [self._examples[i] for i in some]
+        sampled = all(example.sampled_logprobs for example in examples)
+        return Tokens(
+            torch.tensor([token for e in examples for token in e.response_ids], device=device),
+            torch.tensor([e.advantage for e in examples for _ in e.response_ids], device=device),
+            torch.cat([self._old_logprobs[i] for i in some]) if self._old_logprobs.keys() >= set(some) else None,
+            torch.tensor([x for e in examples for x in e.sampled_logprobs], device=device) if sampled else None,
+        )
+
+    def _lengths(self, some: Sequence[int]) -> list[int]:
+        return [len(self._examples[i].response_ids) for i in some]
+
+    def _positions(self, micro_batch: Sequence[int], members: set[int]) -> Tensor:
+        """Positions of the response tokens of some examples among those of the micro-batch."""
+        flags = [i in members for i in micro_batch for _ in self._examples[i].response_ids]
+        return torch.tensor(flags, device=self._student.device).nonzero().squeeze(-1)
 
 
 def _share(on_progress: Progress | None, number: int, count: int) -> Progress | None:

@@ -28,8 +28,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass
-class Work:
-    """What response passes have computed."""
+class TokenCounts:
+    """Tokens that response passes have computed."""
 
     positions: int = 0
     padding: int = 0
@@ -55,7 +55,7 @@ class LanguageModel:
         self.dtype = dtype
         self.device: torch.device = next(module.parameters()).device
         self.head: nn.Linear = module.get_output_embeddings()
-        self.work = Work()
+        self.counts = TokenCounts()
         self.reads_trees = _reads_trees(self)
 
     def computing(self) -> AbstractContextManager[Any]:
@@ -85,7 +85,7 @@ class LanguageModel:
         """`response_hidden_TH` by one packed sequence."""
         sequences, starts = _read(prompts, responses)
         tree = plant(sequences, self.device)
-        self.work.positions += len(tree.ids_S)
+        self.counts.positions += len(tree.ids_S)
         rows = [place for places, start in zip(tree.places, starts, strict=True) for place in places[start:]]
         rows_T = torch.tensor(rows, device=self.device)
         with computed_at(last_feed_forward(self.module), rows_T.unique()):
@@ -95,8 +95,8 @@ class LanguageModel:
         """`response_hidden_TH` by a padded batch."""
         sequences, starts = _read(prompts, responses)
         ids_BS = pad_sequence([torch.tensor(sequence) for sequence in sequences], batch_first=True)
-        self.work.positions += ids_BS.numel()
-        self.work.padding += ids_BS.numel() - sum(map(len, sequences))
+        self.counts.positions += ids_BS.numel()
+        self.counts.padding += ids_BS.numel() - sum(map(len, sequences))
         hidden_BSH = self.hidden_BSH(ids_BS.to(self.device))
         return torch.cat(
             [hidden_BSH[i, start : len(s)] for i, (s, start) in enumerate(zip(sequences, starts, strict=True))]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mopd_nemo.types import TrainRow
+from mopd_nemo.types import TrainExample
 
 Scored = Mapping[str, np.ndarray]
 """`ids` and `logprobs` [response tokens, k] of all rows that a worker has scored."""
@@ -57,7 +57,7 @@ def score_batch(
 
 
 def train_batch(
-    rows: Sequence[TrainRow],
+    rows: Sequence[TrainExample],
     weights: Sequence[Tensor],
     targets: Sequence[Targets | None],
     old_logprobs: Sequence[Tensor] | None,

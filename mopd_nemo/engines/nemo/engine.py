@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from mopd_nemo.chat import Chat
-from mopd_nemo.config import Config, UserError
+from mopd_nemo.config import Config
 from mopd_nemo.engines.base import OnRollout, Progress, Sampling
 from mopd_nemo.engines.local.model import load_tokenizer
 from mopd_nemo.engines.nemo.batches import Targets
@@ -19,8 +19,8 @@ from mopd_nemo.engines.nemo.policy_config import student_policy
 from mopd_nemo.engines.nemo.runtime import Launch, Runtime, launch
 from mopd_nemo.engines.nemo.scorer import Scorer
 from mopd_nemo.files import write_text
-from mopd_nemo.lesson import Lesson
-from mopd_nemo.types import Rollout, TrainRow
+from mopd_nemo.methods.batch import TrainBatch
+from mopd_nemo.types import Rollout
 
 CHECKPOINTING: dict[str, dict[str, Any]] = {
     "megatron": {},
@@ -66,14 +66,8 @@ class NemoEngine:
         sampling: Sampling,
         seed: str,
         on_progress: Progress | None = None,
-        writer: Literal["student", "teacher"] = "student",
         on_rollout: OnRollout | None = None,  # vLLM's synchronous engine answers for all at once
     ) -> list[list[Rollout]]:
-        if writer == "teacher":
-            raise UserError(
-                "engine=nemo cannot let the teacher write; make its completions with engine=local and name their "
-                "directory in gkd.completions"
-            )
         generation = self._runtime.generation
         if self._stale:
             # After a step that taught nothing, or under an external teacher on the same GPUs, it is not there: a refit
@@ -98,28 +92,32 @@ class NemoEngine:
             for group in samples
         ]
 
-    def score(self, rows: Sequence[TrainRow], on_progress: Progress | None = None) -> list[Targets | None]:
-        """Per row with a teacher prompt, the tokens that the loss compares and what the teacher gives them."""
-        taught = [i for i, row in enumerate(rows) if row.teacher_prompt_ids is not None]
-        targets: list[Targets | None] = [None] * len(rows)
-        if taught:
+    def score(
+        self, batch: TrainBatch, on_progress: Progress | None = None
+    ) -> tuple[list[Targets | None], dict[str, float]]:
+        """Per example with a teacher prompt, the tokens that the loss compares and what the teacher gives them."""
+        scored = [i for i, example in enumerate(batch.examples) if example.teacher_prompt_ids is not None]
+        objective = next((term.objective for term in batch.terms if term.objective.reads_teacher), None)
+        targets: list[Targets | None] = [None] * len(batch.examples)
+        if objective is not None and scored:
             self._stale = True
-            for i, target in zip(taught, self._scorer.teach([rows[i] for i in taught]), strict=True):
+            found = self._scorer.teach([batch.examples[i] for i in scored], objective)
+            for i, target in zip(scored, found, strict=True):
                 targets[i] = target
         if on_progress:
             on_progress(1.0)
-        return targets
+        return targets, {}
 
     def update(
         self,
-        lesson: Lesson,
+        batch: TrainBatch,
         targets: Sequence[Targets | None],
         learning_rate: float,
         on_progress: Progress | None = None,
     ) -> dict[str, float]:
         self._stale = True
         learner = Learner(self._runtime.student, self._scorer, self._config, self.chat, self._vocab_size)
-        return learner.step(lesson, targets, learning_rate, on_progress)
+        return learner.step(batch, targets, learning_rate, on_progress)
 
     def response_logprobs(
         self,

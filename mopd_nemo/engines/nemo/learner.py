@@ -1,4 +1,4 @@
-"""Updates of the student on a cluster: a lesson becomes calls of `Policy.train` with `LessonLoss`."""
+"""Updates of the student on a cluster: a batch becomes calls of `Policy.train` with `LessonLoss`."""
 
 from __future__ import annotations
 
@@ -18,19 +18,18 @@ from mopd_nemo.engines.base import Progress
 from mopd_nemo.engines.nemo.batches import Targets, train_batch
 from mopd_nemo.engines.nemo.packing import even_budget
 from mopd_nemo.engines.nemo.scorer import Scorer
-from mopd_nemo.engines.updates import cut_by_group, token_weights_of
-from mopd_nemo.lesson import Dpo, Lesson, Part, Preference
-from mopd_nemo.losses import LogLikelihood, Objective, PolicyGradient, dpo_loss, simpo_loss
-from mopd_nemo.types import TrainRow
+from mopd_nemo.losses.objectives import LogLikelihood, Objective
+from mopd_nemo.losses.reference import pair_loss
+from mopd_nemo.methods.batch import LossTerm, TrainBatch
 
 
 @dataclass(frozen=True, slots=True)
 class _Weighted:
-    """A part of an update as a sum over tokens."""
+    """A term of an update as a sum over tokens."""
 
     objective: Objective
     weights: dict[int, Tensor]
-    """Per row, of each of its tokens: [response tokens]."""
+    """Per example, of each of its tokens: [response tokens]."""
     loss: float | None
     """Its value, where the sum over tokens only has the same gradient."""
 
@@ -52,22 +51,22 @@ class Learner:
 
     def step(
         self,
-        lesson: Lesson,
+        batch: TrainBatch,
         targets: Sequence[Targets | None],
         learning_rate: float,
         on_progress: Progress | None = None,
     ) -> dict[str, float]:
         """As many updates as `train.num_updates_per_step` asks for; means over them of their metrics."""
-        updates = cut_by_group(lesson, self._config.train.num_updates_per_step)
+        updates = batch.updates(self._config.train.num_updates_per_step)
         if not updates:
             return {"update/skipped": 1.0}
         old = None
-        if len(updates) > 1 and any(isinstance(part.objective, PolicyGradient) for part in lesson.parts):
+        if len(updates) > 1 and any(term.objective.reads_old_policy for term in batch.terms):
             # From the second update on, the policy is no longer the one that the ratios refer to.
-            old = self._scorer.sampled_logprobs([(row.prompt_ids, row.response_ids) for row in lesson.rows])
+            old = self._scorer.sampled_logprobs([(e.prompt_ids, e.response_ids) for e in batch.examples])
         totals: dict[str, float] = {}
-        for done, parts in enumerate(updates, start=1):
-            for name, value in self._update(lesson.rows, parts, targets, old, learning_rate).items():
+        for done, terms in enumerate(updates, start=1):
+            for name, value in self._update(batch, terms, targets, old, learning_rate).items():
                 totals[name] = totals.get(name, 0.0) + value / len(updates)
             if on_progress:
                 on_progress(done / len(updates))
@@ -75,8 +74,8 @@ class Learner:
 
     def _update(
         self,
-        rows: Sequence[TrainRow],
-        parts: Sequence[Part],
+        batch: TrainBatch,
+        terms: Sequence[LossTerm],
         targets: Sequence[Targets | None],
         old: Sequence[Tensor] | None,
         learning_rate: float,
@@ -85,14 +84,15 @@ class Learner:
 
         from mopd_nemo.engines.nemo.loss import SIGNALS, LessonLoss
 
-        weighted = [self._weighted(part, rows, targets) for part in parts]
-        used = sorted({i for part in parts for i in part.rows})
+        weighted = [self._weighted(term, batch, targets) for term in terms]
+        used = sorted({i for term in terms for i in term.examples})
+        rows = [batch.examples[i] for i in used]
         weights = [
-            torch.stack([part.weights.get(i, torch.zeros(len(rows[i].response_ids))) for part in weighted])
-            for i in used
+            torch.stack([term.weights.get(i, torch.zeros(len(row.response_ids))) for term in weighted])
+            for i, row in zip(used, rows, strict=True)
         ]
-        batch = train_batch(
-            [rows[i] for i in used],
+        data = train_batch(
+            rows,
             weights,
             [targets[i] for i in used],
             None if old is None else [old[i] for i in used],
@@ -101,10 +101,10 @@ class Learner:
             count_multiple=self._student.data_parallel_size,
         )
         watch = min(self._config.divergence.k, self._vocab_size)
-        clip = self._config.rollout.importance_clip if "sampler" in batch else None
+        clip = self._config.rollout.importance_clip if "sampler" in data else None
         student_support = self._config.divergence.support == "student_topk"
         loss = LessonLoss(
-            [part.objective for part in weighted],
+            [term.objective for term in weighted],
             clip,
             self._vocab_size,
             watch,
@@ -114,13 +114,13 @@ class Learner:
         self._student.prepare_for_training()
         self._student.run_all_workers_single_data("set_learning_rate", rate=learning_rate)
         start = time.monotonic()
-        with _dealt_evenly(self._student, batch):
-            result = self._student.train(BatchedDataDict(batch), loss, gbs=len(batch["weights"]), mbs=1)
+        with _dealt_evenly(self._student, data):
+            result = self._student.train(BatchedDataDict(data), loss, gbs=len(data["weights"]), mbs=1)
         seconds = time.monotonic() - start
         sums = {name: math.fsum(values) for name, values in result["all_mb_metrics"].items()}
-        num_tokens = sum(len(rows[i].response_ids) for i in parts[0].rows)
+        num_tokens = sum(len(batch.examples[i].response_ids) for i in terms[0].examples)
         metrics = {name: sums[name] / num_tokens for name in SIGNALS if sums.get(name)}
-        metrics |= _losses(weighted, parts, sums)
+        metrics |= _losses(weighted, terms, sums)
         grad_norm = float(result["grad_norm"])
         if not math.isfinite(grad_norm):
             raise FloatingPointError(
@@ -129,61 +129,44 @@ class Learner:
             )
         return metrics | {"grad_norm": grad_norm, "update/skipped": 0.0} | _utilisation(result, seconds)
 
-    def _weighted(self, part: Part, rows: Sequence[TrainRow], targets: Sequence[Targets | None]) -> _Weighted:
-        weights = token_weights_of(
-            part, rows, self._config.train.aggregation, piece=lambda token: self._chat.decode([token])
-        )
-        objective = part.objective
-        if isinstance(objective, Preference):
-            return self._preference(part, objective, weights, rows, targets)
-        return _Weighted(objective, {i: torch.tensor(weights[i]) for i in part.rows}, None)
+    def _weighted(self, term: LossTerm, batch: TrainBatch, targets: Sequence[Targets | None]) -> _Weighted:
+        weights = batch.token_weights(term, self._config.train.aggregation)
+        if term.objective.pairs:
+            return self._pairs(term, weights, batch, targets)
+        lengths = {i: len(batch.examples[i].response_ids) for i in term.examples}
+        return _Weighted(term.objective, {i: torch.full((lengths[i],), weights[i]) for i in term.examples}, None)
 
-    def _preference(
-        self,
-        part: Part,
-        objective: Preference,
-        weights: dict[int, list[float]],
-        rows: Sequence[TrainRow],
-        targets: Sequence[Targets | None],
+    def _pairs(
+        self, term: LossTerm, weights: dict[int, float], batch: TrainBatch, targets: Sequence[Targets | None]
     ) -> _Weighted:
         """A loss on pairs as weights of log-likelihoods, so that the two of a pair may lie on different ranks.
 
-        With c_i the derivative of the loss at row i's log P, taken at the student as it is, Σ c_i·log P_i has the
+        With c_i the derivative of the loss at example i's log P, taken at the student as it is, Σ c_i·log P_i has the
         gradient of the loss; one update needs no more. It costs a pass of the student without gradient.
         """
-        members = sorted(set(part.rows))
-        place = {i: position for position, i in enumerate(members)}
-        found = self._scorer.sampled_logprobs([(rows[i].prompt_ids, rows[i].response_ids) for i in members])
-        logprobs_N = torch.stack([part_R.sum() for part_R in found]).requires_grad_()
-        lengths_N = torch.tensor([len(rows[i].response_ids) for i in members])
-        chosen, rejected = ([place[i] for i in part.rows[start::2]] for start in (0, 1))
-        if isinstance(objective, Dpo):
-            reference_N = torch.stack([_reference(targets[i]) for i in members])
-            pairs = dpo_loss(
-                logprobs_N[chosen], logprobs_N[rejected], reference_N[chosen], reference_N[rejected], objective.beta
-            )
-        else:
-            pairs = simpo_loss(
-                logprobs_N[chosen],
-                logprobs_N[rejected],
-                lengths_N[chosen],
-                lengths_N[rejected],
-                objective.beta,
-                objective.margin,
-            )
-        loss = (pairs * torch.tensor([weights[i][0] for i in part.rows[::2]])).sum()
-        (slope_N,) = torch.autograd.grad(loss, logprobs_N)
-        own = {i: -slope_N[place[i]].expand(len(rows[i].response_ids)) for i in members}
+        members = [batch.examples[i] for i in term.examples]
+        found = self._scorer.sampled_logprobs([(e.prompt_ids, e.response_ids) for e in members])
+        logprobs_2N = torch.stack([part_R.sum() for part_R in found]).requires_grad_()
+        lengths = [len(example.response_ids) for example in members]
+        reference_2N = None
+        if term.objective.reads_teacher:
+            reference_2N = torch.stack([_reference(targets[i]) for i in term.examples])
+        loss_N = pair_loss(term.objective, logprobs_2N, torch.tensor(lengths), reference_2N)
+        loss = (loss_N * torch.tensor([weights[i] for i in term.examples[::2]])).sum()
+        (slope_2N,) = torch.autograd.grad(loss, logprobs_2N)
+        own = {i: torch.zeros(len(batch.examples[i].response_ids)) for i in term.examples}
+        for i, slope in zip(term.examples, slope_2N, strict=True):
+            own[i] -= slope  # an example may be in several pairs
         return _Weighted(LogLikelihood(), own, loss.item())
 
 
 @contextmanager
-def _dealt_evenly(student: Any, batch: dict[str, Any]) -> Iterator[None]:
+def _dealt_evenly(student: Any, data: dict[str, Any]) -> Iterator[None]:
     """Meanwhile `Policy.train`, which takes its budget from its config, packs so that no rank waits for another."""
     packing = student.cfg["sequence_packing"]
     whole = packing["train_mb_tokens"]
     if packing["enabled"]:
-        lengths = batch["input_lengths"].tolist()
+        lengths = data["input_lengths"].tolist()
         packing["train_mb_tokens"] = even_budget(
             lengths, whole, student.data_parallel_size, student.sequence_packing_args
         )
@@ -198,14 +181,12 @@ def _reference(target: Targets | None) -> Tensor:
     return target.logprobs_RK.float().sum()
 
 
-def _losses(weighted: Sequence[_Weighted], parts: Sequence[Part], sums: dict[str, float]) -> dict[str, float]:
-    """`loss`, and with several parts `loss/<objective>`, named as the local engine does."""
-    values = [sums[f"loss/{n}"] if part.loss is None else part.loss for n, part in enumerate(weighted)]
+def _losses(weighted: Sequence[_Weighted], terms: Sequence[LossTerm], sums: dict[str, float]) -> dict[str, float]:
+    """`loss`, and with several terms `loss/OBJECTIVE`, named as the local engine does."""
+    values = [sums[f"loss/{n}"] if term.loss is None else term.loss for n, term in enumerate(weighted)]
     losses = {"loss": math.fsum(values)}
-    if len(parts) > 1:
-        for part, value in zip(parts, values, strict=True):
-            name = "policy_gradient" if isinstance(part.objective, PolicyGradient) else "divergence"
-            losses[f"loss/{name}"] = value
+    if len(terms) > 1:
+        losses |= {f"loss/{term.objective.name}": value for term, value in zip(terms, values, strict=True)}
     return losses
 
 

@@ -1,4 +1,4 @@
-"""A lesson's objectives as one NeMo-RL loss function on a policy's logits, wherever they lie.
+"""A batch's objectives as one NeMo-RL loss function on a policy's logits, wherever they lie.
 
 NeMo-RL hands over what a rank has: its columns of the vocabulary, its rows under context parallelism, a padded
 micro-batch or one packed sequence. The loss is the sum over this rank's response tokens; summed gradients of all ranks
@@ -22,18 +22,10 @@ from torch.distributed.tensor import DTensor
 
 from mopd_nemo.engines.nemo.batches import joined
 from mopd_nemo.engines.nemo.rows import LocalRows, packed_rows, padded_rows
-from mopd_nemo.losses import (
-    Divergence,
-    Logits,
-    LogLikelihood,
-    Objective,
-    PolicyGradient,
-    SampledReverseKL,
-    Tokens,
-    TopK,
-    Vocab,
-    token_loss,
-)
+from mopd_nemo.losses.logits import Logits, Tokens, TopK
+from mopd_nemo.losses.objectives import Divergence, LogLikelihood, Objective, PolicyGradient, SampledReverseKL
+from mopd_nemo.losses.token_loss import token_loss
+from mopd_nemo.losses.vocab import Vocab
 
 SIGNALS = ("student/entropy", "student/topk_mass", "teacher/topk_mass", "topk_overlap", "sampler/gap", "sampler/ratio")
 """What is watched, where it is known, over the tokens of the first part."""
@@ -77,7 +69,7 @@ class LessonLoss:
     """What `Policy.train` is given. See `batches.train_batch` for the data that it reads.
 
     Args:
-        objectives: one for each part of the lesson; divergences are taken on the tokens that the data names.
+        objectives: one for each term of the batch; divergences are taken on the tokens that the data names.
         importance_clip: as in `token_loss`, for the objectives that compare with a sampler.
         vocab_size: real tokens, without the columns that Megatron pads with.
         watch: k of the top-k signals; None watches nothing.
@@ -140,8 +132,7 @@ class LessonLoss:
         student = Logits(rows.logits, rows.index_R[mine])
         tokens = _some(rows.tokens, mine)
         teacher = None if rows.teacher is None else TopK(rows.teacher.ids_TK[mine], rows.teacher.logprobs_TK[mine])
-        compares = isinstance(objective, Divergence | SampledReverseKL)
-        corrects = compares or isinstance(objective, PolicyGradient)
+        corrects = objective.reads_sampler
         if isinstance(objective, SampledReverseKL):
             # Its gradient is that of a policy gradient whose advantage is what the teacher gives the token more.
             assert teacher is not None

@@ -11,7 +11,8 @@ from torch import Tensor
 from mopd_nemo.config import Config
 from mopd_nemo.engines.nemo.batches import Targets, score_batch, split_scores
 from mopd_nemo.engines.nemo.packing import even_budget
-from mopd_nemo.types import TrainRow
+from mopd_nemo.losses.objectives import Divergence, Objective
+from mopd_nemo.types import TrainExample
 
 Ids = Sequence[int]
 REPLICAS = ["context_parallel", "tensor_parallel", "pipeline_parallel"]
@@ -34,20 +35,23 @@ class Scorer:
         self._pad_id = pad_id
         self._vocab_size = vocab_size
 
-    def teach(self, rows: Sequence[TrainRow]) -> list[Targets]:
+    def teach(self, rows: Sequence[TrainExample], objective: Objective) -> list[Targets]:
         """What the teacher says about rows that all have a teacher prompt.
 
-        A support that the student chooses costs a pass of the student first; for a preference or a sampled divergence
-        the support is the sampled token.
+        Args:
+            objective: for a divergence, the support is the likeliest tokens of the teacher, or of the student, which
+                costs a pass of the student first. For any other objective it is the sampled token.
         """
-        divergence = self._config.divergence
-        k = min(divergence.k, self._vocab_size)
-        candidates: list[Tensor] | None = None
-        if self._config.method == "dpo" or divergence.support == "sampled":
-            candidates = [torch.tensor(row.response_ids)[:, None] for row in rows]
-        elif divergence.support == "student_topk":
-            own = [(row.prompt_ids, row.response_ids) for row in rows]
-            candidates = [target.ids_RK for target in self.student_scores(own, None, k)]
+        k, candidates = 1, None
+        match objective:
+            case Divergence(support="student_topk"):
+                k = min(objective.k, self._vocab_size)
+                own = [(row.prompt_ids, row.response_ids) for row in rows]
+                candidates = [target.ids_RK for target in self.student_scores(own, None, k)]
+            case Divergence():
+                k = min(objective.k, self._vocab_size)
+            case _:
+                candidates = [torch.tensor(row.response_ids)[:, None] for row in rows]
         sequences = [(_prompt(row), row.response_ids) for row in rows]
         if self._teacher is None:
             past_self = self._config.teacher.kind in ("ema", "frozen")
@@ -122,6 +126,6 @@ def shard(policy: Any, data: Any) -> tuple[list[Any], list[int]]:
     return data.shard_by_batch_size(size, batch_size=None), list(range(data.size))
 
 
-def _prompt(row: TrainRow) -> Ids:
+def _prompt(row: TrainExample) -> Ids:
     assert row.teacher_prompt_ids is not None
     return row.teacher_prompt_ids

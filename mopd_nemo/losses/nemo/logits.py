@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mopd_nemo.losses.context_parallel import response_rows
+from mopd_nemo.losses.logits import Head, Logits, Tokens, TopK
 from mopd_nemo.losses.nemo.protocol import (
     Data,
     Groups,
@@ -21,7 +22,6 @@ from mopd_nemo.losses.nemo.protocol import (
     token_weights_of,
 )
 from mopd_nemo.losses.objectives import Divergence, SampledReverseKL
-from mopd_nemo.losses.sources import Head, Logits, Tokens, TopK
 from mopd_nemo.losses.token_loss import token_loss
 from mopd_nemo.losses.vocab import Vocab
 

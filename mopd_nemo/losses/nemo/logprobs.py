@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import Tensor
 
+from mopd_nemo.losses.logits import Tokens
 from mopd_nemo.losses.nemo.protocol import Data, NemoAggregation, NemoLoss, metrics_of, token_weights_of
-from mopd_nemo.losses.objectives import Divergence, LogLikelihood, PolicyGradient, loss_on_support
-from mopd_nemo.losses.policy import importance_weights
-from mopd_nemo.losses.sources import Tokens
+from mopd_nemo.losses.objectives import Divergence, LogLikelihood, PolicyGradient
+from mopd_nemo.losses.reference import importance_weights, loss_on_support
 
 
 class LogprobLoss(NemoLoss):

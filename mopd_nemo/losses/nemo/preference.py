@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mopd_nemo.losses.nemo.protocol import Data, NemoLoss, metrics_of
-from mopd_nemo.losses.preference import dpo_loss, simpo_loss
+from mopd_nemo.losses.reference import dpo_loss, simpo_loss
 
 
 class PreferenceLoss(NemoLoss):

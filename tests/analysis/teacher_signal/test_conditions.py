@@ -5,7 +5,7 @@ import pytest
 from mopd_nemo.analysis.teacher_signal.conditions import CONDITIONS, ConditionContext, condition_contexts
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import PeersConfig
-from mopd_nemo.peers.contexts import build_contexts
+from mopd_nemo.peers.render import build_contexts
 from mopd_nemo.types import RolloutGroup
 from tests.conftest import make_group
 
@@ -50,9 +50,9 @@ def test_none_is_the_students_prompt_and_second_success_is_the_second(groups: li
         item.context.prompt_ids == groups[0].problem.prompt_ids and item.complete for item in contexts["none"][0]
     )
     failure = contexts["2nd S"][0][1].context
-    assert failure.selection.successes == (2,)
-    assert contexts["1S"][0][1].context.selection.successes == (0,)
-    assert contexts["2nd S"][0][0].context.selection.successes == (4,), "the first success does not see itself"
+    assert [peer.rollout_index for peer in failure.selection.peers] == [2]
+    assert [peer.rollout_index for peer in contexts["1S"][0][1].context.selection.peers] == [0]
+    assert [peer.rollout_index for peer in contexts["2nd S"][0][0].context.selection.peers] == [4]
 
 
 def test_what_is_missing_is_said(chat: Chat) -> None:

@@ -10,11 +10,10 @@ import torch
 
 from mopd_nemo.engines.base import Sampling
 from mopd_nemo.engines.local.engine import LocalEngine
-from mopd_nemo.engines.updates import cut_by_group
-from mopd_nemo.lesson import Dpo, Lesson, Part, Preference, Simpo
-from mopd_nemo.losses import Divergence, LogLikelihood, Objective, PolicyGradient
-from mopd_nemo.methods.distillation import divergence_objective
-from mopd_nemo.types import TrainRow
+from mopd_nemo.losses.objectives import Divergence, Dpo, LogLikelihood, Objective, PolicyGradient, Simpo
+from mopd_nemo.methods.batch import LossTerm, TrainBatch
+from mopd_nemo.methods.opd import divergence_objective
+from mopd_nemo.types import TrainExample
 
 Make = Callable[..., LocalEngine]
 PROMPTS = [(5, 6, 7), (9, 8, 7, 6, 5, 4, 3), (11,), (12, 13)]
@@ -24,24 +23,33 @@ TEACHER_PROMPTS = [(50, 51, 5, 6, 7), (60, 9, 8, 7, 6, 5, 4, 3), (70, 71, 72, 11
 
 def make_rows(
     engine: LocalEngine, teacher_prompts: Sequence[tuple[int, ...] | None], advantages: Sequence[float] = (0.0, 0.0)
-) -> list[TrainRow]:
+) -> list[TrainExample]:
     groups = engine.generate(PROMPTS, 2, Sampling(9), "rows")
     return [
-        TrainRow(g, r, PROMPTS[g], rollout.response_ids, rollout.logprobs, teacher_prompts[g], advantages[r])
+        TrainExample(g, r, PROMPTS[g], rollout.response_ids, rollout.logprobs, teacher_prompts[g], advantages[r])
         for g, group in enumerate(groups)
         for r, rollout in enumerate(group)
     ]
 
 
-def lesson(rows: list[TrainRow], *objectives: Objective | Preference) -> Lesson:
+def make_batch(rows: list[TrainExample], *objectives: Objective) -> TrainBatch:
     """Every row learned by every objective."""
-    return Lesson(rows, [Part(objective, tuple(range(len(rows)))) for objective in objectives])
+    return TrainBatch(rows, [LossTerm(objective, tuple(range(len(rows)))) for objective in objectives])
 
 
-def learn(engine: LocalEngine, rows: list[TrainRow], learning_rate: float) -> dict[str, float]:
+def update(engine: LocalEngine, batch: TrainBatch, learning_rate: float) -> dict[str, float]:
+    targets, scored = engine.score(batch)
+    return engine.update(batch, targets, learning_rate) | scored
+
+
+def score(engine: LocalEngine, rows: list[TrainExample]) -> list[torch.Tensor | None]:
+    return engine.score(TrainBatch(rows, []))[0]
+
+
+def learn(engine: LocalEngine, rows: list[TrainExample], learning_rate: float) -> dict[str, float]:
     """One update on the configured divergence."""
     config = engine._config
-    return engine.update(lesson(rows, divergence_objective(config.divergence)), engine.score(rows), learning_rate)
+    return update(engine, make_batch(rows, divergence_objective(config.divergence)), learning_rate)
 
 
 def weights(engine: LocalEngine) -> dict[str, torch.Tensor]:
@@ -65,20 +73,20 @@ def test_student_equal_to_teacher_without_peers_has_no_loss(make: Make, kind: st
 def test_teacher_rows_shifted_by_one_are_caught(make: Make) -> None:
     engine = make("teacher.kind=live")
     rows = make_rows(engine, PROMPTS)
-    shifted = [hidden_TH.roll(1, dims=0) for hidden_TH in engine.score(rows) if hidden_TH is not None]
-    assert engine.update(lesson(rows, Divergence()), shifted, learning_rate=0.0)["loss"] > 1e-2
+    shifted = [hidden_TH.roll(1, dims=0) for hidden_TH in score(engine, rows) if hidden_TH is not None]
+    assert engine.update(make_batch(rows, Divergence()), shifted, learning_rate=0.0)["loss"] > 1e-2
 
 
 def test_peers_make_a_loss_and_an_update_lowers_it(make: Make) -> None:
     engine = make("teacher.kind=frozen", "train.num_steps=1")
     rows = make_rows(engine, TEACHER_PROMPTS)
-    targets = engine.score(rows)
-    losses = [engine.update(lesson(rows, Divergence()), targets, learning_rate=3e-3)["loss"] for _ in range(8)]
+    targets = score(engine, rows)
+    losses = [engine.update(make_batch(rows, Divergence()), targets, learning_rate=3e-3)["loss"] for _ in range(8)]
     assert losses[0] > 1e-3
     assert losses[-1] < 0.7 * losses[0]
 
 
-@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "step_mean"])
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean"])
 @pytest.mark.parametrize("support", ["student_topk", "sampled divergence.kind=reverse_kl"])
 def test_micro_batches_change_neither_loss_nor_weights(make: Make, aggregation: str, support: str) -> None:
     results = []
@@ -99,7 +107,7 @@ def test_micro_batches_change_neither_loss_nor_weights(make: Make, aggregation: 
 
 
 def test_what_rows_have_in_common_is_counted_once(make: Make) -> None:
-    rows = [TrainRow(0, r, (5, 6), (7,) * (r + 2), (-1.0,) * (r + 2), tuple(range(20, 40))) for r in range(3)]
+    rows = [TrainExample(0, r, (5, 6), (7,) * (r + 2), (-1.0,) * (r + 2), tuple(range(20, 40))) for r in range(3)]
     engine = make("teacher.kind=live")
     metrics = learn(engine, rows, 0.0)
     assert (metrics["score/tokens"], metrics["score/tokens_alone"]) == (20 + 3, 60 + 9)
@@ -114,7 +122,7 @@ def test_what_rows_have_in_common_is_counted_once(make: Make) -> None:
 
 
 def test_rows_longer_than_a_micro_batch_share_their_context_when_scored(make: Make) -> None:
-    rows = [TrainRow(0, r, (5, 6), (7 + r,) * 10, (-1.0,) * 10, tuple(range(20, 60))) for r in range(4)]
+    rows = [TrainExample(0, r, (5, 6), (7 + r,) * 10, (-1.0,) * 10, tuple(range(20, 60))) for r in range(4)]
     metrics = learn(make("teacher.kind=live", "train.tokens_per_micro_batch=16"), rows, 0.0)
     assert metrics["score/tokens"] == 40 + 4 * 9
 
@@ -128,27 +136,27 @@ def test_sampler_and_trainer_agree_on_the_sampled_tokens(make: Make) -> None:
 def test_no_rows_no_step(make: Make) -> None:
     engine = make()
     before = weights(engine)
-    assert engine.update(Lesson([], []), engine.score([]), learning_rate=1.0) == {"update/skipped": 1.0}
+    assert engine.update(TrainBatch([], []), score(engine, []), learning_rate=1.0) == {"update/skipped": 1.0}
     assert all(torch.equal(value, before[name]) for name, value in weights(engine).items())
 
 
 def test_non_finite_gradient_skips_the_update(make: Make) -> None:
     engine = make()
     rows = make_rows(engine, TEACHER_PROMPTS)
-    targets = engine.score(rows)
+    targets = score(engine, rows)
     assert targets[0] is not None
     targets[0] = targets[0] * float("nan")
     before = weights(engine)
-    assert engine.update(lesson(rows, Divergence()), targets, learning_rate=1.0)["update/skipped"] == 1.0
+    assert engine.update(make_batch(rows, Divergence()), targets, learning_rate=1.0)["update/skipped"] == 1.0
     assert all(torch.equal(value, before[name]) for name, value in weights(engine).items())
 
 
 def test_bfloat16_computes_narrow_and_keeps_wide_weights(make: Make) -> None:
     engine = make("model.dtype=bfloat16")
     rows = make_rows(engine, TEACHER_PROMPTS)
-    targets = engine.score(rows)
+    targets = score(engine, rows)
     before = weights(engine)
-    metrics = engine.update(lesson(rows, Divergence()), targets, learning_rate=1e-6)
+    metrics = engine.update(make_batch(rows, Divergence()), targets, learning_rate=1e-6)
     after = weights(engine)
     assert metrics["loss"] > 1e-3
     moved = [name for name in before if not torch.equal(before[name], after[name])]
@@ -158,7 +166,7 @@ def test_bfloat16_computes_narrow_and_keeps_wide_weights(make: Make) -> None:
 NO_TEACHER = [None] * len(PROMPTS)
 
 
-def logprobs(engine: LocalEngine, row: TrainRow) -> torch.Tensor:
+def logprobs(engine: LocalEngine, row: TrainExample) -> torch.Tensor:
     """Of the response tokens, by a plain forward pass; differentiable."""
     ids = torch.tensor([[*row.prompt_ids, *row.response_ids]])
     logits_TV = engine.student.module(input_ids=ids).logits[0, len(row.prompt_ids) - 1 : -1].float()
@@ -172,9 +180,9 @@ def expected_norm(engine: LocalEngine, loss: torch.Tensor) -> float:
     return torch.stack([g.norm() for g in grads if g is not None]).norm().item()
 
 
-def check(engine: LocalEngine, given: Lesson, by_hand: torch.Tensor) -> None:
+def check(engine: LocalEngine, given: TrainBatch, by_hand: torch.Tensor) -> None:
     norm = expected_norm(engine, by_hand)
-    metrics = engine.update(given, engine.score(given.rows), learning_rate=0.0)
+    metrics = update(engine, given, learning_rate=0.0)
     assert metrics["loss"] == pytest.approx(by_hand.item(), rel=1e-4, abs=1e-6)
     assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-3)
     assert norm > 1e-3
@@ -188,16 +196,16 @@ def test_policy_gradient_is_minus_advantage_times_logprob(make: Make) -> None:
     by_hand = sum(
         (-row.advantage * (lp - lp.detach() + 1)).sum() for row in rows if (lp := logprobs(engine, row)) is not None
     )
-    check(engine, lesson(rows, PolicyGradient()), by_hand / num_tokens)
+    check(engine, make_batch(rows, PolicyGradient()), by_hand / num_tokens)
 
 
-def test_silent_rows_count_in_the_mean_and_cost_nothing(make: Make) -> None:
+def test_zero_loss_examples_count_in_the_mean_and_cost_nothing(make: Make) -> None:
     engine = make("method=grpo")
     rows = make_rows(engine, NO_TEACHER, advantages=(0.5, 0.0))
-    loud, silent = tuple(range(0, len(rows), 2)), tuple(range(1, len(rows), 2))
-    every = engine.update(lesson(rows, PolicyGradient()), engine.score(rows), learning_rate=0.0)
-    part = Part(PolicyGradient(), loud, silent=silent)
-    some = engine.update(Lesson(rows, [part]), engine.score(rows), learning_rate=0.0)
+    loud, zero_loss = tuple(range(0, len(rows), 2)), tuple(range(1, len(rows), 2))
+    every = engine.update(make_batch(rows, PolicyGradient()), score(engine, rows), learning_rate=0.0)
+    term = LossTerm(PolicyGradient(), loud, zero_loss=zero_loss)
+    some = engine.update(TrainBatch(rows, [term]), score(engine, rows), learning_rate=0.0)
     assert some["grad_norm"] == pytest.approx(every["grad_norm"], rel=1e-4)
     assert some["loss"] == pytest.approx(every["loss"], rel=1e-4)
 
@@ -206,14 +214,14 @@ def test_sft_is_minus_mean_logprob(make: Make) -> None:
     engine = make("method=verified_sft")
     rows = make_rows(engine, NO_TEACHER)
     by_hand = -torch.cat([logprobs(engine, row) for row in rows]).mean()
-    check(engine, lesson(rows, LogLikelihood()), by_hand)
+    check(engine, make_batch(rows, LogLikelihood()), by_hand)
 
 
 def test_dpo_against_its_formula(make: Make) -> None:
     engine = make("method=dpo", "dpo.beta=0.3")
     rows = make_rows(engine, PROMPTS)
     # Move the student off its reference first: at the start every margin is zero.
-    engine.update(lesson(rows[:1], LogLikelihood()), engine.score(rows[:1]), learning_rate=3e-2)
+    engine.update(make_batch(rows[:1], LogLikelihood()), score(engine, rows[:1]), learning_rate=3e-2)
     reference = []
     for row in rows:
         ids = torch.tensor([[*row.prompt_ids, *row.response_ids]])
@@ -223,7 +231,7 @@ def test_dpo_against_its_formula(make: Make) -> None:
     ratio = [logprobs(engine, row).sum() - ref for row, ref in zip(rows, reference, strict=True)]
     pairs = [-torch.log(torch.sigmoid(0.3 * (ratio[i] - ratio[i + 1]))) for i in range(0, len(rows), 2)]
     assert abs(pairs[0].item() - 0.6931) > 1e-3
-    check(engine, lesson(rows, Dpo(0.3)), torch.stack(pairs).mean())
+    check(engine, make_batch(rows, Dpo(0.3)), torch.stack(pairs).mean())
 
 
 def test_simpo_against_its_formula(make: Make) -> None:
@@ -231,16 +239,16 @@ def test_simpo_against_its_formula(make: Make) -> None:
     rows = make_rows(engine, NO_TEACHER)
     mean = [logprobs(engine, row).mean() for row in rows]
     pairs = [-torch.log(torch.sigmoid(2.0 * (mean[i] - mean[i + 1]) - 1.0)) for i in range(0, len(rows), 2)]
-    check(engine, lesson(rows, Simpo(2.0, 1.0)), torch.stack(pairs).mean())
+    check(engine, make_batch(rows, Simpo(2.0, 1.0)), torch.stack(pairs).mean())
 
 
 def test_parts_add_up_and_share_rows(make: Make) -> None:
     engine = make("policy_gradient.weight=0.5")
     rows = make_rows(engine, TEACHER_PROMPTS, advantages=(1.0, -1.0))
-    targets = engine.score(rows)
+    targets = score(engine, rows)
     every = tuple(range(len(rows)))
-    alone = [engine.update(lesson(rows, o), targets, 0.0)["loss"] for o in (Divergence(), PolicyGradient())]
-    both = Lesson(rows, [Part(Divergence(), every), Part(PolicyGradient(), every, weight=0.5)])
+    alone = [engine.update(make_batch(rows, o), targets, 0.0)["loss"] for o in (Divergence(), PolicyGradient())]
+    both = TrainBatch(rows, [LossTerm(Divergence(), every), LossTerm(PolicyGradient(), every, weight=0.5)])
     metrics = engine.update(both, targets, 0.0)
     assert metrics["loss"] == pytest.approx(alone[0] + 0.5 * alone[1], rel=1e-4)
     assert metrics["loss/policy_gradient"] == pytest.approx(0.5 * alone[1], rel=1e-4)
@@ -255,7 +263,7 @@ def test_clip_bites_from_the_second_update_on(make: Make) -> None:
         # All groups share a prompt, so the first update moves the second one's ratios.
         same = [replace(row, prompt_ids=PROMPTS[0], response_ids=rows[0].response_ids) for row in rows]
         objective = PolicyGradient(clip_high=float(clip))
-        return engine.update(lesson(same, objective), engine.score(same), learning_rate=1e-2)["grad_norm"]
+        return engine.update(make_batch(same, objective), score(engine, same), learning_rate=1e-2)["grad_norm"]
 
     assert norms("0.01", 1) == pytest.approx(norms("100", 1))
     assert norms("0.01", 4) < 0.5 * norms("100", 4)
@@ -264,10 +272,10 @@ def test_clip_bites_from_the_second_update_on(make: Make) -> None:
 def test_mini_batches_keep_groups_together(make: Make) -> None:
     engine = make("method=grpo")
     rows = make_rows(engine, NO_TEACHER, advantages=(1.0, -1.0))
-    updates = cut_by_group(lesson(rows, PolicyGradient()), 3)
-    groups = [{rows[i].group_index for part in parts for i in part.rows} for parts in updates]
+    updates = make_batch(rows, PolicyGradient()).updates(3)
+    groups = [{rows[i].group_index for term in terms for i in term.examples} for terms in updates]
     assert groups == [{0, 1}, {2, 3}]
-    assert sorted(i for parts in updates for part in parts for i in part.rows) == list(range(len(rows)))
+    assert sorted(i for terms in updates for term in terms for i in term.examples) == list(range(len(rows)))
 
 
 def test_importance_weights_follow_the_sampler(make: Make) -> None:
@@ -277,7 +285,7 @@ def test_importance_weights_follow_the_sampler(make: Make) -> None:
 
     def loss(shift: float) -> float:
         off = [replace(row, sampled_logprobs=tuple(x - shift for x in row.sampled_logprobs)) for row in rows]
-        return engine.update(lesson(off, PolicyGradient()), engine.score(off), learning_rate=0.0)["loss"]
+        return engine.update(make_batch(off, PolicyGradient()), score(engine, off), learning_rate=0.0)["loss"]
 
     assert loss(0.5) == pytest.approx(loss(0.0) * math.exp(0.5), rel=1e-3)
     assert loss(3.0) == pytest.approx(loss(0.0) * 2.0, rel=1e-3)

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 
 from mopd_nemo.engines.nemo.batches import Targets, joined, score_batch, split_scores, train_batch
-from mopd_nemo.types import TrainRow
+from mopd_nemo.types import TrainExample
 
 ROWS = [
-    TrainRow(0, 0, (1, 2, 3), (4, 5), (-1.0, -2.0), (9, 1, 2, 3), advantage=0.5),
-    TrainRow(0, 1, (1, 2, 3), (6,), (-3.0,), None),
-    TrainRow(1, 0, (7,), (8, 9, 9), (-1.0, -1.0, -1.0), (9, 7)),
+    TrainExample(0, 0, (1, 2, 3), (4, 5), (-1.0, -2.0), (9, 1, 2, 3), advantage=0.5),
+    TrainExample(0, 1, (1, 2, 3), (6,), (-3.0,), None),
+    TrainExample(1, 0, (7,), (8, 9, 9), (-1.0, -1.0, -1.0), (9, 7)),
 ]
 
 
@@ -43,7 +43,7 @@ def test_train_batch_carries_what_belongs_to_response_tokens() -> None:
 
 
 def test_sampler_logprobs_are_all_there_or_left_out() -> None:
-    unknown = [TrainRow(0, 0, (1,), (2,), ()), ROWS[0]]
+    unknown = [TrainExample(0, 0, (1,), (2,), ()), ROWS[0]]
     weights = [torch.ones(1, 1), torch.ones(1, 2)]
     batch = train_batch(unknown, weights, [None, None], None, pad_id=0, length_multiple=1, count_multiple=1)
     assert "sampler" not in batch and "teacher_ids" not in batch and "old" not in batch
@@ -66,7 +66,7 @@ def test_scores_come_back_in_the_rows_order() -> None:
 def test_a_row_travels_without_the_rows_that_were_scored_with_it() -> None:
     """Candidates and targets that are views of all that a rank has scored, as are weights of one stacked tensor."""
     count, size, width = 64, 16, 8
-    rows = [TrainRow(0, n, (1,), tuple(range(size)), tuple([-1.0] * size), advantage=0.0) for n in range(count)]
+    rows = [TrainExample(0, n, (1,), tuple(range(size)), tuple([-1.0] * size), advantage=0.0) for n in range(count)]
     ids = np.arange(count * size * width, dtype=np.int32).reshape(-1, width)
     targets = split_scores([{"ids": ids, "logprobs": -ids.astype(np.float32)}], range(count), [size] * count)
     assert all(len(pickle.dumps(target)) < 2 * (2 * 4 * size * width) for target in targets)

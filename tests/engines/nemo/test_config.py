@@ -77,7 +77,7 @@ EXTERNAL = {"kind": "external", "path": "some/teacher"}
         ({"nemo": {"num_node": 2}}, r"unknown key nemo.num_node; did you mean nemo.num_nodes\?"),
         (
             {"method": "gkd", "teacher": EXTERNAL, "peers": {"max_context_tokens": 400}},
-            "name their directory in gkd.completions",
+            "mopd complete",
         ),
     ],
 )

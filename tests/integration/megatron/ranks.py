@@ -25,7 +25,10 @@ from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed  # noqa: E402
 from megatron.core.transformer.transformer_config import TransformerConfig  # noqa: E402
 
-from mopd_nemo.losses import Divergence, Head, Logits, Tokens, Vocab, token_loss  # noqa: E402
+from mopd_nemo.losses.logits import Head, Logits, Tokens  # noqa: E402
+from mopd_nemo.losses.objectives import Divergence  # noqa: E402
+from mopd_nemo.losses.token_loss import token_loss  # noqa: E402
+from mopd_nemo.losses.vocab import Vocab  # noqa: E402
 
 LAYERS, HIDDEN, HEADS, SEQUENCE = 4, 32, 4, 16
 VOCAB, PADDED_VOCAB = 121, 128

@@ -119,7 +119,7 @@ def test_loss_travels_to_workers() -> None:
     import ray.cloudpickle
 
     from mopd_nemo.engines.nemo.loss import LessonLoss
-    from mopd_nemo.losses import Divergence
+    from mopd_nemo.losses.objectives import Divergence
 
     loss = ray.cloudpickle.loads(ray.cloudpickle.dumps(LessonLoss([Divergence()], 2.0, 428, 8, True)))
     assert loss.objectives == (Divergence(),) and type(loss) is LessonLoss

@@ -139,21 +139,23 @@ def end(engine: Any) -> None:
     engine._running = None
 
 
-def lesson(engine: Any, seed: str, objectives: Any = None) -> Any:
+def make_batch(engine: Any, seed: str, objectives: Any = None) -> Any:
     """Two groups of rollouts and what a teacher reads before them."""
-    from mopd_nemo.lesson import Lesson, Part
-    from mopd_nemo.losses import Divergence
-    from mopd_nemo.types import TrainRow
+    from mopd_nemo.losses.objectives import Divergence
+    from mopd_nemo.methods.batch import LossTerm, TrainBatch
+    from mopd_nemo.types import TrainExample
 
     prompts = [tuple(range(10, 18)), tuple(range(30, 42))]
     groups = engine.generate(prompts, 3, Sampling(12), seed)
-    rows = [
-        TrainRow(g, r, prompts[g], rollout.response_ids, rollout.logprobs, (5, 6, *prompts[g], 7), advantage=r - 1.0)
+    examples = [
+        TrainExample(
+            g, r, prompts[g], rollout.response_ids, rollout.logprobs, (5, 6, *prompts[g], 7), advantage=r - 1.0
+        )
         for g, group in enumerate(groups)
         for r, rollout in enumerate(group)
     ]
-    parts = [Part(objective, tuple(range(6))) for objective in objectives or (Divergence(k=8),)]
-    return Lesson(rows, parts)
+    terms = [LossTerm(objective, tuple(range(6))) for objective in objectives or (Divergence(k=8),)]
+    return TrainBatch(examples, terms)
 
 
 def exported(engine: Any) -> list[dict[str, Any]]:
@@ -198,16 +200,16 @@ def test_steps_equal_those_of_the_local_engine(backend: str, batching: str) -> N
     settings = nemo_config(nemo={"gpus_per_node": 2, "backend": backend, "batching": batching})
     engine, twin = make(settings), local_twin(settings)
     for number in range(2):
-        taught = lesson(engine, str(number))
-        targets = engine.score(taught.rows)
-        assert all(t.ids_RK.shape == (len(r.response_ids), 8) for t, r in zip(targets, taught.rows, strict=True))
-        found = engine.update(taught, targets, 1e-3)
+        batch = make_batch(engine, str(number))
+        targets, _ = engine.score(batch)
+        assert all(t.ids_RK.shape == (len(r.response_ids), 8) for t, r in zip(targets, batch.examples, strict=True))
+        found = engine.update(batch, targets, 1e-3)
         engine.update_teacher()
-        expected = twin.update(taught, twin.score(taught.rows), 1e-3)
+        expected = twin.update(batch, twin.score(batch)[0], 1e-3)
         twin.update_teacher()
         for name in ("loss", "grad_norm", "student/entropy", "student/topk_mass", "teacher/topk_mass", "sampler/gap"):
             assert found[name] == pytest.approx(expected[name], rel=2e-3), name
-    prompts, responses = [row.prompt_ids for row in taught.rows], [row.response_ids for row in taught.rows]
+    prompts, responses = [row.prompt_ids for row in batch.examples], [row.response_ids for row in batch.examples]
     for ours, theirs in zip(
         engine.response_logprobs(prompts, responses), twin.response_logprobs(prompts, responses), strict=True
     ):
@@ -226,24 +228,24 @@ def test_a_step_that_teaches_nothing_leaves_the_engine_whole(teacher: dict[str, 
     if teacher["kind"] == "external":
         teacher |= {"path": str(random_model)}
     engine = make(nemo_config(teacher=teacher))
-    taught = lesson(engine, "0")
+    taught = make_batch(engine, "0")
     nothing = type(taught)([], [])
     before = engine._runtime.generation.received[0]
-    for rows in ([], taught.rows):
-        assert engine.update(nothing, engine.score(rows), 1e-3) == {"update/skipped": 1.0}
+    for scored in (nothing, taught):
+        assert engine.update(nothing, engine.score(scored)[0], 1e-3) == {"update/skipped": 1.0}
         engine.update_teacher()
-        lesson(engine, "1")
+        make_batch(engine, "1")
         received = engine._runtime.generation.received[0]
         assert all(torch.equal(value, before[name]) for name, value in received.items())
-    assert engine.update(taught, engine.score(taught.rows), 1e-3)["grad_norm"] > 0
+    assert engine.update(taught, engine.score(taught)[0], 1e-3)["grad_norm"] > 0
     end(engine)
 
 
 @pytest.mark.parametrize("backend", ["megatron", "dtensor"])
 def test_every_objective_under_tensor_parallelism_equals_the_local_engine(backend: str, random_llama: Path) -> None:
     """Preferences, policy gradients over two updates a step, the sampled divergence: tp=2 against one process."""
-    from mopd_nemo.lesson import Dpo, Part, Simpo
-    from mopd_nemo.losses import LogLikelihood, PolicyGradient, SampledReverseKL
+    from mopd_nemo.losses.objectives import Dpo, LogLikelihood, PolicyGradient, SampledReverseKL, Simpo
+    from mopd_nemo.methods.batch import LossTerm
 
     settings = nemo_config(
         model={"path": str(EMBEDDED if backend == "megatron" else random_llama)},
@@ -257,15 +259,15 @@ def test_every_objective_under_tensor_parallelism_equals_the_local_engine(backen
     for number, objective in enumerate(
         [SampledReverseKL(), PolicyGradient(), Dpo(0.5), Simpo(2.0, 0.5), LogLikelihood()]
     ):
-        taught = lesson(engine, str(number), [objective])
-        if isinstance(objective, Dpo | Simpo):
-            taught = type(taught)(taught.rows, [Part(objective, pairs)])
-        found = engine.update(taught, engine.score(taught.rows), 1e-3)
-        expected = twin.update(taught, twin.score(taught.rows), 1e-3)
+        batch = make_batch(engine, str(number), [objective])
+        if objective.pairs:
+            batch = type(batch)(batch.examples, [LossTerm(objective, pairs)])
+        found = engine.update(batch, engine.score(batch)[0], 1e-3)
+        expected = twin.update(batch, twin.score(batch)[0], 1e-3)
         assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=5e-3), objective
         if not isinstance(objective, SampledReverseKL):  # whose value means nothing
             assert found["loss"] == pytest.approx(expected["loss"], rel=5e-3, abs=1e-6), objective
-    assert engine.update(type(taught)([], []), [], 1e-3) == {"update/skipped": 1.0}
+    assert engine.update(type(batch)([], []), [], 1e-3) == {"update/skipped": 1.0}
     if backend == "megatron":
         check_calls_on_workers(engine)
     end(engine)
@@ -306,8 +308,8 @@ def test_a_run_continues_from_its_checkpoint_exactly_and_becomes_a_model(backend
     engine = make(nemo_config(nemo=nemo))
 
     def step(engine: Any, number: int) -> dict[str, float]:
-        taught = lesson(engine, str(number))
-        metrics = engine.update(taught, engine.score(taught.rows), 1e-3)
+        batch = make_batch(engine, str(number))
+        metrics = engine.update(batch, engine.score(batch)[0], 1e-3)
         engine.update_teacher()
         return metrics
 
@@ -357,11 +359,11 @@ def test_external_teacher_on_the_same_gpus_equals_the_local_engine(
         nemo=cut | {"backend": backend, "batching": "dynamic"},
     )
     engine, twin = make(settings), local_twin(settings)
-    from mopd_nemo.losses import Divergence
+    from mopd_nemo.losses.objectives import Divergence
 
-    taught = lesson(engine, "0", [Divergence(support="teacher_topk", k=8)])
-    found = engine.update(taught, engine.score(taught.rows), 1e-3)
-    expected = twin.update(taught, twin.score(taught.rows), 1e-3)
+    batch = make_batch(engine, "0", [Divergence(support="teacher_topk", k=8)])
+    found = engine.update(batch, engine.score(batch)[0], 1e-3)
+    expected = twin.update(batch, twin.score(batch)[0], 1e-3)
     for name in ("loss", "grad_norm", "topk_overlap"):
         assert found[name] == pytest.approx(expected[name], rel=2e-3), name
     end(engine)

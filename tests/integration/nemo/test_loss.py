@@ -9,18 +9,10 @@ import torch
 from torch import Tensor
 
 from mopd_nemo.engines.nemo.batches import Targets, train_batch
-from mopd_nemo.losses import (
-    Divergence,
-    Head,
-    LogLikelihood,
-    Objective,
-    PolicyGradient,
-    SampledReverseKL,
-    Tokens,
-    TopK,
-    token_loss,
-)
-from mopd_nemo.types import TrainRow
+from mopd_nemo.losses.logits import Head, Tokens, TopK
+from mopd_nemo.losses.objectives import Divergence, LogLikelihood, Objective, PolicyGradient, SampledReverseKL
+from mopd_nemo.losses.token_loss import token_loss
+from mopd_nemo.types import TrainExample
 from tests.conftest import EMBEDDED
 from tests.integration.nemo.ranks import cut, dealt, nemo_config, run_ranks, start
 from tests.integration.nemo.test_scoring import LENGTHS, VOCAB, sequences
@@ -46,13 +38,13 @@ EPSILON = 1e-3
 """Of Adam: it keeps it smooth where a gradient is all rounding."""
 
 
-def lesson_rows(lesson: str) -> tuple[list[TrainRow], list[Tensor], list[Targets | None]]:
+def lesson_rows(lesson: str) -> tuple[list[TrainExample], list[Tensor], list[Targets | None]]:
     """Rows, weights [parts, tokens] and teacher targets; the same in every process."""
     generator = torch.Generator().manual_seed(1)
     rows, weights, targets = [], [], []
     for number, (ids, (prompt, size)) in enumerate(zip(sequences(), LENGTHS, strict=True)):
         sampled = tuple((-7.0 - 3.0 * torch.rand(size, generator=generator)).tolist())
-        rows.append(TrainRow(0, number, tuple(ids[:prompt]), tuple(ids[prompt:]), sampled, advantage=number - 1.5))
+        rows.append(TrainExample(0, number, tuple(ids[:prompt]), tuple(ids[prompt:]), sampled, advantage=number - 1.5))
         weights.append(torch.rand(len(LESSONS[lesson]), size, generator=generator))
         if len(LESSONS[lesson]) > 1:
             weights[-1][1 if number % 2 else 0] = 0.0  # parts about different rows

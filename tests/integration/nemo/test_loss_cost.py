@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mopd_nemo.losses import Divergence
+from mopd_nemo.losses.objectives import Divergence
 from mopd_nemo.slurm.memory import LOGITS_BYTES
 from tests.integration.nemo import cpu
 

@@ -65,7 +65,8 @@ def test_a_model_with_an_optimizer_is_left_to_nemo_rl(worker: Any, monkeypatch: 
 def test_student_and_teacher_take_turns_on_shared_gpus() -> None:
     from mopd_nemo.config.load import config_from
     from mopd_nemo.engines.nemo.scorer import Scorer
-    from mopd_nemo.types import TrainRow
+    from mopd_nemo.losses.objectives import Divergence
+    from mopd_nemo.types import TrainExample
 
     calls: list[str] = []
 
@@ -81,10 +82,10 @@ def test_student_and_teacher_take_turns_on_shared_gpus() -> None:
         return [SimpleNamespace(ids_RK=torch.zeros(1, 1))]
 
     config = config_from({"engine": "nemo", "teacher": {"kind": "external", "path": "some/teacher"}}, "test")
-    row = TrainRow(0, 0, (1,), (2,), (), (3, 1))
+    row = TrainExample(0, 0, (1,), (2,), (), (3, 1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Scorer, "_scores", score)
-        Scorer(Policy("student"), Policy("teacher"), config, 0, 428).teach([row])
+        Scorer(Policy("student"), Policy("teacher"), config, 0, 428).teach([row], Divergence())
     assert calls == [
         "student.prepare_for_lp_inference",
         "student scores",

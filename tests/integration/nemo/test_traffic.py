@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mopd_nemo.engines.nemo.batches import Targets, score_batch, split_scores, train_batch
-from mopd_nemo.types import TrainRow
+from mopd_nemo.types import TrainExample
 from tests.integration.nemo import cpu
 
 RANKS, ROWS, LENGTH, K = 4, 256, 24, 16
@@ -41,7 +41,7 @@ def importable() -> None:
 def batches() -> dict[str, dict[str, Any]]:
     """A training batch with all that one can carry, and one of candidates, from the scores of all ranks."""
     prompt, response = tuple(range(8)), tuple(range(LENGTH))
-    rows = [TrainRow(0, n, prompt, response, (-1.0,) * LENGTH, advantage=0.5) for n in range(ROWS)]
+    rows = [TrainExample(0, n, prompt, response, (-1.0,) * LENGTH, advantage=0.5) for n in range(ROWS)]
     generator = np.random.default_rng(0)
     size = ROWS // RANKS * LENGTH
     scores = [

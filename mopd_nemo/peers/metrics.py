@@ -1,14 +1,13 @@
-"""Numbers about groups and contexts, logged every step."""
+"""Metrics of groups and contexts, logged every step."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Literal
 
-from mopd_nemo.peers.contexts import PeerContext
-from mopd_nemo.peers.select import Selection
+from mopd_nemo.peers.render import PeerContext
+from mopd_nemo.peers.select import Kind
 from mopd_nemo.thinking import after_thinking
 from mopd_nemo.types import Outcome, RolloutGroup
 
@@ -62,17 +61,21 @@ def context_metrics(contexts: Sequence[Sequence[PeerContext]]) -> dict[str, floa
         distinct = [len({c.prompt_ids for c in group if c.prompt_ids is not None}) for group in contexts]
         metrics |= {
             "context/tokens": fmean(len(context.prompt_ids or ()) for context in shown),
-            "context/successes": fmean(_count(context.selection, "success") for context in shown),
-            "context/failures": fmean(_count(context.selection, "failure") for context in shown),
+            "context/successes": fmean(_count(context, "success") for context in shown),
+            "context/failures": fmean(_count(context, "failure") for context in shown),
             "context/summaries": fmean(len(context.selection.summaries) for context in shown),
-            "context/other_problems": fmean(len(context.selection.others) for context in shown),
-            "context/cut": fmean(context.num_cut > 0 for context in shown),
+            "context/other_problems": fmean(
+                sum(peer.group_index != group_index for peer in context.selection.peers)
+                for group_index, group in enumerate(contexts)
+                for context in group
+                if context.prompt_ids is not None
+            ),
+            "context/cut": fmean(context.num_truncated > 0 for context in shown),
             "context/distinct_per_group": fmean(n for n in distinct if n),
         }
     return metrics
 
 
-def _count(selection: Selection, kind: Literal["success", "failure"]) -> int:
+def _count(context: PeerContext, kind: Kind) -> int:
     """Peers shown in full under a heading."""
-    own = selection.successes if kind == "success" else selection.failures
-    return len(own) + sum(other.kind == kind for other in selection.others)
+    return sum(peer.kind == kind for peer in context.selection.full_peers)

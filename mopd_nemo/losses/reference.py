@@ -1,0 +1,230 @@
+"""The formulas of every objective, differentiable and in plain PyTorch.
+
+P is the student and Q the teacher (paper eq. 8-10, appendix B). Top-k supports keep the full-vocabulary normalisation,
+so the probability outside the support is known exactly and forms one more "tail" token. That makes every divergence
+here a divergence: never negative, zero only where P = Q on the support, at most the full-vocabulary value, and equal to
+it once k reaches V.
+
+Shape suffixes: T response tokens, V vocabulary, K support, N pairs of responses.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from mopd_nemo.losses.logits import Tokens
+from mopd_nemo.losses.objectives import (
+    Divergence,
+    DivergenceKind,
+    Dpo,
+    LogLikelihood,
+    Objective,
+    PolicyGradient,
+    SampledReverseKL,
+    Simpo,
+    Support,
+)
+
+LOG_RATIO_BOUND = 20.0
+"""Log-ratios are held within ± this before exp, so that one stray token cannot become infinite."""
+
+
+def loss_on_support(objective: Objective, student_TK: Tensor, teacher_TK: Tensor | None, tokens: Tokens) -> Tensor:
+    """loss_T of a token objective from log-probabilities of its support.
+
+    Args:
+        student_TK: of a divergence's support; for the other objectives of the sampled token alone (K = 1).
+        teacher_TK: likewise, for objectives that read a teacher.
+    """
+    match objective, teacher_TK:
+        case Divergence(), Tensor():
+            return support_divergence(student_TK, teacher_TK, objective.kind, objective.alpha, objective.tail)
+        case SampledReverseKL(), Tensor():
+            return _sampled_reverse_kl(student_TK.squeeze(-1), teacher_TK.squeeze(-1))
+        case PolicyGradient(), _:
+            assert tokens.advantages_T is not None
+            return clipped_policy_gradient(
+                student_TK.squeeze(-1),
+                tokens.old_logprobs_T,
+                tokens.advantages_T,
+                objective.clip_low,
+                objective.clip_high,
+            )
+        case LogLikelihood(), _:
+            return -student_TK.squeeze(-1)
+    raise TypeError(f"{objective} has no loss per token, or lacks its teacher")
+
+
+def pair_loss(objective: Objective, logprobs_2N: Tensor, lengths_2N: Tensor, reference_2N: Tensor | None) -> Tensor:
+    """loss_N of an objective on pairs.
+
+    Args:
+        logprobs_2N: log P of whole responses, summed over tokens: chosen, rejected, chosen, rejected, ...
+        lengths_2N: their tokens.
+        reference_2N: the reference model's sums, for objectives that read a teacher.
+    """
+    chosen_N, rejected_N = logprobs_2N[::2], logprobs_2N[1::2]
+    match objective:
+        case Dpo():
+            assert reference_2N is not None
+            return dpo_loss(chosen_N, rejected_N, reference_2N[::2], reference_2N[1::2], objective.beta)
+        case Simpo():
+            lengths = lengths_2N[::2], lengths_2N[1::2]
+            return simpo_loss(chosen_N, rejected_N, *lengths, objective.beta, objective.margin)
+    raise TypeError(f"{objective} is not taken on pairs")
+
+
+def token_divergence(
+    student_logits_TV: Tensor,
+    teacher_logits_TV: Tensor,
+    *,
+    kind: DivergenceKind,
+    alpha: float = 0.5,
+    support: Support = "student_topk",
+    k: int = 100,
+    tail: bool = True,
+) -> Tensor:
+    """Divergence per token, differentiable in the student only.
+
+    Args:
+        student_logits_TV: logits of P, any float type; the result has this type, or float32 if it is narrower.
+        teacher_logits_TV: logits of Q over the same vocabulary.
+        kind: `forward_kl` KL(Q‖P) (eq. 8), `reverse_kl` KL(P‖Q) (eq. 9), or `jsd` (eq. 10, generalised).
+        alpha: for `jsd`, the teacher's share of M = (1-α)P + αQ in D = (1-α)·KL(P‖M) + α·KL(Q‖M).
+        support: compare all V tokens, or only the k likeliest of the student or the teacher.
+        k: size of a top-k support; k ≥ V is the full vocabulary.
+        tail: add the mass outside the support as one more token; False renormalises P and Q on the support.
+
+    Returns:
+        loss_T, in nats.
+    """
+    student_TV = _log_softmax(student_logits_TV)
+    teacher_TV = _log_softmax(teacher_logits_TV.detach())
+    if support == "full" or k >= student_TV.shape[-1]:
+        return _divergence(student_TV, teacher_TV, kind, alpha)
+    chooser_TV = student_TV.detach() if support == "student_topk" else teacher_TV
+    ids_TK = chooser_TV.topk(k, dim=-1).indices
+    return support_divergence(student_TV.gather(-1, ids_TK), teacher_TV.gather(-1, ids_TK), kind, alpha, tail)
+
+
+def sampled_reverse_kl(student_logits_TV: Tensor, teacher_logits_TV: Tensor, sampled_ids_T: Tensor) -> Tensor:
+    """The reverse KL seen through the sampled token alone, in its score-function form.
+
+    loss_t = stop_gradient(log P(y_t) - log Q(y_t)) · log P(y_t): its value is no divergence, but its gradient is an
+    unbiased estimate of that of KL(P‖Q) when y_t was sampled from P.
+
+    Returns:
+        loss_T.
+    """
+    index_T1 = sampled_ids_T.unsqueeze(-1)
+    student_T = _log_softmax(student_logits_TV).gather(-1, index_T1).squeeze(-1)
+    teacher_T = _log_softmax(teacher_logits_TV.detach()).gather(-1, index_T1).squeeze(-1)
+    return _sampled_reverse_kl(student_T, teacher_T)
+
+
+def support_divergence(
+    student_TK: Tensor, teacher_TK: Tensor, kind: DivergenceKind, alpha: float, tail: bool
+) -> Tensor:
+    """loss_T from the log-probabilities that student and teacher give to the K tokens of a support."""
+    finish = _with_tail if tail else _renormalised
+    return _divergence(finish(student_TK), finish(teacher_TK), kind, alpha)
+
+
+def _divergence(student_TK: Tensor, teacher_TK: Tensor, kind: DivergenceKind, alpha: float) -> Tensor:
+    """D between two log-distributions over the same K outcomes."""
+    match kind:
+        case "forward_kl":
+            return _kl(teacher_TK, student_TK)
+        case "reverse_kl":
+            return _kl(student_TK, teacher_TK)
+        case "jsd":
+            log_alpha = torch.tensor([1.0 - alpha, alpha], dtype=torch.float64).log().tolist()
+            mixture_TK = _logaddexp(student_TK + log_alpha[0], teacher_TK + log_alpha[1])
+            return (1.0 - alpha) * _kl(student_TK, mixture_TK) + alpha * _kl(teacher_TK, mixture_TK)
+
+
+def _kl(p_TK: Tensor, q_TK: Tensor) -> Tensor:
+    """KL(p‖q) of log-distributions, summed over outcomes. One that p cannot give adds nothing."""
+    impossible_TK = p_TK == -torch.inf
+    p_TK, q_TK = p_TK.masked_fill(impossible_TK, 0.0), q_TK.masked_fill(impossible_TK, 0.0)
+    return (p_TK.exp() * (p_TK - q_TK)).masked_fill(impossible_TK, 0.0).sum(-1)
+
+
+def _logaddexp(a_TK: Tensor, b_TK: Tensor) -> Tensor:
+    """log(e^a + e^b), with a gradient of zero where both are -inf, for which PyTorch's is NaN."""
+    impossible_TK = (a_TK == -torch.inf) & (b_TK == -torch.inf)
+    sum_TK = torch.logaddexp(a_TK.masked_fill(impossible_TK, 0.0), b_TK.masked_fill(impossible_TK, 0.0))
+    return sum_TK.masked_fill(impossible_TK, -torch.inf)
+
+
+def _with_tail(logprobs_TK: Tensor) -> Tensor:
+    """Append log(1 - Σ exp). The mass is kept one rounding step below 1, where the tail's gradient stops."""
+    mass_T1 = logprobs_TK.logsumexp(-1, keepdim=True).clamp(max=-torch.finfo(logprobs_TK.dtype).eps)
+    return torch.cat([logprobs_TK, torch.log(-torch.expm1(mass_T1))], dim=-1)
+
+
+def _renormalised(logprobs_TK: Tensor) -> Tensor:
+    return logprobs_TK - logprobs_TK.logsumexp(-1, keepdim=True)
+
+
+def _log_softmax(logits_TV: Tensor) -> Tensor:
+    wide = torch.float64 if logits_TV.dtype == torch.float64 else torch.float32
+    return torch.log_softmax(logits_TV, dim=-1, dtype=wide)
+
+
+def _sampled_reverse_kl(student_T: Tensor, teacher_T: Tensor) -> Tensor:
+    return (student_T - teacher_T).detach() * student_T
+
+
+def clipped_policy_gradient(
+    logprobs_T: Tensor, old_logprobs_T: Tensor | None, advantages_T: Tensor, clip_low: float, clip_high: float
+) -> Tensor:
+    """-min(r·A, clip(r, 1 - clip_low, 1 + clip_high)·A) with r = P(y_t) / P_old(y_t), per token.
+
+    Without `old_logprobs_T` the policy has not moved since it sampled: r is 1 and only its gradient matters.
+    """
+    old_T = logprobs_T.detach() if old_logprobs_T is None else old_logprobs_T
+    ratio_T = (logprobs_T - old_T).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
+    clipped_T = ratio_T.clamp(1.0 - clip_low, 1.0 + clip_high)
+    return -torch.minimum(ratio_T * advantages_T, clipped_T * advantages_T)
+
+
+def importance_weights(trainer_logprobs_T: Tensor, sampler_logprobs_T: Tensor, clip: float = 2.0) -> Tensor:
+    """min(P_trainer(y_t) / P_sampler(y_t), clip), without gradient.
+
+    Corrects for a sampler (another engine, another precision) that drew y_t from not quite the trainer's P.
+    """
+    log_ratio_T = trainer_logprobs_T.detach() - sampler_logprobs_T
+    return log_ratio_T.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp().clamp(max=clip)
+
+
+def dpo_loss(
+    chosen_N: Tensor, rejected_N: Tensor, reference_chosen_N: Tensor, reference_rejected_N: Tensor, beta: float = 0.1
+) -> Tensor:
+    """-log σ(β[(log P - log P_ref)(chosen) - (log P - log P_ref)(rejected)]) per pair (Rafailov et al. 2023, eq. 7).
+
+    Args:
+        chosen_N: log P of the preferred responses, summed over tokens; the others likewise.
+    """
+    margin_N = (chosen_N - reference_chosen_N) - (rejected_N - reference_rejected_N)
+    return -logsigmoid(beta * margin_N)
+
+
+def simpo_loss(
+    chosen_N: Tensor,
+    rejected_N: Tensor,
+    chosen_lengths_N: Tensor,
+    rejected_lengths_N: Tensor,
+    beta: float = 2.0,
+    gamma: float = 1.0,
+) -> Tensor:
+    """-log σ(β·(mean log P(chosen) - mean log P(rejected)) - γ) per pair (Meng et al. 2024, eq. 6).
+
+    Args:
+        chosen_N: log P of the preferred responses, summed over tokens.
+        chosen_lengths_N: their tokens.
+    """
+    margin_N = chosen_N / chosen_lengths_N - rejected_N / rejected_lengths_N
+    return -logsigmoid(beta * margin_N - gamma)

@@ -21,7 +21,8 @@ from mopd_nemo.config.load import load_config
 from mopd_nemo.data.load import load_problems, problems_of_step
 from mopd_nemo.engines.base import Sampling
 from mopd_nemo.engines.local.engine import LocalEngine
-from mopd_nemo.engines.local.model import load_model, load_tokenizer
+from mopd_nemo.engines.local.model import load_model
+from mopd_nemo.engines.models import load_tokenizer
 from mopd_nemo.methods.base import make_method
 from mopd_nemo.run.display import PhaseTimer
 from mopd_nemo.types import Outcome, Rollout, RolloutGroup, TrainExample, Verdict

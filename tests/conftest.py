@@ -16,7 +16,7 @@ import pytest
 from hypothesis import settings
 
 from mopd_nemo.chat import Chat
-from mopd_nemo.engines.local.model import load_tokenizer
+from mopd_nemo.engines.models import load_tokenizer
 from mopd_nemo.types import Message, Outcome, Problem, Rollout, RolloutGroup, Verdict
 
 settings.register_profile("suite", deadline=None, derandomize=True)  # the same examples on every machine, slow or not

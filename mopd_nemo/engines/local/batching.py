@@ -1,6 +1,6 @@
-"""Cut rows into micro-batches, and pad prompts so that what follows them lines up.
+"""Micro-batches of sequences, padding of prompts, and batches that sequences leave at their end.
 
-Shape suffixes: B sequences, S positions.
+Shape suffixes: B sequences, S positions, L layers, K key-value heads, C positions of a cache, D head size.
 """
 
 from __future__ import annotations
@@ -70,3 +70,22 @@ def left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple
 def positions_of(mask_BS: Tensor) -> Tensor:
     """Position ids that count real tokens only."""
     return (mask_BS.cumsum(-1) - 1).clamp(min=0)
+
+
+def compact_order(ended_B: Tensor) -> Tensor:
+    """Which row moves to each place when finished rows leave a batch, so that as few as possible move.
+
+    The last running rows take the places of those that ended; the others stay where they are.
+    """
+    running = (~ended_B).nonzero().squeeze(-1)
+    count = len(running)
+    order_B = torch.arange(count, device=ended_B.device)
+    order_B[ended_B[:count]] = running[running >= count]
+    return order_B
+
+
+def move_rows(cache_L2BKCD: Tensor, order_B: Tensor) -> None:
+    """Bring row `order_B[i]` of a cache to position i; those that stay where they are cost nothing."""
+    moved = (order_B != torch.arange(len(order_B), device=order_B.device)).nonzero().squeeze(-1)
+    if len(moved):
+        cache_L2BKCD[:, :, moved] = cache_L2BKCD[:, :, order_B[moved]]

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from mopd_nemo.engines.local import llama_decoding
 from mopd_nemo.engines.local.batching import left_padded, positions_of
-from mopd_nemo.engines.local.llama_layers import is_like_llama
+from mopd_nemo.engines.local.fast_decode import decoder as fast_decoder
+from mopd_nemo.engines.local.fast_decode.layers import is_like_llama
 from mopd_nemo.engines.local.model import LanguageModel
 
 COMPACT_BELOW = 0.75
@@ -45,7 +45,7 @@ def read_prompts(
         logits_BV of the first token, and what decodes the others.
     """
     if is_like_llama(model.module):
-        return llama_decoding.read_prompts(model, prompts, num_samples, max_tokens)
+        return fast_decoder.read_prompts(model, prompts, num_samples, max_tokens)
     mask_UP, ids_UP = left_padded(prompts, model.device)
     output = model.module(
         input_ids=ids_UP,

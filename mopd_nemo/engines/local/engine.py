@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mopd_nemo.chat import Chat
-from mopd_nemo.config import Config, UserError
+from mopd_nemo.config import Config
 from mopd_nemo.config.checks import teacher_prompt
 from mopd_nemo.engines.base import OnRollout, Progress, Sampling
 from mopd_nemo.engines.local.learner import Learner
@@ -17,21 +17,20 @@ from mopd_nemo.engines.local.model import (
     DTYPES,
     LanguageModel,
     TokenCounts,
-    check_vocabularies,
     load_model,
-    load_tokenizer,
     resolve_device,
 )
 from mopd_nemo.engines.local.sampler import sample
-from mopd_nemo.engines.local.scoring import response_logprobs
+from mopd_nemo.engines.local.scorer import response_logprobs
 from mopd_nemo.engines.local.teacher import Teacher, load_weights
 from mopd_nemo.engines.local.vllm_backend import VllmBackend, check_backend
+from mopd_nemo.engines.models import check_positions, check_vocabularies, load_tokenizer
 from mopd_nemo.methods.batch import TrainBatch
 from mopd_nemo.types import Rollout
 
 SCORING_BATCH, SCORING_ROWS = 2, 4
-"""A pass without gradients, which keeps the activations of one layer, takes so many times the tokens of an update's
-micro-batch, and at least so many of the longest rows: responses share a long context only if they are in one batch."""
+"""A pass without gradients keeps the activations of one layer only. Its batches have twice the tokens of an update's
+micro-batch, and at least four times the longest sequence: responses share a long context only within a batch."""
 
 
 class LocalEngine:
@@ -171,19 +170,10 @@ class LocalEngine:
     def _check_lengths(self) -> None:
         config = self._config
         response = config.rollout.max_response_tokens
-        checked = [
-            (self.student, "model.path", "data.max_prompt_tokens", config.data.max_prompt_tokens),
-            (self.teacher.model, "the teacher", *teacher_prompt(config)),
-        ]
-        for model, model_key, prompt_key, prompt in checked:
-            if model is None:
-                continue
-            limit = getattr(model.module.config, "max_position_embeddings", None)
-            if limit is not None and prompt + response > limit:
-                raise UserError(
-                    f"{prompt_key}={prompt} + rollout.max_response_tokens={response} exceeds the {limit} positions "
-                    f"of {model_key}: lower one of them"
-                )
+        prompt = config.data.max_prompt_tokens
+        check_positions(self.student.module.config, "model.path", "data.max_prompt_tokens", prompt, response)
+        if self.teacher.model is not None:
+            check_positions(self.teacher.model.module.config, "the teacher", *teacher_prompt(config), response)
 
 
 def _end_ids(model: LanguageModel, chat: Chat) -> frozenset[int]:

@@ -1,29 +1,29 @@
 """A causal LM split where training needs it: hidden states of chosen rows, and the head that turns them into logits.
 
-Shape suffixes: B sequences, S positions, T response tokens, H hidden size, V vocabulary.
+Shape suffixes: B sequences, S positions, R wanted ones, T response tokens, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from mopd_nemo.config import UserError
 from mopd_nemo.embedded import resolve_model_path
 from mopd_nemo.engines.local.batching import micro_batches, tree_batches
-from mopd_nemo.engines.local.last_layer import computed_at, last_feed_forward
-from mopd_nemo.engines.local.prefix_tree import ATTENTION, MIN_SHARED, PrefixTree, plant
+from mopd_nemo.engines.local.prefix_tree import ATTENTION, MIN_SHARED, PrefixTree, build_tree, register_attention
+from mopd_nemo.engines.models import first_line
 
-transformers_logging.disable_progress_bar()  # its bars would tear the live display
-
+logger = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -84,11 +84,11 @@ class LanguageModel:
     def hidden_by_tree_TH(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Tensor:
         """`response_hidden_TH` by one packed sequence."""
         sequences, starts = _read(prompts, responses)
-        tree = plant(sequences, self.device)
+        tree = build_tree(sequences, self.device)
         self.counts.positions += len(tree.ids_S)
         rows = [place for places, start in zip(tree.places, starts, strict=True) for place in places[start:]]
         rows_T = torch.tensor(rows, device=self.device)
-        with computed_at(last_feed_forward(self.module), rows_T.unique()):
+        with _computed_at(_last_feed_forward(self.module), rows_T.unique()):
             return self._tree_hidden_SH(tree).index_select(0, rows_T)
 
     def hidden_by_row_TH(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Tensor:
@@ -137,43 +137,14 @@ def load_model(path: str, *, key: str, dtype: torch.dtype, weights: torch.dtype,
     Raises:
         UserError: it cannot be loaded, or its logits are not simply its head applied to its hidden states.
     """
+    transformers_logging.disable_progress_bar()  # its bars would tear the live display
     try:
         module = AutoModelForCausalLM.from_pretrained(resolve_model_path(path), dtype=weights).to(device)
     except (OSError, ValueError) as error:
-        raise UserError(f"{key}={path}: cannot load a causal language model: {_first_line(error)}") from error
+        raise UserError(f"{key}={path}: cannot load a causal language model: {first_line(error)}") from error
     model = LanguageModel(module, dtype)
     _check_plain_head(model, key, path)
     return model
-
-
-def load_tokenizer(path: str, *, key: str) -> Any:
-    """The tokenizer of a model directory or hub name."""
-    try:
-        return AutoTokenizer.from_pretrained(resolve_model_path(path))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{key}={path}: cannot load a tokenizer: {_first_line(error)}") from error
-
-
-def check_vocabularies(student: str, teacher: str) -> None:
-    """Student and teacher must give the same meaning to every token id. Reads tokenizers and configs, no weights.
-
-    Raises:
-        UserError: naming what differs.
-    """
-    pair = {"model.path": student, "teacher.path": teacher}
-    vocabularies = [load_tokenizer(path, key=key).get_vocab() for key, path in pair.items()]
-    if vocabularies[0] != vocabularies[1]:
-        differing = len(set(vocabularies[0].items()) ^ set(vocabularies[1].items()))
-        raise UserError(
-            f"teacher.path={teacher}: its tokenizer differs from that of model.path={student} in {differing} entries; "
-            "token-level distillation needs one vocabulary: choose a teacher of the student's family"
-        )
-    sizes = [AutoConfig.from_pretrained(resolve_model_path(path)).vocab_size for path in pair.values()]
-    if sizes[0] != sizes[1]:
-        raise UserError(
-            f"teacher.path={teacher}: its head has {sizes[1]} tokens, that of model.path={student} {sizes[0]}; "
-            "choose a teacher with the same vocab_size"
-        )
 
 
 def resolve_device(name: str) -> torch.device:
@@ -203,6 +174,7 @@ def _reads_trees(model: LanguageModel) -> bool:
         return False
     if getattr(config, "_attn_implementation", None) not in ("sdpa", ATTENTION):
         return False
+    register_attention()
     model.module.set_attn_implementation(ATTENTION)
     common = [i % config.vocab_size for i in range(2 * MIN_SHARED)]
     rows = [common] * 3, [[tail] * 3 for tail in range(3)]
@@ -210,10 +182,14 @@ def _reads_trees(model: LanguageModel) -> bool:
     try:
         with model.computing():
             found_TH, plain_TH = model.hidden_by_tree_TH(*rows).float(), model.hidden_by_row_TH(*rows).float()
-    except (AttributeError, TypeError, ValueError, RuntimeError):
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        logger.info("%s cannot read prefix trees: %s", type(model.module).__name__, error)
         same = False
     else:
         same = torch.allclose(found_TH, plain_TH, rtol=0, atol=tolerance * plain_TH.abs().max().item())
+    logger.info("%s reads sequences %s", type(model.module).__name__, "as trees" if same else "padded")
     if not same:
         model.module.set_attn_implementation("sdpa")
     return same
@@ -233,5 +209,34 @@ def _check_plain_head(model: LanguageModel, key: str, path: str) -> None:
         )
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _last_feed_forward(module: Any) -> nn.Module | None:
+    """The feed-forward block of a model's last layer, where the architecture has it under its usual name.
+
+    It is computed only at positions whose hidden states are wanted, not for contexts that only give keys and values.
+    """
+    layers = getattr(module.base_model, "layers", None)
+    return getattr(layers[-1], "mlp", None) if isinstance(layers, nn.ModuleList) and len(layers) else None
+
+
+@contextmanager
+def _computed_at(block: nn.Module | None, wanted_R: Tensor) -> Iterator[None]:
+    """Inside, the block maps [1, S, H] to [1, S, H]: zeros everywhere but at the wanted positions, each given once."""
+    if block is None:
+        yield
+        return
+    length = 0
+
+    def select(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        nonlocal length
+        length = inputs[0].shape[1]
+        return (inputs[0].index_select(1, wanted_R), *inputs[1:])
+
+    def spread(_: nn.Module, __: tuple[Tensor, ...], found_1RH: Tensor) -> Tensor:
+        return found_1RH.new_zeros(1, length, found_1RH.shape[-1]).index_copy_(1, wanted_R, found_1RH)
+
+    hooks = block.register_forward_pre_hook(select), block.register_forward_hook(spread)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

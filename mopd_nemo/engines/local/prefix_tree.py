@@ -1,8 +1,9 @@
 """Sequences with common beginnings as one packed sequence, in which every common beginning is computed once.
 
 Rollouts of one problem share its prompt, and most of their teacher contexts: canonical peers make the contexts of a
-group equal but for a few. The sequences are laid into a tree. Everything in a transformer but attention sees single
-tokens, so the tree's tokens lie end to end, without padding; attention lets each token see its ancestors.
+group equal but for a few. The sequences are arranged in a tree. Every layer except attention acts on each token
+independently, so the tree's tokens are packed end to end, without padding, and attention lets each token see its
+ancestors.
 
 Shape suffixes: S tokens of the tree, Q and C places of all that ask and of all that is looked at in a pass, E heads ×
 head size, F segments of a family, N heads, R tokens of the longest of them, K these and their ancestors, D head size,
@@ -64,7 +65,7 @@ class PrefixTree:
     """0 where a token of a block may look, -inf after it. Of a block with fewer tokens before it: the last columns."""
 
 
-def plant(sequences: Sequence[Ids], device: torch.device) -> PrefixTree:
+def build_tree(sequences: Sequence[Ids], device: torch.device) -> PrefixTree:
     """The tree of some sequences, each with at least one token."""
     ids: list[int] = []
     positions: list[int] = []
@@ -82,7 +83,7 @@ def plant(sequences: Sequence[Ids], device: torch.device) -> PrefixTree:
             keys.extend(filled)
         families.append(Family(len(segments), longest, len(ancestors) + longest))
 
-    def grow(members: list[int], depth: int) -> None:
+    def add_segments(members: list[int], depth: int) -> None:
         """Lay down what follows the first `depth` tokens, which the members, sorted, have in common."""
         ancestors = list(places[members[0]])
         segments: list[list[int]] = []
@@ -98,9 +99,9 @@ def plant(sequences: Sequence[Ids], device: torch.device) -> PrefixTree:
             attend(ancestors, similar)
         for run, length in runs:
             if longer := [member for member in run if len(sequences[member]) > depth + length]:
-                grow(longer, depth + length)
+                add_segments(longer, depth + length)
 
-    grow(_sorted(sequences), 0)
+    add_segments(_sorted(sequences), 0)
     found = dict(zip(reversed(queries), reversed(range(len(queries))), strict=True))  # before its repetitions
     outputs = [found[place] for place in range(len(ids))]
 
@@ -159,6 +160,12 @@ def tree_attention(
     return torch.cat(outputs).index_select(0, tree.outputs_S).unsqueeze(0), None
 
 
+def register_attention() -> None:
+    """Make this attention known to transformers."""
+    AttentionInterface.register(ATTENTION, tree_attention)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
 def _attend(
     family: Family, query_FNRD: Tensor, key_FNKD: Tensor, value_FNKD: Tensor, mask_BW: Tensor, scale: float | None
 ) -> Tensor:
@@ -177,10 +184,6 @@ def _attend(
         )
         outputs.append(found_FNRD)
     return torch.cat(outputs, dim=2)
-
-
-AttentionInterface.register(ATTENTION, tree_attention)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
 def _mask_BW(families: Sequence[Family], device: torch.device) -> Tensor:

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mopd_nemo.engines.base import Progress, Sampling
+from mopd_nemo.engines.local.batching import compact_order
 from mopd_nemo.engines.local.decoding import read_prompts
-from mopd_nemo.engines.local.leaving import without
 from mopd_nemo.engines.local.model import LanguageModel
 from mopd_nemo.seeds import seed_of
 
@@ -88,7 +88,7 @@ def _decode(
             for number, *result in zip(ended.tolist(), *written, strict=True):
                 results[number] = result[0], result[1]
                 on_sequence(number, *results[number])
-            order_B = without(ended_B)
+            order_B = compact_order(ended_B)
             if not len(order_B):
                 break
             decoder.keep(order_B)

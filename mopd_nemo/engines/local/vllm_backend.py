@@ -5,14 +5,13 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 from mopd_nemo.config import Config, UserError
 from mopd_nemo.embedded import resolve_model_path
 from mopd_nemo.engines.base import Sampling
 from mopd_nemo.engines.local.model import LanguageModel, resolve_device
-from mopd_nemo.engines.nemo.sampling import Sample, sample_on_worker
+from mopd_nemo.engines.vllm import Sample, sample
 
 
 def check_backend(config: Config) -> None:
@@ -76,8 +75,8 @@ class VllmBackend:
         seed: str,
     ) -> list[list[Sample]]:
         """As `sampler.sample`, by prompt."""
-        return sample_on_worker(
-            SimpleNamespace(llm=self.llm),
+        return sample(
+            self.llm,
             [(number, list(prompt)) for number, prompt in enumerate(prompts)],
             num_samples,
             sampling.max_tokens,

@@ -12,7 +12,7 @@ from mopd_nemo.config import Config, UserError
 from mopd_nemo.config.checks import teacher_prompt
 from mopd_nemo.config.nemo import ParallelConfig
 from mopd_nemo.embedded import resolve_model_path
-from mopd_nemo.engines.local.model import check_vocabularies
+from mopd_nemo.engines.models import check_positions, check_vocabularies
 
 DTENSOR_TENSOR_MODELS = ("llama",)
 """Model types whose training under DTensor's tensor parallelism has been compared with one process."""
@@ -49,7 +49,7 @@ def check_models(config: Config) -> int:
     response = config.rollout.max_response_tokens
     _check_cut(student, "nemo.student", config.nemo.student, config.nemo.backend)
     _check_tensor_training(student, config)
-    _check_positions(student, "model.path", "data.max_prompt_tokens", config.data.max_prompt_tokens, response)
+    check_positions(student, "model.path", "data.max_prompt_tokens", config.data.max_prompt_tokens, response)
     if student.num_attention_heads % config.nemo.generation.tensor:
         raise UserError(
             f"nemo.generation.tensor={config.nemo.generation.tensor} does not divide the "
@@ -60,7 +60,7 @@ def check_models(config: Config) -> int:
         check_vocabularies(config.model.path, config.teacher.path)
         teacher, key = _model_config(config.teacher.path, "teacher.path"), "teacher.path"
         _check_cut(teacher, "nemo.teacher", config.nemo.teacher, config.nemo.backend)
-    _check_positions(teacher, key, *teacher_prompt(config), response)
+    check_positions(teacher, key, *teacher_prompt(config), response)
     return student.vocab_size
 
 
@@ -91,13 +91,4 @@ def _check_tensor_training(student: Any, config: Config) -> None:
             f"nemo.student.tensor={tensor} with nemo.backend=dtensor trains {', '.join(DTENSOR_TENSOR_MODELS)} models "
             f"right, not model.path={config.model.path}, a {student.model_type}: set nemo.student.tensor=1 or "
             "nemo.backend=megatron (docs/nemo.md)"
-        )
-
-
-def _check_positions(model: Any, which: str, key: str, prompt: int, response: int) -> None:
-    limit = getattr(model, "max_position_embeddings", None)
-    if limit is not None and prompt + response > limit:
-        raise UserError(
-            f"{key}={prompt} + rollout.max_response_tokens={response} exceeds the {limit} positions of {which}: "
-            "lower one of them"
         )

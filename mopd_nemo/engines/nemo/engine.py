@@ -11,7 +11,7 @@ import yaml
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import Config
 from mopd_nemo.engines.base import OnRollout, Progress, Sampling
-from mopd_nemo.engines.local.model import load_tokenizer
+from mopd_nemo.engines.models import load_tokenizer
 from mopd_nemo.engines.nemo.batches import Targets
 from mopd_nemo.engines.nemo.checks import check_models, check_surroundings
 from mopd_nemo.engines.nemo.learner import Learner

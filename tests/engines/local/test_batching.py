@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mopd_nemo.engines.local.batching import micro_batches, tree_batches
-from mopd_nemo.engines.local.prefix_tree import plant
+from mopd_nemo.engines.local.prefix_tree import build_tree
 
 
 @given(st.lists(st.integers(1, 300), max_size=60), st.integers(1, 1000))
@@ -31,4 +31,4 @@ def test_a_batch_ends_between_what_has_little_in_common() -> None:
 
 
 def _tree(units: list[list[list[int]]], batch: list[int]) -> torch.Tensor:
-    return plant([sequence for i in batch for sequence in units[i]], torch.device("cpu")).ids_S
+    return build_tree([sequence for i in batch for sequence in units[i]], torch.device("cpu")).ids_S

@@ -8,8 +8,8 @@ import transformers
 
 from mopd_nemo.engines.base import Sampling
 from mopd_nemo.engines.local.decoding import read_prompts
-from mopd_nemo.engines.local.llama_decoding import LlamaDecoder
-from mopd_nemo.engines.local.llama_layers import LIKE_LLAMA, is_like_llama
+from mopd_nemo.engines.local.fast_decode.decoder import LlamaDecoder
+from mopd_nemo.engines.local.fast_decode.layers import LIKE_LLAMA, is_like_llama
 from mopd_nemo.engines.local.model import LanguageModel
 from mopd_nemo.engines.local.sampler import sample
 

@@ -7,7 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from mopd_nemo.config import UserError
-from mopd_nemo.engines.local.model import LanguageModel, check_vocabularies, load_model, load_tokenizer, resolve_device
+from mopd_nemo.engines.local.model import LanguageModel, load_model, resolve_device
+from mopd_nemo.engines.models import check_vocabularies, load_tokenizer
 from tests.conftest import make_random_model
 
 PROMPTS = [(5, 6, 7), (9, 8, 7, 6, 5, 4, 3), (11,)]

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Mi
 
 from mopd_nemo.engines.local import prefix_tree
 from mopd_nemo.engines.local.model import LanguageModel, load_model
-from mopd_nemo.engines.local.prefix_tree import MIN_SHARED, common_length, plant
+from mopd_nemo.engines.local.prefix_tree import MIN_SHARED, build_tree, common_length
 
 CPU = torch.device("cpu")
 Ids = list[int]
@@ -75,7 +75,7 @@ def test_hidden_states_and_gradients_are_those_of_each_sequence_alone(
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=3 * MIN_SHARED), min_size=1, max_size=8))
 def test_every_token_is_in_its_place(sequences: list[Ids]) -> None:
-    tree = plant(sequences, CPU)
+    tree = build_tree(sequences, CPU)
     for sequence, places in zip(sequences, tree.places, strict=True):
         assert tree.ids_S[places].tolist() == sequence
         assert tree.positions_S[places].tolist() == list(range(len(sequence)))
@@ -95,16 +95,16 @@ def test_the_last_layer_computes_wanted_positions_alone(random_model: Path) -> N
 
 def test_what_is_common_is_computed_once() -> None:
     context = list(range(100, 180))
-    tree = plant([context + [1] * 30, context + [2] * 40, context + [1] * 30], CPU)
+    tree = build_tree([context + [1] * 30, context + [2] * 40, context + [1] * 30], CPU)
     assert len(tree.ids_S) == 80 + 30 + 40
     short = list(range(MIN_SHARED - 1))
-    assert len(plant([[*short, 100], [*short, 101]], CPU).ids_S) == 2 * MIN_SHARED
+    assert len(build_tree([[*short, 100], [*short, 101]], CPU).ids_S) == 2 * MIN_SHARED
 
 
 def test_no_segment_is_padded_to_more_than_twice_its_length() -> None:
     context = list(range(100, 180))
     sequences = [context + [n] * length for n, length in enumerate((1000, 900, 30, 20, 3))]
-    tree = plant(sequences, CPU)
+    tree = build_tree(sequences, CPU)
     assert [(family.count, family.longest) for family in tree.families] == [(1, 80), (2, 1000), (2, 30), (1, 3)]
 
 

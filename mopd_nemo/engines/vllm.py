@@ -1,7 +1,8 @@
-"""Sampling on a vLLM worker: several responses of one prompt from one request, so that the prompt is read once.
+"""Sampling with vLLM, for both engines: several responses of one prompt from one request, so that it is read once.
 
 NeMo-RL's own `generate` takes one response a row and its temperature from the start of the run; training and evaluation
-differ in both. This runs on its worker, by Ray's `__ray_call__`, with the engine that the worker holds.
+differ in both. There `sample_on_worker` runs on its workers, by Ray's `__ray_call__`. This module imports nothing that
+NeMo-RL's environments lack.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ Sample = tuple[list[int], list[float], bool]
 """Token ids, their log-probabilities as sampled, and whether the model ended the response itself."""
 
 
-def sample_on_worker(
-    worker: Any,
+def sample(
+    llm: Any,
     prompts: list[tuple[int, list[int]]],
     num_samples: int,
     max_tokens: int,
@@ -26,7 +27,7 @@ def sample_on_worker(
     """`num_samples` responses for each prompt.
 
     Args:
-        worker: has `llm`, a `vllm.LLM`.
+        llm: a `vllm.LLM`.
         prompts: (number in the whole batch, token ids); the number is part of the seed, so that a prompt's responses do
             not depend on which worker draws them.
         seed: None leaves the draws to the engine's own generator, one for all rows: vLLM draws for a row with a seed in
@@ -49,8 +50,13 @@ def sample_on_worker(
         )
         for number, _ in prompts
     ]
-    outputs = worker.llm.generate(requests, sampling, use_tqdm=False)
+    outputs = llm.generate(requests, sampling, use_tqdm=False)
     return [[_sample(choice) for choice in sorted(output.outputs, key=lambda c: c.index)] for output in outputs]
+
+
+def sample_on_worker(worker: Any, *arguments: Any, **settings: Any) -> list[list[Sample]]:
+    """`sample` with the `llm` of a worker."""
+    return sample(worker.llm, *arguments, **settings)
 
 
 def seed_number(seed: str) -> int:

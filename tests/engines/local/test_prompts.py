@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mopd_nemo.engines.local.shared_prompts import SharedPrompts
+from mopd_nemo.engines.local.fast_decode.prompts import SharedPrompts
 
 LENGTHS = [7, 3, 1, 5]
 HEADS, GROUP, SIZE = 2, 3, 8

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.utils.rnn import pad_sequence
 
-from mopd_nemo.engines.local.leaving import move
-from mopd_nemo.engines.local.llama_layers import LlamaLayers
+from mopd_nemo.engines.local.batching import move_rows
+from mopd_nemo.engines.local.fast_decode.layers import LlamaLayers
+from mopd_nemo.engines.local.fast_decode.prompts import SharedPrompts
 from mopd_nemo.engines.local.model import LanguageModel
-from mopd_nemo.engines.local.shared_prompts import SharedPrompts
 
 GROWTH = 128
 """Positions for which the cache makes room at once, at least."""
@@ -76,7 +76,7 @@ class LlamaDecoder:
         return self._layers.logits_TV(hidden_BH)
 
     def keep(self, order_B: Tensor) -> None:
-        move(self._cache_L2BKCD[..., : self._length, :], order_B)
+        move_rows(self._cache_L2BKCD[..., : self._length, :], order_B)
         self._positions_B = self._positions_B[order_B]
         self._prompts.keep(order_B)
 

@@ -1,8 +1,8 @@
-"""Prompts whose keys and values are kept once, however many sequences continue them.
+"""Keys and values of prompts, kept once however many sequences continue them.
 
 The queries of all sequences of a prompt meet its keys in one product. Sequences end at different times, so the queries
 are laid out in as many slots for each prompt as the one with the most running sequences needs; the others repeat some
-sequence's queries in the slots that they do not need, and nobody reads what comes of it.
+sequence's queries in the slots that they do not need; those slots' results are discarded.
 
 Shape suffixes: L layers, U prompts that still have running sequences, B running sequences, M slots of a prompt,
 P prompt positions, K key-value heads, G query heads that share one, D head size.
@@ -13,11 +13,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mopd_nemo.engines.local.leaving import move, without
+from mopd_nemo.engines.local.batching import compact_order, move_rows
 
 
 class SharedPrompts:
-    """
+    """Keys and values of prompts, and the attention of their samples' queries to them.
+
     Args:
         cache_L2UKPD: keys and values. Padding stands on the right and is finite.
         lengths_U: without padding.
@@ -55,8 +56,8 @@ class SharedPrompts:
         self._prompts_B = self._prompts_B[order_B]
         left_U = torch.bincount(self._prompts_B, minlength=len(self._penalty_UP)) == 0
         if left_U.any():
-            order_U = without(left_U)
-            move(self._cache_L2UKPD, order_U)
+            order_U = compact_order(left_U)
+            move_rows(self._cache_L2UKPD, order_U)
             self._penalty_UP = self._penalty_UP[order_U]
             places_U = torch.empty_like(left_U, dtype=torch.long)
             places_U[order_U] = torch.arange(len(order_U), device=order_U.device)

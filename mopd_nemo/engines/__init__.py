@@ -1,4 +1,4 @@
-"""What runs the models. `base` is the seam; nothing outside `engines/` knows which engine it talks to."""
+"""Engines run the models. `base` is the seam: nothing outside this room knows which engine it talks to."""
 
 from __future__ import annotations
 

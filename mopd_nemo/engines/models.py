@@ -1,4 +1,4 @@
-"""What every engine asks of a model's directory before it loads weights: tokenizer, vocabulary, positions."""
+"""Checks that every engine makes of a model's directory before it loads weights: tokenizer, vocabulary, positions."""
 
 from __future__ import annotations
 

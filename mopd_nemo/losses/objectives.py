@@ -1,4 +1,4 @@
-"""What a method may minimise, as data: each objective says what it is called and what it reads.
+"""Objectives that a method may minimise, as data. Each says its name and what it reads.
 
 The formulas are in `reference.py`. This module needs no torch, so that a config can be checked without it.
 """

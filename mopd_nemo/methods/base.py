@@ -1,4 +1,4 @@
-"""What a method is: it decides what each rollout learns from. The trainer and the engines know no method by name."""
+"""The base of all methods. A method decides what each rollout learns from; trainer and engines know none by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one step learns from: examples, and the loss terms over them. Methods make a batch, engines read it."""
+"""The batch of one step: examples, and the loss terms over them. Methods make it, engines read it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One position after another for a batch of sequences whose prompts were read once: any causal LM, with its own cache.
+"""Decoding of a batch of sequences, position by position, after their prompts were read once.
 
 Shape suffixes: B sequences being decoded, R rows of the model's cache, U distinct prompts, P prompt positions,
 V vocabulary.

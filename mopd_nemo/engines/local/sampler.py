@@ -1,4 +1,4 @@
-"""Batched sampling with a key-value cache. Each prompt is read once, however many responses it gets.
+"""Batched sampling with a key-value cache. Each prompt is read once for all its responses.
 
 Shape suffixes: B sequences being decoded, N all sequences, T response positions, V vocabulary, J blocks of it, W tokens
 of a block, C likeliest tokens.

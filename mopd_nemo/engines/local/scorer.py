@@ -1,4 +1,4 @@
-"""Log-probabilities of given responses. What prompts have in common is read once.
+"""Log-probabilities of given responses. Shared prefixes are computed once.
 
 Shape suffixes: T response tokens laid end to end, C tokens of a chunk, H hidden size, V vocabulary.
 """

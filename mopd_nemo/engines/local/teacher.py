@@ -12,7 +12,7 @@ from mopd_nemo.engines.local.model import DTYPES, LanguageModel, load_model
 
 
 class Teacher:
-    """Whose distribution the student follows; without a teacher, nobody's.
+    """The model whose distribution the student follows; `model` is None without a teacher.
 
     `live` shares the student's weights, so it moves with every update. `ema` is a float32 copy. `frozen` and
     `external` never move and are loaded from their model directory, so only `ema` has a state of its own to save.
@@ -41,7 +41,7 @@ class Teacher:
 
     @torch.no_grad()
     def follow(self, student: LanguageModel) -> None:
-        """For `ema`: teacher ← (1 - rate)·teacher + rate·student, in float32. Otherwise nothing."""
+        """For `ema`: teacher ← (1 - rate)·teacher + rate·student, in float32. Other kinds do not move."""
         if self._config.kind != "ema":
             return
         assert self.model is not None

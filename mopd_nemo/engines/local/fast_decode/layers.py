@@ -1,7 +1,7 @@
-"""The layers of models built like Llama, without what small models spend on everything around them.
+"""The layers of models built like Llama, without the overhead that dominates small models.
 
-Products that read the same input are one, and what only scales an input or an output is part of the weights. Whoever
-calls says what the tokens attend to.
+Products that read the same input are one, and factors that only scale an input or an output are part of the weights.
+The caller supplies the attention.
 
 Shape suffixes: L layers, T tokens, B sequences, S positions, C positions that a cache has room for, K key-value heads,
 G query heads that share one, N heads of both, D head size, H hidden size, V vocabulary.

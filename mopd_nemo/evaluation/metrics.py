@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from functools import lru_cache
 from math import comb
 from statistics import fmean
 
 import numpy as np
+from scipy import stats
 
 NUM_RESAMPLES = 2000
 
@@ -43,38 +42,24 @@ def majority_at_k(answers: Sequence[Sequence[Hashable | None]], correct: Sequenc
     return fmean(won)
 
 
-def bootstrap_interval(
-    values: Sequence[float], *, level: float = 0.95, num_resamples: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile interval of the mean, resampling problems.
-
-    Args:
-        values: one number per problem.
-    """
-    rng = random.Random(seed)
-    means = sorted(fmean(rng.choices(values, k=len(values))) for _ in range(num_resamples))
-    tail = (1.0 - level) / 2.0
-    return means[int(tail * num_resamples)], means[min(int((1.0 - tail) * num_resamples), num_resamples - 1)]
-
-
 def bootstrap(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """95 % percentile interval of the mean of each column, resampling rows (prompts). One row has no spread to show.
-
-    A resample is the number of times that each row was drawn, so all of them are one matrix product.
+    """95 % percentile interval of the mean of each column, resampling rows: problems or prompts.
 
     Args:
-        values: [prompts, columns], at least one row. The same prompts are drawn for every column.
+        values: [problems, columns], at least one row. The same problems are drawn for every column.
 
     Returns:
-        low and high, one number per column.
+        low and high, one number per column. One row has no spread to show.
     """
-    means = _draws(len(values)) @ values / len(values)
-    low, high = np.percentile(means, (2.5, 97.5), axis=0)
-    return low, high
+    if len(values) < 2:
+        return values[0], values[0]
+    interval = stats.bootstrap(
+        (values,), np.mean, axis=0, n_resamples=NUM_RESAMPLES, batch=100, method="percentile", rng=0
+    ).confidence_interval
+    return interval.low, interval.high
 
 
-@lru_cache(maxsize=2)
-def _draws(num_rows: int) -> np.ndarray:
-    """[resamples, rows]: how often each row is drawn. Seeded: the same number of rows, the same draws."""
-    rng = np.random.default_rng(0)
-    return rng.multinomial(num_rows, np.full(num_rows, 1.0 / num_rows), size=NUM_RESAMPLES).astype(np.float32)
+def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
+    """`bootstrap` of one column."""
+    low, high = bootstrap(np.array(values, dtype=float)[:, None])
+    return float(low[0]), float(high[0])

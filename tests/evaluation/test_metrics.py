@@ -1,9 +1,10 @@
 from itertools import combinations
 from statistics import fmean
 
+import numpy as np
 import pytest
 
-from mopd_nemo.evaluation.metrics import bootstrap_interval, majority_at_k, mean_at_k, pass_at_k
+from mopd_nemo.evaluation.metrics import bootstrap, bootstrap_interval, majority_at_k, mean_at_k, pass_at_k
 
 
 @pytest.mark.parametrize("n", [1, 4, 8])
@@ -41,3 +42,24 @@ def test_interval_holds_the_mean_and_shrinks_with_problems() -> None:
     wide = bootstrap_interval(values[:10])
     assert wide[1] - wide[0] > high - low
     assert bootstrap_interval(values) == (low, high)
+
+
+def test_interval_of_many_rows_is_the_normal_one() -> None:
+    values = np.random.default_rng(1).normal(size=(400, 2)) + np.array([0.0, 5.0])
+    half = 1.96 * values.std(axis=0) / 20
+    low, high = bootstrap(values)
+    assert low == pytest.approx(values.mean(axis=0) - half, abs=0.02)
+    assert high == pytest.approx(values.mean(axis=0) + half, abs=0.02)
+
+
+def test_same_rows_same_interval_and_one_row_has_no_spread() -> None:
+    values = np.array([[1.0], [2.0], [4.0]])
+    assert bootstrap(values) == bootstrap(values.copy())
+    low, high = bootstrap(values[:1])
+    assert low[0] == high[0] == 1.0
+
+
+def test_columns_are_resampled_together() -> None:
+    values = np.random.default_rng(2).normal(size=(50, 1))
+    low, high = bootstrap(np.hstack([values, 2 * values]))
+    assert (low[1], high[1]) == pytest.approx((2 * low[0], 2 * high[0]))

@@ -1,1 +1,1 @@
-"""Looking at runs: plots and the self-contained HTML report."""
+"""Plots, reports and comparisons of runs, and analyses of recorded rollouts."""

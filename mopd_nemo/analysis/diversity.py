@@ -1,4 +1,4 @@
-"""How different the responses to one prompt are (paper section 5.4 and appendix D), method by method.
+"""Diversity of the responses to one prompt (paper section 5.4 and appendix D), method by method.
 
 Every method is measured on the same prompts and with as many responses for each. Distinct-n as the paper defines it
 falls with the number of tokens, so shorter responses look more diverse; `distinct_n_equal` takes that out.

@@ -149,14 +149,14 @@ def parse_patterns(items: Sequence[str]) -> dict[str, str]:
 
 
 def _scoring_config(source: Path, model: str | None, config_file: Path | None, overrides: Sequence[str]) -> Config:
-    """The given config, else that of the run in which the rollouts lie, else the defaults; the scored model alone."""
+    """The given config, else that of the run that recorded the rollouts, else the defaults; without a teacher."""
     of_run = source.parent.parent / "config.yaml"
     if config_file is not None:
         config = load_config(config_file, overrides)
     elif of_run.is_file():
         config = load_config(of_run, overrides)
     elif overrides:
-        raise UserError(f"settings ({overrides[0]}) change a config, and {source} does not lie in a run: add --config")
+        raise UserError(f"settings ({overrides[0]}) change a config, and {source} is not inside a run: add --config")
     else:
         config = load_config(None)
     changes = {"path": model} if model else {}

@@ -1,4 +1,4 @@
-"""`mopd doctor`: what is installed and usable here, and what each part is for."""
+"""`mopd doctor`: the parts that are installed and usable here, and their use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mopd sweep`: every combination of some settings, one run after the other, what is done already left alone."""
+"""`mopd sweep`: every combination of some settings, one run after the other. Finished runs are not repeated."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def run_sweep(config_file: Path, overrides: Sequence[str], output: Path) -> int:
             continue
         code = run_training(None, run.path, []) if begun else run_training(config_file, None, run.overrides)
         if code:
-            console.print("The sweep stops here; the same command goes on with it.")
+            console.print("The sweep stops here; the same command continues it.")
             return code
     compare_runs(sorted(path.parent for path in output.glob("*/config.yaml")), output)
     return 0

@@ -115,9 +115,9 @@ def _check_nemo(config: Config) -> None:
     if config.generation != GenerationConfig():
         raise ValueError("generation is for engine=local; engine=nemo has nemo.generation: remove generation")
     _check_gpus(nemo)
-    _check_cut("student", nemo.student, training_gpus(nemo), nemo)
+    _check_sharding("student", nemo.student, training_gpus(nemo), nemo)
     if config.teacher.kind == "external":
-        _check_cut("teacher", nemo.teacher, nemo.teacher_gpus or training_gpus(nemo), nemo)
+        _check_sharding("teacher", nemo.teacher, nemo.teacher_gpus or training_gpus(nemo), nemo)
     elif nemo.teacher_gpus:
         raise ValueError(
             f"nemo.teacher_gpus={nemo.teacher_gpus} are for an external teacher, not for kind {config.teacher.kind}: "
@@ -155,7 +155,7 @@ def _check_gpus(nemo: NemoConfig) -> None:
         )
 
 
-def _check_cut(who: str, parallel: ParallelConfig, gpus: int, nemo: NemoConfig) -> None:
+def _check_sharding(who: str, parallel: ParallelConfig, gpus: int, nemo: NemoConfig) -> None:
     key = f"nemo.{who}"
     sizes = f"{key}.tensor={parallel.tensor} × pipeline={parallel.pipeline} × context={parallel.context}"
     if gpus % parallel.model_gpus:
@@ -186,8 +186,8 @@ def _check_backend(nemo: NemoConfig) -> None:
             value = getattr(parallel, name)
             if value > 1 or value is True:
                 raise ValueError(
-                    f"nemo.{who}.{name}={str(value).lower()} needs nemo.backend=megatron: with dtensor, which is cut "
-                    "by tensor alone, leave it out"
+                    f"nemo.{who}.{name}={str(value).lower()} needs nemo.backend=megatron: with dtensor, whose "
+                    "only parallel size is tensor, leave it out"
                 )
 
 

@@ -1,7 +1,6 @@
-"""Every setting and its default: one pydantic tree, unknown keys refused.
+"""Every setting and its default: one pydantic tree that refuses unknown keys.
 
-`mopd_nemo.config.load` reads YAML into it. Defaults are the paper's (section 5.1) where it states them.
-`docs/configuration.md` is generated from the docstrings below.
+Defaults are the paper's (section 5.1) where it states them. `docs/configuration.md` is generated from the docstrings.
 """
 
 from __future__ import annotations
@@ -27,33 +26,33 @@ class ModelConfig(ConfigBlock):
     device: str = "auto"
     """`auto` (CUDA when there is one, else CPU), `cpu`, `cuda` or `cuda:N`."""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Passed to the chat template, for student and teacher alike; for Qwen3 `{enable_thinking: false}`."""
+    """Arguments of the chat template, for student and teacher. For Qwen3, for example, `{enable_thinking: false}`."""
     end_tokens: tuple[str, ...] = ()
-    """Tokens that end a response, beside the tokenizer's own. The token that ends a turn in the chat template must be
-    one of all these: base models often need `["<|im_end|>"]`."""
+    """Tokens that end a response, in addition to the tokenizer's own. They must include the token that ends a turn in
+    the chat template: base models often need `["<|im_end|>"]`."""
 
 
 class DataConfig(ConfigBlock):
-    """Where problems come from."""
+    """The problems."""
 
     train: str = "arithmetic"
     """`arithmetic` (built in) or a JSONL file with rows `{id, prompt or messages, answer, task}`."""
     eval: str = "arithmetic"
-    """Held-out problems, same forms as `train`."""
+    """Held-out problems, in the same forms as `train`."""
     num_train: PositiveInt | None = None
-    """Use only the first so many training problems. Default: all."""
+    """Number of training problems to use, from the start of the file. `null`: all."""
     num_eval: PositiveInt | None = None
-    """Use only the first so many held-out problems. Default: all."""
+    """Number of held-out problems to use, from the start of the file. `null`: all."""
     on_bad_row: Literal["stop", "skip"] = "stop"
-    """For a malformed row of a JSONL file: `stop` with an error that names file, line and field, or `skip` it, with a
+    """Treatment of a malformed row in a JSONL file. `stop`: an error that names file, line and field. `skip`: a
     warning that does."""
     prompt_suffix: str = ""
-    """Appended to the user turn of every problem, in training and in evaluation."""
+    """Text appended to the user turn of every problem, in training and in evaluation."""
     escape_control_tokens: bool = True
-    """Break up control tokens of the tokenizer in the text of a row (`< |im_end|>`): what a row says opens and ends no
-    turns. `false` for rows that hold templated text on purpose."""
+    """Break up control tokens of the tokenizer in the text of a row (`< |im_end|>`), so that a row cannot open or end
+    a turn. `false`: for rows that hold templated text on purpose."""
     max_prompt_tokens: PositiveInt = 2048
-    """A longer prompt is an error that names the problem: nothing is cut silently."""
+    """Longest allowed prompt. A longer one is an error that names the problem; prompts are never truncated."""
 
 
 class RolloutConfig(ConfigBlock):
@@ -62,25 +61,25 @@ class RolloutConfig(ConfigBlock):
     num_prompts_per_step: PositiveInt = 32
     """Problems per step."""
     num_rollouts_per_prompt: Annotated[int, Field(ge=2)] = 8
-    """Group size G of eq. 2. At least 2: peers come from the same group."""
+    """Group size G of eq. 2. At least 2, because peers come from the same group."""
     max_response_tokens: PositiveInt = 4096
-    """A response that reaches it is cut and marked unfinished."""
+    """Longest response. One that reaches the limit is truncated and marked unfinished."""
     temperature: PositiveFloat = 1.0
-    """Sampling temperature. Student and teacher distributions in the loss are at temperature 1."""
+    """Sampling temperature. The loss compares student and teacher at temperature 1."""
     importance_clip: PositiveFloat | None = 2.0
-    """Token losses are weighted by min(P(y) / the sampler's P(y), this), which makes up for a sampler that is not quite
-    the trainer. Nothing: no weights."""
+    """Each token's loss is weighted by min(P(y) / the sampler's P(y), this value). It corrects the mismatch between
+    sampler and trainer. `null`: no weights."""
     batch_size: PositiveInt = 256
     """Sequences decoded at once by the local engine."""
 
 
 class GenerationConfig(ConfigBlock):
-    """What draws rollouts for `engine: local`; with `engine: nemo` it is vLLM, set up in `nemo.generation`."""
+    """The sampler of `engine: local`. With `engine: nemo` vLLM samples; see `nemo.generation`."""
 
     backend: Literal["local", "vllm"] = "local"
-    """`local`: the engine's own sampler; `vllm`: vLLM in the same process, its weights refreshed after every update."""
+    """`local`: the engine's own sampler. `vllm`: vLLM in the same process, with new weights after every update."""
     gpu_memory_utilization: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
-    """Share of the GPU's memory for vLLM's weights and cache. On a CPU vLLM reads `VLLM_CPU_KVCACHE_SPACE` (GiB)."""
+    """Fraction of GPU memory for vLLM's weights and cache. On CPUs, vLLM reads `VLLM_CPU_KVCACHE_SPACE` (GiB)."""
 
 
 class Templates(ConfigBlock):
@@ -99,9 +98,9 @@ class Templates(ConfigBlock):
     feedback: str = "\n\nFeedback on an earlier failed attempt:\n\n{text}"
     """The verifier's feedback on the target itself."""
     closing: str = "\n\nNow solve the problem above correctly."
-    """Ends the user turn of every context that has at least one section."""
+    """End of the user turn, in every context that shows peers or feedback."""
     cut: str = "\n[...]\n"
-    """Replaces the middle of a peer that is over its token budget."""
+    """Replaces the middle of a peer that exceeds its token budget."""
 
     @model_validator(mode="after")
     def _check_placeholders(self) -> Self:
@@ -114,39 +113,39 @@ class Templates(ConfigBlock):
 
 
 class PeersConfig(ConfigBlock):
-    """What the teacher of a target rollout reads (paper eq. 4, 6, 7). The default is two successes and one failure."""
+    """Peers in the teacher's prompt for a target rollout (paper eq. 4, 6, 7). Default: two successes, one failure."""
 
     successes: NonNegativeInt | Literal["all"] = 2
     """Success peers per context."""
     failures: NonNegativeInt | Literal["all"] = 1
     """Failure peers per context."""
     summaries: NonNegativeInt | Literal["all"] = 0
-    """Further peers of either outcome, shown by what they wrote inside `<summary>` tags, or else by their first
-    `max_summary_tokens` tokens. Ask for summaries with `data.prompt_suffix`."""
+    """Further peers of either outcome, each shown by the text inside its `<summary>` tags, or by its first
+    `max_summary_tokens` tokens if it has none. Ask for summaries with `data.prompt_suffix`."""
     order: Literal["canonical", "random", "shortest", "diverse"] = "canonical"
-    """Which peers come first. `canonical`: sampling order, chosen once per group, so that most targets share one
-    context, and those who are in it read the next in line; `shortest`: fewest tokens first, `diverse`: unlike each
-    other first, both once per group; `random`: a seeded draw for each target."""
+    """Ranking of peers. `canonical`: in sampling order, once per group. Most targets then share one context; targets
+    that serve as peers get the next ones instead. `shortest`: fewest tokens first, once per group. `diverse`: most
+    different from each other first, once per group. `random`: a seeded draw for each target."""
     min_successes: NonNegativeInt = 1
     """A target with fewer success peers than this is treated by `when_no_success`. Ignored when `successes` is 0."""
     when_no_success: Literal["skip", "failure_only", "feedback", "plain"] = "skip"
-    """For a target with too few success peers: `skip` gives no signal (and costs no teacher or student pass),
-    `failure_only` shows the failures alone, `feedback` shows the verifier's feedback on the target (without any: skip),
-    `plain` shows nothing (context-free distillation; pointless with a live self-teacher)."""
+    """Treatment of a target with too few success peers. `skip`: no loss, and no teacher or student pass.
+    `failure_only`: show only the failures. `feedback`: show the verifier's feedback on the target; skip it if there is
+    none. `plain`: show the prompt alone, which gives zero loss with `teacher.kind: live`."""
     control: Literal["none", "random_peer", "unrelated_prompt", "success_only"] = "none"
-    """Matched-budget controls: as many peers under the same headings, nearest in length to those they replace.
-    `random_peer`: any of the group, whatever their outcome; `unrelated_prompt`: of other problems of the step, with the
-    same outcome; `success_only`: successes in place of failures, from other problems when the group has no more."""
+    """Controls for ablations: replace the peers by as many others of similar length under the same headings.
+    `random_peer`: from the group, whatever their outcome. `unrelated_prompt`: from other problems of the step, with
+    the same outcome. `success_only`: successes in place of failures, from other problems if the group has no more."""
     strip_thinking_successes: bool = True
     """Remove thinking blocks from success peers."""
     strip_thinking_failures: bool = True
     """Remove thinking blocks from failure peers."""
     max_peer_tokens: PositiveInt = 2048
-    """A longer peer loses its middle."""
+    """Longest peer. A longer one loses its middle."""
     max_summary_tokens: PositiveInt = 64
-    """A longer summary is cut at its end."""
+    """Longest summary. A longer one is truncated."""
     max_context_tokens: PositiveInt = 10240
-    """Budget of the whole teacher prompt; peers shrink to fit. Question, closing and assistant header are never cut."""
+    """Longest teacher prompt. Peers shrink to fit; question, closing and assistant header are never truncated."""
     templates: Templates = Templates()
     """The text around the peers."""
 
@@ -163,7 +162,7 @@ class PeersConfig(ConfigBlock):
 
 
 class TeacherConfig(ConfigBlock):
-    """Whose distribution the student follows."""
+    """The model whose distribution the student learns."""
 
     kind: Literal["live", "ema", "frozen", "external", "none"] = "ema"
     """`live`: the student itself; `ema`: a moving average of it; `frozen`: its initial weights; `external`: `path`;
@@ -172,7 +171,7 @@ class TeacherConfig(ConfigBlock):
     ema_rate: Fraction = 0.05
     """After each step: teacher ← (1 - rate)·teacher + rate·student. The average is kept in float32."""
     path: str | None = None
-    """Model directory or hub name of an external teacher; it must have the student's vocabulary."""
+    """Model directory or hub name of an external teacher, which must have the student's vocabulary."""
 
     @model_validator(mode="after")
     def _check_path(self) -> Self:
@@ -193,12 +192,12 @@ class DivergenceConfig(ConfigBlock):
     alpha: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
     """For `jsd`: M = (1-α)P + αQ and D = (1-α)·KL(P‖M) + α·KL(Q‖M)."""
     support: Literal["full", "student_topk", "teacher_topk", "sampled"] = "student_topk"
-    """The tokens compared: the whole vocabulary, the k likeliest of the student or teacher, or the sampled one
-    (reverse KL only)."""
+    """Tokens that are compared: the whole vocabulary, the k likeliest tokens of the student or of the teacher, or the
+    sampled token (reverse KL only)."""
     k: PositiveInt = 100
-    """Size of a top-k support; a smaller vocabulary is taken whole."""
+    """Number of tokens in a top-k support; a smaller vocabulary is taken whole."""
     tail: bool = True
-    """Count the probability outside the top-k as one more token. False renormalises inside the top-k."""
+    """Treat the probability outside the top-k as one more token. `false`: renormalise inside the top-k."""
 
     @model_validator(mode="after")
     def _check_sampled(self) -> Self:
@@ -215,7 +214,7 @@ class PolicyGradientConfig(ConfigBlock):
     weight: NonNegativeFloat = 0.0
     """For mopd: the step's loss is divergence + weight · policy gradient. 0: distillation alone."""
     clip_low: Fraction = 0.2
-    """Ratios below 1 - clip_low are clipped. Bites only from the second update of a step on."""
+    """Ratios below 1 - clip_low are clipped. Has an effect from the second update of a step."""
     clip_high: NonNegativeFloat = 0.28
     """Ratios above 1 + clip_high are clipped."""
     divide_by_std: bool = False
@@ -235,7 +234,7 @@ class SimpoConfig(ConfigBlock):
     beta: PositiveFloat = 2.0
     """Scale of the mean log-probabilities."""
     margin: NonNegativeFloat = 1.0
-    """γ: by how much the success should lead."""
+    """γ: margin by which the success should lead."""
 
 
 class GkdConfig(ConfigBlock):
@@ -251,9 +250,9 @@ class OptimizerConfig(ConfigBlock):
     learning_rate: PositiveFloat = 1e-5
     """Rate after warm-up."""
     warmup_steps: NonNegativeInt = 10
-    """Step s uses rate·min(1, s / warmup_steps), s from 1: the first update is not wasted on rate 0."""
+    """Step s = 1, 2, … uses rate·min(1, s / warmup_steps), so the first update does not have rate 0."""
     weight_decay: NonNegativeFloat = 0.01
-    """Decoupled; on matrices only."""
+    """Decoupled weight decay, of matrices only."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     """AdamW's moment decay rates."""
     max_grad_norm: PositiveFloat = 1.0
@@ -264,24 +263,26 @@ class TrainConfig(ConfigBlock):
     """The loop."""
 
     num_steps: PositiveInt = 100
-    """Training steps in all."""
+    """Number of training steps."""
     eval_every: NonNegativeInt = 5
-    """Evaluate every so many steps, and before the first and after the last. 0: never."""
+    """Steps between evaluations; there is one before the first step and one after the last, too. 0: never evaluate."""
     checkpoint_every: PositiveInt = 50
-    """Save every so many steps, and at the end and when interrupted."""
+    """Steps between checkpoints. The run also saves at its end and when it is stopped."""
     keep_checkpoints: PositiveInt = 2
-    """Older checkpoints are deleted."""
+    """Number of checkpoints to keep. Older ones are deleted."""
     checkpoint_must_save_by: Duration | None = None
-    """`"DD:HH:MM:SS"` after the start of the process, for a job with a time limit: the run saves and stops, as when
-    interrupted, if its next step and the save after it might end later. How long they take is the longest of the last
-    ten; the first save of a process counts as nothing, so leave room for it. Default: no such moment."""
+    """Deadline, counted from the start of the process, for a job with a time limit: `"hours:minutes:seconds"`, with
+    days in front as `"1-12:00:00"` or as NeMo-RL's `"01:12:00:00"`. The run saves and stops if its next step and the
+    save after it might end later, judged by the longest of the last ten. The first save cannot be predicted; leave
+    time for it. `null`: no deadline."""
     num_updates_per_step: PositiveInt = 1
-    """The rows of a step are cut into so many mini-batches, one optimiser update each."""
+    """Number of mini-batches that a step is divided into, with one optimiser update each."""
     aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
-    """`token_mean`: mean over all response tokens of an update; `sequence_mean`: mean over responses of their means."""
+    """`token_mean`: mean over all response tokens of an update. `sequence_mean`: mean over responses of their means."""
     tokens_per_micro_batch: PositiveInt = 16384
-    """Tokens that go through a model at once in an update; scoring, which keeps no gradients, takes four times as many
-    (`engine: local`). For `engine: nemo`, on each data-parallel rank."""
+    """Tokens in one forward and backward pass of an update. Scoring keeps no gradients and, with `engine: local`,
+    takes twice as many, or four times the longest sequence if that is more. With `engine: nemo`, tokens on each
+    data-parallel rank."""
 
     @property
     def must_save_by_seconds(self) -> float:
@@ -297,11 +298,11 @@ class EvalConfig(ConfigBlock):
     temperature: PositiveFloat = 0.6
     """Sampling temperature."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
-    """Nucleus sampling threshold; 1 switches it off."""
+    """Nucleus sampling threshold. 1: off."""
 
 
 class LoggingConfig(ConfigBlock):
-    """Trackers beside `metrics.jsonl`, which is always written."""
+    """Trackers in addition to `metrics.jsonl`, which is always written."""
 
     tensorboard: bool = False
     """Write TensorBoard events into the run directory."""
@@ -310,7 +311,7 @@ class LoggingConfig(ConfigBlock):
     wandb_project: str = "mopd-nemo"
     """Weights & Biases project."""
     save_rollouts_every: NonNegativeInt = 1
-    """Write `rollouts/step_*.jsonl` every so many steps. 0: never."""
+    """Steps between files `rollouts/step_*.jsonl`. 0: never write one."""
 
 
 class Config(ConfigBlock):
@@ -321,12 +322,12 @@ class Config(ConfigBlock):
     run_dir: str | None = None
     """Run directory. Default: `runs/<name>-<date>-<time>`."""
     seed: NonNegativeInt = 0
-    """The one seed: data order, sampling, peer choice."""
+    """Seed of everything random: data order, sampling, peer selection."""
     method: str = "mopd"
     """Training method: `mopd`, `sdpo`, `opd`, `gkd`, `grpo`, `dpo`, `simpo`, `verified_sft`, or `module:Name` for your
-    own. The only difference between two runs that compare methods."""
+    own. It is the only difference between two runs that compare methods."""
     engine: Literal["local", "nemo"] = "local"
-    """What runs the models: `local` is one process with torch and transformers, `nemo` a cluster with NeMo-RL."""
+    """`local`: one process with torch and transformers. `nemo`: a cluster with NeMo-RL."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     rollout: RolloutConfig = RolloutConfig()

@@ -37,32 +37,30 @@ class CodeConfig(ConfigBlock):
     output_mb: PositiveInt = 16
     """Limit of what one test prints, and of any file it writes, in MiB."""
     scratch_mb: PositiveInt = 64
-    """Size of a program's own directory for files, in MiB of memory."""
+    """Size of a program's scratch directory, in MiB of memory."""
     processes: PositiveInt = 32
-    """Processes and threads of one test."""
+    """Limit of processes and threads of one test."""
     packages: tuple[str, ...] = ("numpy", "sortedcontainers")
     """Packages beside the standard library that programs may import, where installed."""
     sandbox: Literal["auto", "bubblewrap", "namespaces", "rlimits"] = "auto"
-    """What keeps programs apart from the machine. `auto`: bubblewrap, else own namespaces, else an error. `rlimits`
-    protects neither files nor network and is never chosen by itself."""
+    """Isolation of programs from the machine. `auto`: bubblewrap, else namespaces, else an error. `rlimits` protects
+    neither files nor network and is never chosen by `auto`."""
 
 
 class FeedbackConfig(ConfigBlock):
-    """What verdicts say about failures; teachers read it with `peers.when_no_success: feedback`."""
+    """Feedback on failures. Teachers read it with `peers.when_no_success: feedback`."""
 
     reveal_gold: bool = False
-    """Also tell the right answer, or the expected output of the failed test. It then reaches the teacher's prompt."""
-    max_characters: PositiveInt = 2000
-    """Longer feedback loses its middle."""
+    """Include the right answer, or the expected output of the failed test. It then reaches the teacher's prompt."""
 
 
 class VerifierConfig(ConfigBlock):
-    """How responses are judged."""
+    """The verifiers."""
 
     success_threshold: float = 0.5
     """τ of eq. 3: a rollout is a success when its reward is at least this."""
     workers: PositiveInt | None = None
-    """Processes that judge tasks `math` and `code`. Default: one a core. The other tasks need none."""
+    """Worker processes for the tasks `math` and `code`. `null`: one per core. The other tasks need none."""
     math: MathConfig = MathConfig()
     choice: ChoiceConfig = ChoiceConfig()
     code: CodeConfig = CodeConfig()

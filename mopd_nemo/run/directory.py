@@ -1,4 +1,4 @@
-"""The run directory: where everything is, and how rows get there so that a kill loses none.
+"""The files of a run.
 
 config.yaml           every setting, defaults included
 metrics.jsonl         one row a step
@@ -34,7 +34,7 @@ class RunDirectory:
 
     @classmethod
     def at(cls, config: Config) -> RunDirectory:
-        """Where a new run will be; nothing is written yet.
+        """The place of a new run, before anything is written.
 
         Raises:
             UserError: the directory already holds a run.

@@ -22,7 +22,7 @@ _SHOWN_STEPS = 8
 
 
 class Display:
-    """What a person sees while a run goes on. Use as a context manager.
+    """The progress of a run, as a person sees it. Use as a context manager.
 
     Args:
         num_steps: last step of the run.

@@ -36,7 +36,7 @@ class StopRequest:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.reason: signal.Signals | None = None
-        """The signal that counts as the reason; None as long as nothing asks to stop."""
+        """The signal that counts as the reason; None until someone asks to stop."""
         self._end = (clock() if started is None else started) + limit
         self._on_request = on_request
         self._clock = clock

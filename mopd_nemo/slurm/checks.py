@@ -14,7 +14,7 @@ from mopd_nemo.slurm.site import SiteConfig
 
 
 def problems_of(job: Job) -> list[str]:
-    """Everything that would make the job fail, each with its remedy; empty when nothing was found."""
+    """Everything that would make the job fail, each with its remedy."""
     return [
         *model_problems(job.config, job.site),
         *_paths(job),
@@ -98,7 +98,7 @@ def _paths(job: Job) -> Iterator[str]:
 
 
 def unwritable(directory: Path) -> str | None:
-    """Why nothing can be written at a place that need not exist yet."""
+    """Why a directory, which need not exist yet, cannot be written."""
     existing = directory
     while not existing.exists():
         existing = existing.parent

@@ -70,7 +70,7 @@ def generation_weights(config: Config, student: Architecture) -> float:
 
 
 def check_divisible(who: str, model: Architecture, parallel: ParallelConfig) -> str | None:
-    """Why the model cannot be cut so, if it cannot."""
+    """Why the model cannot be sharded so, if it cannot."""
     key = f"nemo.{who}"
     if model.layers % parallel.pipeline:
         return f"{key}.pipeline={parallel.pipeline} does not divide the model's {model.layers} layers"

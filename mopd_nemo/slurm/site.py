@@ -1,4 +1,4 @@
-"""The site file: what depends on the cluster and on who submits, kept outside git."""
+"""The site file: settings of a cluster and of the account that submits, kept outside git."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ class SiteConfig(ConfigBlock):
     options: tuple[str, ...] = ()
     """Further sbatch options, each as `--name=value`."""
     gpu_request: Literal["gpus-per-node", "gres", "none"] = "gpus-per-node"
-    """How to ask for GPUs: `--gpus-per-node=8`, `--gres=gpu:8`, or not at all where nodes come whole."""
+    """Request for GPUs: `--gpus-per-node=8`, `--gres=gpu:8`, or none where nodes are allocated whole."""
     exclusive: bool = True
     """Ask for whole nodes and all their memory."""
     gpu_memory_gb: PositiveInt = 80
     """Memory of one GPU."""
     root: str = "runs"
-    """Where runs are kept: a directory on a file system that every node mounts."""
+    """Directory of the runs, on a file system that every node mounts."""
     image: str | None = None
     """Container image for pyxis: a .sqsh file or `registry#name:tag`. `null`: bare metal."""
     mounts: tuple[str, ...] = ()
-    """Directories that the container sees, `path` or `path:path_inside`. The working directory and the run's own are
-    added. They must exist where the job is submitted."""
+    """Directories to mount in the container, as `path` or `path:path_inside`. They must exist where the job is
+    submitted. The working directory and the run's directory are added."""
     node_mounts: tuple[str, ...] = ()
     """The same for directories that exist on the nodes only, such as local disks."""
     setup: str = ""

@@ -22,7 +22,7 @@ def write_job(job: Job) -> None:
     """
     if job.script.exists():
         raise UserError(
-            f"{job.directory}: holds a job already; `sbatch {job.script}` goes on with it, or choose another --output"
+            f"{job.directory}: holds a job already; `sbatch {job.script}` continues it, or choose another --output"
         )
     try:
         job.logs.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What every verifier is: a judge of one response, made from the config."""
+"""The base class of verifiers: each judges one response, and is made from the config."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Any, ClassVar
 
 from mopd_nemo.config.verifiers import FeedbackConfig, VerifierConfig
 from mopd_nemo.types import Outcome, Verdict
+
+MAX_FEEDBACK = 2000
+"""Characters. Longer feedback loses its middle."""
 
 
 class Verifier(ABC):
@@ -77,10 +80,10 @@ def missing_answer(what: str, finished: bool) -> Verdict:
 
 
 def with_gold(feedback: str, gold: str, config: FeedbackConfig) -> str:
-    """Feedback, with the right answer where the config reveals it, cut in its middle to the configured length."""
+    """Feedback of at most MAX_FEEDBACK characters, with the right answer where the config reveals it."""
     if config.reveal_gold:
         feedback = f"{feedback}\n{gold}"
-    return shorten(feedback, config.max_characters)
+    return shorten(feedback, MAX_FEEDBACK)
 
 
 def shorten(text: str, limit: int) -> str:

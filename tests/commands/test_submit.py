@@ -45,7 +45,7 @@ def test_job_directory_holds_script_settings_and_code(calls: Path, tmp_path: Pat
     assert load_config(job / "config.yaml").train.num_steps == 7
     assert (job / "code" / "mopd_nemo" / "slurm" / "scripts" / "batch.sh").exists()
     assert not list(job.rglob("__pycache__"))
-    with pytest.raises(UserError, match=r"holds a job already; `sbatch .*job.sbatch` goes on with it"):
+    with pytest.raises(UserError, match=r"holds a job already; `sbatch .*job.sbatch` continues it"):
         submit("--output", "out")
 
 

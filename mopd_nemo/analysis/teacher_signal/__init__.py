@@ -1,4 +1,4 @@
-"""How well a teacher's scores agree with the verifier, by what the teacher reads (paper section 5.3, appendix A).
+"""Agreement of a teacher's scores with the verifier, by what the teacher reads (paper section 5.3, appendix A).
 
 rollouts -> contexts (conditions) -> scores (scoring) -> six metrics per prompt (metrics) -> three readings (table)
 """

@@ -1,4 +1,4 @@
-"""What the teacher reads in each condition: the paper's seven, and three matched-budget controls of 2S+1F.
+"""The conditions of a teacher-signal analysis: the paper's seven, and three matched-budget controls of 2S+1F.
 
 The prompts are those of training: the same ranking of peers, rendering, budgets and chat template.
 """

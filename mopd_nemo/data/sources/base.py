@@ -1,4 +1,4 @@
-"""What a data source is."""
+"""The form of a data source, and the ways to split one."""
 
 from __future__ import annotations
 

@@ -196,7 +196,7 @@ def _generation(config: Config) -> dict[str, Any]:
             "expert_parallel_size": 1,
             "gpu_memory_utilization": generation.gpu_memory_utilization,
             "max_model_len": longest,
-            "enforce_eager": generation.enforce_eager,
+            "enforce_eager": False,
             "use_deep_gemm": False,
             "logprobs_mode": "processed_logprobs",  # of what was sampled from; newer NeMo-RLs ask, v0.7.0 has no other
             "num_first_layers_in_bf16": 0,

@@ -7,8 +7,9 @@ NeMo-RL's environments lack.
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
+
+from mopd_nemo.seeds import seed_of
 
 Sample = tuple[list[int], list[float], bool]
 """Token ids, their log-probabilities as sampled, and whether the model ended the response itself."""
@@ -45,7 +46,7 @@ def sample(
             top_p=top_p,
             logprobs=0,
             stop_token_ids=stop_ids,
-            seed=None if seed is None else seed_number(f"{seed}/{number}"),
+            seed=None if seed is None else seed_of(f"{seed}/{number}"),
             detokenize=False,
         )
         for number, _ in prompts
@@ -57,11 +58,6 @@ def sample(
 def sample_on_worker(worker: Any, *arguments: Any, **settings: Any) -> list[list[Sample]]:
     """`sample` with the `llm` of a worker."""
     return sample(worker.llm, *arguments, **settings)
-
-
-def seed_number(seed: str) -> int:
-    """A number below 2^63 for a named seed."""
-    return int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "big") >> 1
 
 
 def _sample(choice: Any) -> Sample:

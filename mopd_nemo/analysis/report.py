@@ -210,7 +210,7 @@ def _tried(config: Config, metrics: Rows) -> list[tuple[float, float]]:
 
 
 def _cards(metrics: Rows, evals: Rows) -> list[tuple[str, str]]:
-    """The few numbers that stand on top: (label, value)."""
+    """The few numbers at the top of the page: (label, value)."""
     items: list[tuple[str, str]] = []
     if evals:
         first, last = evals[0], evals[-1]

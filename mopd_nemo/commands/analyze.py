@@ -120,22 +120,22 @@ def labelled(items: Sequence[str]) -> dict[str, Path]:
     """`LABEL=PATH` arguments.
 
     Raises:
-        UserError: one has no label, or a label stands twice.
+        UserError: one has no label, or two have the same.
     """
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for item in items:
         label, equals, path = item.partition("=")
         if not (label and equals and path):
             raise UserError(f"{item!r}: write it as LABEL=PATH, for example mopd=runs/a sdpo=runs/b")
-        if label in found:
-            raise UserError(f"label {label!r} stands for two paths: {found[label]} and {path}")
-        found[label] = Path(path)
-    return found
+        if label in paths:
+            raise UserError(f"label {label!r} stands for two paths: {paths[label]} and {path}")
+        paths[label] = Path(path)
+    return paths
 
 
 def parse_patterns(items: Sequence[str]) -> dict[str, str]:
     """`NAME=REGEX` arguments."""
-    found: dict[str, str] = {}
+    patterns: dict[str, str] = {}
     for item in items:
         name, equals, pattern = item.partition("=")
         if not (name and equals and pattern):
@@ -144,8 +144,8 @@ def parse_patterns(items: Sequence[str]) -> dict[str, str]:
             re.compile(pattern)
         except re.error as error:
             raise UserError(f"--pattern {item!r}: not a regular expression: {error}") from error
-        found[name] = pattern
-    return found
+        patterns[name] = pattern
+    return patterns
 
 
 def _scoring_config(source: Path, model: str | None, config_file: Path | None, overrides: Sequence[str]) -> Config:

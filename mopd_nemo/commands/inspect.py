@@ -90,7 +90,7 @@ def _show(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
 def _body(row: Mapping[str, Any]) -> Group:
     parts: list[Text] = [Text(row["response"])]
     if not row["finished"]:
-        parts.append(Text("[cut at the token limit]", style="yellow"))
+        parts.append(Text("[truncated at the token limit]", style="yellow"))
     if row["feedback"]:
         parts.append(Text(f"feedback: {row['feedback']}", style="dim"))
     if row["details"].get("error"):

@@ -58,7 +58,7 @@ def dump_config(config: Config) -> str:
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """Every setting by its dotted key, as it would stand in YAML."""
+    """Every setting by its dotted key, with the value that YAML would have."""
     return _flatten(config.model_dump(mode="json"), "")
 
 

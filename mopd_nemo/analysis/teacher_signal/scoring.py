@@ -160,7 +160,7 @@ def _sha256(file: Path) -> str:
 
 
 def _model_fingerprint(path: str) -> str:
-    """Of a directory, the hash of its files; a hub name stands for itself."""
+    """The hash of a directory's files; for a model of the hub, its name."""
     directory = Path(resolve_model_path(path))
     if not directory.is_dir():
         return path

@@ -50,19 +50,19 @@ def user(text: str) -> tuple[Message, ...]:
     return (Message(role="user", content=text),)
 
 
-def train_and_test(found: Mapping[str, list[Problem]]) -> Splits:
+def train_and_test(by_split: Mapping[str, list[Problem]]) -> Splits:
     """The source's own split; files without one are for evaluation."""
     return {
-        "train": list(found.get("train", [])),
-        "eval": [*found.get("test", []), *found.get("all", [])],
+        "train": list(by_split.get("train", [])),
+        "eval": [*by_split.get("test", []), *by_split.get("all", [])],
     }
 
 
-def all_for_evaluation(found: Mapping[str, list[Problem]]) -> Splits:
+def all_for_evaluation(by_split: Mapping[str, list[Problem]]) -> Splits:
     """A benchmark that is only evaluated on."""
-    return {"eval": [problem for problems in found.values() for problem in problems]}
+    return {"eval": [problem for problems in by_split.values() for problem in problems]}
 
 
-def all_for_training(found: Mapping[str, list[Problem]]) -> Splits:
+def all_for_training(by_split: Mapping[str, list[Problem]]) -> Splits:
     """A corpus that is only trained on."""
-    return {"train": [problem for problems in found.values() for problem in problems]}
+    return {"train": [problem for problems in by_split.values() for problem in problems]}

@@ -104,11 +104,11 @@ def _parse_json(text: str, field: str) -> Any:
         raise RowError(f"{field}: not valid JSON: {error}") from error
 
 
-def assign_paper(found: Mapping[str, list[Problem]]) -> Splits:
+def assign_paper(by_split: Mapping[str, list[Problem]]) -> Splits:
     """Eval: all private tests of every problem; train: a seeded half of them, of the same problems."""
     rng = random.Random("livecodebench/paper")
     train, evaluation = [], []
-    for problem in _all(found):
+    for problem in _all(by_split):
         tests = range(problem.answer["num_public"], len(problem.answer["inputs"]))
         if not tests:
             continue
@@ -118,16 +118,16 @@ def assign_paper(found: Mapping[str, list[Problem]]) -> Splits:
     return {"train": train, "eval": evaluation}
 
 
-def assign_clean(found: Mapping[str, list[Problem]]) -> Splits:
+def assign_clean(by_split: Mapping[str, list[Problem]]) -> Splits:
     """Half of the problems each, with all their tests, public ones too."""
-    problems = [_with_tests(problem, list(range(len(problem.answer["inputs"])))) for problem in _all(found)]
+    problems = [_with_tests(problem, list(range(len(problem.answer["inputs"])))) for problem in _all(by_split)]
     random.Random("livecodebench/clean").shuffle(problems)
     half = len(problems) // 2
     return {"train": problems[half:], "eval": problems[:half]}
 
 
-def _all(found: Mapping[str, list[Problem]]) -> list[Problem]:
-    return sorted((problem for part in found.values() for problem in part), key=lambda problem: problem.id)
+def _all(by_split: Mapping[str, list[Problem]]) -> list[Problem]:
+    return sorted((problem for part in by_split.values() for problem in part), key=lambda problem: problem.id)
 
 
 def _with_tests(problem: Problem, chosen: list[int]) -> Problem:

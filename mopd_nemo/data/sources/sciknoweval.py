@@ -63,13 +63,13 @@ def _letter(row: Row, field: str) -> str:
         raise RowError(f"{field}: {text!r} is not one letter") from error
 
 
-def assign(found: Mapping[str, list[Problem]]) -> Splits:
+def assign(by_split: Mapping[str, list[Problem]]) -> Splits:
     """The paper's 90/10 split: of one list, by the permutation that `datasets` draws with seed 42."""
-    if "train" in found:
-        return {"train": found["train"], "eval": found.get("test", [])}
+    if "train" in by_split:
+        return {"train": by_split["train"], "eval": by_split.get("test", [])}
     import numpy as np
 
-    problems = [problem for part in found.values() for problem in part]
+    problems = [problem for part in by_split.values() for problem in part]
     order = np.random.default_rng(_SEED).permutation(len(problems)).tolist()
     num_eval = math.ceil(_EVAL_FRACTION * len(problems))
     return {"train": [problems[i] for i in order[num_eval:]], "eval": [problems[i] for i in order[:num_eval]]}

@@ -18,7 +18,8 @@ import typer
 
 from mopd_nemo.commands.sweep import is_complete
 from mopd_nemo.config import Config
-from mopd_nemo.run.directory import RunDirectory, read_rows
+from mopd_nemo.files import read_rows
+from mopd_nemo.run.directory import RunDirectory
 from recipes.real_model.building import building, say
 
 Row = Mapping[str, Any]

@@ -18,7 +18,7 @@ import typer
 
 from mopd_nemo.config import UserError
 from mopd_nemo.evaluation.metrics import pass_at_k
-from mopd_nemo.run.directory import read_rows
+from mopd_nemo.files import read_rows
 from recipes.real_model.building import ending_with_user_errors
 
 ARMS = ("1S", "2S", "1F", "1S+1F", "2S+1F")
@@ -114,6 +114,7 @@ def signs_table(kept: Mapping[str, Sequence[Kept]]) -> str:
         "tokens a response": lambda run, i: run.metrics[i]["response/tokens"],
         "student's entropy": lambda run, i: run.metrics[i]["student/entropy"],
         "teacher's entropy": lambda run, i: run.metrics[i]["teacher/entropy"],
+        "targets learned from, %": lambda run, i: 100 * run.targets[i]["taught"] / run.targets[i]["rollouts"],
         "targets with the whole context, %": lambda run, i: (
             100 * run.targets[i]["complete"] / run.targets[i]["rollouts"]
         ),

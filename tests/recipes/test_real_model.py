@@ -1,9 +1,12 @@
-"""The parts of `make real` that need no download: the problem set, the warm start, whole-or-absent outputs."""
+"""The parts of `make real` that need no download, and what is kept of its runs."""
 
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from mopd_nemo.chat import Chat
@@ -14,8 +17,10 @@ from mopd_nemo.types import Outcome
 from mopd_nemo.verifiers.pool import VerifierPool
 from recipes.real_model import fetch
 from recipes.real_model.building import building
+from recipes.real_model.collect import arm, by_problem, by_step
 from recipes.real_model.families import FAMILIES, problems, tasks
 from recipes.real_model.problems import main as write_problems
+from recipes.real_model.results import Kept, changes, interval, paired, right
 from recipes.real_model.warm_start import IGNORED, batches, rows
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs/real/smollm2.yaml"
@@ -47,10 +52,10 @@ def test_a_constant_or_a_slip_passes_no_hidden_test_set() -> None:
             answer, expression = problem["answer"], task.family.expression.format(**task.constants)
             assert len(answer["inputs"]) == 8
             assert len(set(answer["outputs"])) > 1, problem["id"]
-            for right, wrong in MUTANTS:
-                if right in expression:
-                    got = [value(expression.replace(right, wrong), task.parameters, x) for x in answer["inputs"]]
-                    assert got != answer["outputs"], (problem["id"], wrong)
+            for good, bad in MUTANTS:
+                if good in expression:
+                    got = [value(expression.replace(good, bad), task.parameters, x) for x in answer["inputs"]]
+                    assert got != answer["outputs"], (problem["id"], bad)
 
 
 def test_worked_solutions_are_right_in_the_sandbox_and_a_slip_is_not(tmp_path: Path) -> None:
@@ -111,3 +116,59 @@ def test_an_index_out_of_reach_is_named_with_the_remedy(tmp_path: Path) -> None:
 def test_a_model_that_is_there_is_not_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "download", lambda *_: pytest.fail("fetched"))
     fetch.main(tmp_path, "")
+
+
+def a_rollout(step: int, problem: str, outcome: str, peers: tuple[int, int] | None = None) -> dict[str, Any]:
+    """A recorded rollout. `peers`: how many successes and failures its teacher read; None: no teacher."""
+    successes, failures = peers or (0, 0)
+    return {
+        "step": step,
+        "problem": problem,
+        "outcome": outcome,
+        "finished": outcome != "truncated",
+        "teacher_prompt": None if peers is None else "...",
+        "peers": {"successes": [0] * successes, "failures": [0] * failures},
+    }
+
+
+def test_kept_rows_count_right_samples_and_whole_contexts() -> None:
+    evaluated = [a_rollout(0, "p", "correct"), a_rollout(0, "p", "truncated"), a_rollout(10, "p", "correct")]
+    assert [(row["step"], row["right"], row["samples"], row["unfinished"]) for row in by_problem(evaluated)] == [
+        (0, 1, 2, 1),
+        (10, 1, 1, 0),
+    ]
+    config = load_config(CONFIG, ["peers.successes=2", "peers.failures=1"])
+    contexts = [(2, 1), (2, 0), (1, 1), None]
+    (row,) = by_step([a_rollout(1, "p", "wrong", peers) for peers in contexts], config)
+    assert (row["rollouts"], row["taught"], row["complete"], row["shown_failure"]) == (4, 3, 1, 2)
+    assert arm(config) == "2S+1F"
+
+
+def a_run(name: str, seed: int, right_after: Sequence[int]) -> Kept:
+    """A run in which each problem has 4 samples, 2 of them right before."""
+    rows = [
+        {
+            "step": step,
+            "problem": f"p{i}",
+            "samples": 4,
+            "right": right,
+            "unfinished": 0,
+            "outcomes": {"correct": right},
+        }
+        for step, rights in ((0, [2] * len(right_after)), (10, right_after))
+        for i, right in enumerate(rights)
+    ]
+    return Kept(name, seed, metrics=[], targets=[], problems=rows)
+
+
+def test_arms_are_compared_seed_by_seed_and_problem_by_problem() -> None:
+    base = [a_run("1S", 0, [3, 4]), a_run("1S", 1, [2, 2])]
+    other = [a_run("2S", 1, [1, 2]), a_run("2S", 2, [0, 0])]
+    assert changes(base).tolist() == [[0.25, 0.5], [0, 0]]
+    assert paired(other, base, lambda run: right(run.after)).tolist() == [[-0.25, 0]]
+
+
+def test_an_interval_holds_the_spread_of_seeds() -> None:
+    mean, low, high = interval(np.array([[0.1] * 20, [0.3] * 20]))
+    assert (mean, low, high) == pytest.approx((0.2, 0.1, 0.3))
+    assert interval(np.full((2, 20), 0.5)) == pytest.approx((0.5, 0.5, 0.5))

@@ -73,7 +73,7 @@ def _unwrapped(text: str) -> str:
     text = re.sub(r"^\\text\s*\{([^{}]*)\}$", r"\1", text.strip()).strip()
     while text[:1] in ("(", "{") and closing(text, 0) == len(text) - 1 and text[-1] in ")}":
         inside = text[1:-1].strip()
-        if len(parts_of(inside)) > 1 or ratio_of(inside):
+        if len(parts_of(inside, bracketed=True)) > 1 or ratio_of(inside):
             break
         text = inside
     return text

@@ -17,6 +17,7 @@ _SEMICOLON = re.compile(r"\s*;\s*")
 _AND = re.compile(
     r"\s*,?\s*(?:\\text\s*\{\s*,?\s*(?:and|or)\s*\}|(?<![a-zA-Z])(?:and|or)(?![a-z])|\\(?:lor|vee|land)(?![a-z]))\s*,?\s*"
 )
+_SPACED_COMMA = re.compile(r"\s*,\s+")
 _COMMA = re.compile(r"\s*,\s*")
 _CUP = re.compile(r"\s*\\cup(?![a-z])\s*")
 RELATION = re.compile(r"\s*(?:\\(?:le|ge|ne|in|approx|to|equiv)(?![a-z])|[=<>])\s*")
@@ -42,22 +43,31 @@ class Interval:
     high_closed: bool
 
 
-def parts_of(text: str) -> list[str]:
-    """What commas, semicolons and the words and/or divide, outside of all brackets."""
+def parts_of(text: str, *, bracketed: bool = False) -> list[str]:
+    """What commas, semicolons and the words and/or divide, outside of all brackets.
+
+    Args:
+        bracketed: the text stood in brackets, where `1,100` is two numbers.
+    """
     return [
         part
         for group in split_top(text, _SEMICOLON)[0]
         for clause in split_top(group, _AND)[0]
-        for part in _by_commas(clause)
+        for part in _by_commas(clause, bracketed)
         if part
     ]
 
 
-def _by_commas(text: str) -> list[str]:
-    """Values between commas; one number with commas between thousands."""
-    if "," in text and read_number(split_unit(text, letters=True).value) is not None:
-        return [text]
-    return split_top(text, _COMMA)[0]
+def _by_commas(text: str, bracketed: bool) -> list[str]:
+    """Values between commas; one number with commas between thousands, where these do not rather divide values."""
+    pieces = split_top(text, _SPACED_COMMA)[0]
+    if len(pieces) > 1:
+        return [part for piece in pieces for part in _by_commas(piece, bracketed=False)]
+    parts = split_top(text, _COMMA)[0]
+    if len(parts) < 2 or read_number(split_unit(text, letters=True).value) is None:
+        return parts
+    divides = bracketed and not any(re.match("0\\d", part) for part in parts)
+    return parts if divides else [text]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +84,9 @@ def items_of(text: str) -> Items | None:
     """Several values; None of one."""
     left, right = text[:1], text[-1:]
     if text.startswith(r"\{") and text.endswith(r"\}") and closing(text, 1) == len(text) - 1:
-        return Items("set", _expanded(parts_of(text[2:-2])))
+        return Items("set", _expanded(parts_of(text[2:-2], bracketed=True)))
     if left and left in "([{" and right in ")]}" and closing(text, 0) == len(text) - 1:
-        parts = parts_of(text[1:-1])
+        parts = parts_of(text[1:-1], bracketed=True)
         if len(parts) > 1:
             return Items("row", _expanded(parts)) if left == "{" else Items("tuple", parts, brackets=left + right)
     groups = split_top(text, _SEMICOLON)[0]
@@ -144,11 +154,11 @@ def bracketed(text: str) -> list[Interval] | None:
     if re.fullmatch(r"\\mathbb\s*\{?\s*R\s*\}?", text):
         return [Interval(r"-\infty", r"\infty", False, False)]
     if text.startswith(r"\{") and text.endswith(r"\}"):
-        points = _expanded(parts_of(text[2:-2]))
+        points = _expanded(parts_of(text[2:-2], bracketed=True))
         return [Interval(point, point, True, True) for point in points]
     if text[:1] not in ("(", "[") or text[-1:] not in (")", "]") or closing(text, 0) != len(text) - 1:
         return None
-    ends = parts_of(text[1:-1])
+    ends = parts_of(text[1:-1], bracketed=True)
     if len(ends) != 2 or any(split_top(end, RELATION)[1] for end in ends):
         return None
     return [Interval(ends[0], ends[1], text[0] == "[", text[-1] == "]")]

@@ -196,7 +196,7 @@ def _points(names: list[Any]) -> Any:
 
 def _value(expression: Expression, values: dict[Any, Any]) -> Any:
     """The number to `_DIGITS` digits; None where there is none, or a complex one from real values."""
-    result: Any = sympy.N(expression.subs(values).doit() if values else expression.doit(), _DIGITS + 10, chop=False)
+    result: Any = sympy.N(expression.doit().subs(values), _DIGITS + 15, chop=False)
     if not result.is_number or result.has(sympy.nan, sympy.zoo, sympy.oo, -sympy.oo):
         return result if result in (sympy.oo, -sympy.oo) else None
     if values and result.as_real_imag()[1] != 0 and not expression.has(sympy.I):
@@ -207,4 +207,4 @@ def _value(expression: Expression, values: dict[Any, Any]) -> Any:
 def _close(a: Any, b: Any) -> bool:
     if a in (sympy.oo, -sympy.oo) or b in (sympy.oo, -sympy.oo):
         return a == b
-    return bool(abs(a - b) <= sympy.Float(10, 30) ** (10 - _DIGITS) * max(abs(a), abs(b)))
+    return bool(abs(a - b) <= sympy.Float(10, 30) ** -_DIGITS * max(abs(a), abs(b)))

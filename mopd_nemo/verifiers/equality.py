@@ -112,7 +112,7 @@ def _readable(text: str) -> bool:
 def _unions(gold: str, found: str, depth: int) -> bool | None:
     """Intervals and inequalities in one variable."""
     a, b = intervals_of(gold), intervals_of(found)
-    if a is None or b is None or not (is_interval(gold) or is_interval(found)):
+    if a is None or b is None or not ("|" in gold + found or is_interval(gold) or is_interval(found)):
         return None
     if len(a) == 1 and len(b) == 1 and "," in gold and "," in found and gold[:1] == "(" == found[:1]:
         pass  # a pair and an open interval look alike, and are equal alike
@@ -244,6 +244,8 @@ def _finite(value: object) -> bool:
 
 def _same_percentage(percentage: Quantity, bare: Quantity) -> bool:
     """50% is 0.5; and 50, as the number before a sign that the question has already. 0.5% is not 0.5."""
+    if bare.unit:
+        return False
     if _same_value(rf"\frac{{{percentage.value}}}{{100}}", bare.value):
         return True
     a, b = read_number(percentage.value), read_number(bare.value)

@@ -19,6 +19,7 @@ _AND = re.compile(
 )
 _SPACED_COMMA = re.compile(r"\s*,\s+")
 _COMMA = re.compile(r"\s*,\s*")
+_DESCRIBED_SET = re.compile(r"\\\{\s*[a-zA-Z]\s*(?:\\in\s*\\mathbb\s*\{?\s*R\s*\}?\s*)?[|:](.*[<>].*|.*\\[lg]e.*)\\\}")
 _CUP = re.compile(r"\s*\\cup(?![a-z])\s*")
 RELATION = re.compile(r"\s*(?:\\(?:le|ge|ne|in|approx|to|equiv)(?![a-z])|[=<>])\s*")
 _RATIO = re.compile(r"\s*:\s*")
@@ -153,6 +154,8 @@ def bracketed(text: str) -> list[Interval] | None:
     text = text.strip()
     if re.fullmatch(r"\\mathbb\s*\{?\s*R\s*\}?", text):
         return [Interval(r"-\infty", r"\infty", False, False)]
+    if described := _DESCRIBED_SET.fullmatch(text):
+        return intervals_of(described[1])
     if text.startswith(r"\{") and text.endswith(r"\}"):
         points = _expanded(parts_of(text[2:-2], bracketed=True))
         return [Interval(point, point, True, True) for point in points]

@@ -22,6 +22,7 @@ import torch
 
 from mopd_nemo.config import UserError
 from mopd_nemo.config.verifiers import VerifierConfig
+from mopd_nemo.thinking import OPEN, opens_thinking
 from mopd_nemo.types import Outcome, Verdict
 from mopd_nemo.verifiers import TASKS
 from mopd_nemo.verifiers.pool import VerifierPool
@@ -80,7 +81,12 @@ class ResponseJudge:
 
 
 def _last_response(log: Sequence[Mapping[str, Any]]) -> str:
-    return next((str(message["content"]) for message in reversed(log) if message["role"] == "assistant"), "")
+    """The assistant's last turn, with the tag of thinking where the templated turn before it opens a block."""
+    for index in reversed(range(len(log))):
+        if log[index]["role"] == "assistant":
+            before = "".join(str(message["content"]) for message in log[:index])
+            return (OPEN if opens_thinking(before) else "") + str(log[index]["content"])
+    return ""
 
 
 def _answer(info: Mapping[str, Any]) -> Any:

@@ -40,6 +40,19 @@ def test_conversations_are_judged_in_order() -> None:
     }  # fmt: skip
 
 
+def test_an_answer_inside_thinking_that_the_prompt_opened_is_none() -> None:
+    judge = ResponseJudge({"task": "choice"})
+    turns = ["<|im_start|>assistant\n<think>\n", "<|im_start|>assistant\n", "<|im_start|>assistant\n<think></think>\n"]
+    answers = ["maybe <answer>A</answer>", "so</think><answer>A</answer>"]
+    logs = [
+        [{"role": "user", "content": turn}, {"role": "assistant", "content": answer}]
+        for turn in turns
+        for answer in answers
+    ]
+    outcomes = [verdict.outcome for verdict in judge.judge(logs, [{"answer": "A"}] * len(logs))]
+    assert outcomes == [Outcome.BAD_FORMAT, *[Outcome.CORRECT] * 5]
+
+
 def test_an_unknown_task_is_refused() -> None:
     with pytest.raises(UserError, match="task=None: an environment of ours needs a task of arithmetic"):
         ResponseJudge({})

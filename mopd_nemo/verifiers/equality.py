@@ -21,14 +21,13 @@ from mopd_nemo.verifiers.structure import (
     TEXT_ONLY,
     Interval,
     assigned_value,
-    intervals_of,
-    is_interval,
     is_time,
     is_word,
     is_words,
     items_of,
     parts_of,
     ratio_of,
+    region_of,
     table_of,
     without_name,
 )
@@ -111,12 +110,12 @@ def _readable(text: str) -> bool:
 
 def _unions(gold: str, found: str, depth: int) -> bool | None:
     """Intervals and inequalities in one variable."""
-    a, b = intervals_of(gold), intervals_of(found)
-    if a is None or b is None or not ("|" in gold + found or is_interval(gold) or is_interval(found)):
+    a, b = region_of(gold), region_of(found)
+    if a is None or b is None or a.pieces == b.pieces == 1:
         return None
-    if len(a) == 1 and len(b) == 1 and "," in gold and "," in found and gold[:1] == "(" == found[:1]:
-        pass  # a pair and an open interval look alike, and are equal alike
-    return _matched(a, b, lambda x, y: _same_interval(x, y, depth), ordered=False)
+    if a.name and b.name and a.name != b.name:
+        return False
+    return _matched(a.intervals, b.intervals, lambda x, y: _same_interval(x, y, depth), ordered=False)
 
 
 def _lists(gold: str, found: str, depth: int) -> bool | None:

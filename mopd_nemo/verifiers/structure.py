@@ -44,6 +44,17 @@ class Interval:
     high_closed: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Part of the real line."""
+
+    intervals: list[Interval]
+    name: str = ""
+    """Of the variable, where inequalities say it."""
+    pieces: int = 0
+    """Inequalities that say it; 0: it is written as intervals."""
+
+
 def parts_of(text: str, *, bracketed: bool = False) -> list[str]:
     """What commas, semicolons and the words and/or divide, outside of all brackets.
 
@@ -130,44 +141,56 @@ def _expanded(parts: Sequence[str]) -> list[str]:
     return result
 
 
-def intervals_of(text: str) -> list[Interval] | None:
+def region_of(text: str) -> Region | None:
     """An interval, a union of them, or inequalities in one variable as such; None of anything else."""
     text = value_if_assigned(text)
-    pieces = split_top(text, _CUP)[0]
+    pieces, signs = split_top(text, _CUP)
     if len(pieces) == 1:
-        pieces = [p for p in split_top(text, _AND)[0] if p]
-    result: list[Interval] = []
-    for piece in pieces:
-        found = bracketed(piece) or _inequality(piece)
-        if found is None:
-            return None
-        result += found
-    return result
+        pieces, signs = split_top(text, _AND)
+    regions = [_bracketed(piece) or _inequality(piece) for piece in pieces if piece]
+    names = {region.name for region in regions if region is not None and region.name}
+    if None in regions or len(names) > 1:
+        return None
+    intervals = [interval for region in regions if region for interval in region.intervals]
+    both = any("and" in sign or "land" in sign for sign in signs)
+    if both and names:
+        intervals = _in_both(intervals)
+    if not intervals:
+        return None
+    return Region(intervals, names.pop() if names else "", sum(region.pieces for region in regions if region))
 
 
-def is_interval(text: str) -> bool:
-    pieces = split_top(value_if_assigned(text), _CUP)[0]
-    return all(bracketed(piece) for piece in pieces)
+def _in_both(intervals: list[Interval]) -> list[Interval]:
+    """`x > 1 and x < 3` as one interval; `x < 1 and x > 3`, as people write a union; nothing of what is neither."""
+    first, *others = sorted(intervals, key=lambda interval: interval.low == r"-\infty")
+    if len(others) != 1 or (first.high, others[0].low) != (r"\infty", r"-\infty"):
+        return []
+    low, high = read_number(first.low), read_number(others[0].high)
+    if low is None or high is None:
+        return []
+    if low.value < high.value:
+        return [Interval(first.low, others[0].high, first.low_closed, others[0].high_closed)]
+    return intervals
 
 
-def bracketed(text: str) -> list[Interval] | None:
-    text = text.strip()
+def _bracketed(text: str) -> Region | None:
     if re.fullmatch(r"\\mathbb\s*\{?\s*R\s*\}?", text):
-        return [Interval(r"-\infty", r"\infty", False, False)]
+        return Region([Interval(r"-\infty", r"\infty", False, False)])
     if described := _DESCRIBED_SET.fullmatch(text):
-        return intervals_of(described[1])
+        region = region_of(described[1])
+        return None if region is None else Region(region.intervals)
     if text.startswith(r"\{") and text.endswith(r"\}"):
         points = _expanded(parts_of(text[2:-2], bracketed=True))
-        return [Interval(point, point, True, True) for point in points]
+        return Region([Interval(point, point, True, True) for point in points])
     if text[:1] not in ("(", "[") or text[-1:] not in (")", "]") or closing(text, 0) != len(text) - 1:
         return None
     ends = parts_of(text[1:-1], bracketed=True)
     if len(ends) != 2 or any(split_top(end, RELATION)[1] for end in ends):
         return None
-    return [Interval(ends[0], ends[1], text[0] == "[", text[-1] == "]")]
+    return Region([Interval(ends[0], ends[1], text[0] == "[", text[-1] == "]")])
 
 
-def _inequality(text: str) -> list[Interval] | None:
+def _inequality(text: str) -> Region | None:
     """`a < x <= b`, `x > a`, `b >= x`, `a <= |x| <= b`, with a name for x and no names in the ends."""
     sides, signs = split_top(text, RELATION)
     if not signs or not set(signs) <= set(ORDERED) or len(sides) > 3:
@@ -182,14 +205,14 @@ def _inequality(text: str) -> list[Interval] | None:
     i = names[0]
     low, low_closed = (sides[i - 1], signs[i - 1] == r"\le") if i else (r"-\infty", False)
     high, high_closed = (sides[i + 1], signs[i] == r"\le") if i + 1 < len(sides) else (r"\infty", False)
-    if sides[i].startswith("|") and sides[i].endswith("|"):
-        if i == 0:
-            return [Interval(f"-({high})", high, high_closed, high_closed)]
-        return [
-            Interval(r"-\infty" if high == r"\infty" else f"-({high})", f"-({low})", high_closed, low_closed),
-            Interval(low, high, low_closed, high_closed),
-        ]
-    return [Interval(low, high, low_closed, high_closed)]
+    interval = Interval(low, high, low_closed, high_closed)
+    if not (sides[i].startswith("|") and sides[i].endswith("|")):
+        return Region([interval], plain(sides[i]), 1)
+    name = plain(sides[i].strip("|"))
+    if i == 0:
+        return Region([Interval(f"-({high})", high, high_closed, high_closed)], name, 2)
+    lowest = r"-\infty" if high == r"\infty" else f"-({high})"
+    return Region([Interval(lowest, f"-({low})", high_closed, low_closed), interval], name, 2)
 
 
 def assigned_value(text: str) -> str | None:

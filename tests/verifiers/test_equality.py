@@ -5,6 +5,13 @@ import pytest
 from mopd_nemo.verifiers.equality import equals_itself, equivalent
 
 SAME = [
+    ("(1,3)", "x>1 and x<3"),
+    (r"x>1 \text{ and } x<3", "1<x<3"),
+    ("x<1 or x>3", r"x>3 \text{ or } x<1"),
+    (r"(-\infty,1)\cup(3,\infty)", "x<1 and x>3"),
+    ("1<x<3", "3>x>1"),
+    ("f(x)<1", "f(x)<1"),
+    ("t>2", r"(2,\infty)"),
     (r"x^2+y^2=1", r"x^2+y^2-1=0"),
     (r"x=1\text{ or }x=2", r"1,2"),
     (r"1,2", r"x=1 or x=2"),
@@ -236,6 +243,12 @@ SAME = [
 ]
 
 DIFFERENT = [
+    ("(1,3)", "x>1 or x<3"),
+    ("x>1 and x<3", "x>1 or x<3"),
+    ("x<1 or x>3", "x<1 or y>3"),
+    ("x<1 or x>3", "y<1 or y>3"),
+    ("1<x<3", "1<y<3"),
+    ("x>2", "y>2"),
     (r"2^3", r"23"),
     (r"2^{10}", r"210"),
     (r"k\pi", r"n\pi"),

@@ -12,17 +12,15 @@ TIGHT = CodeConfig(seconds_per_test=1.0, memory_mb=256, output_mb=1, scratch_mb=
 
 
 @functools.cache
-def launch_or_reason(layer: LayerName) -> tuple[Launch | None, str]:
-    reasons: dict[str, str] = {}
-    launch = try_layer(layer, TIGHT, reasons)
-    return launch, reasons.get(layer, "")
+def launch_or_reason(layer: LayerName) -> Launch | str:
+    return try_layer(layer, TIGHT)
 
 
 def launch_of(layer: LayerName) -> Launch:
     """How to start a layer; skips, with the reason, where it does not work."""
-    launch, reason = launch_or_reason(layer)
-    if launch is None:
-        pytest.skip(f"no {layer} here: {reason}")
+    launch = launch_or_reason(layer)
+    if isinstance(launch, str):
+        pytest.skip(f"no {layer} here: {launch}")
     return launch
 
 
@@ -36,4 +34,4 @@ def layer(request: pytest.FixtureRequest) -> LayerName:
 @pytest.fixture(scope="session")
 def best_layer() -> LayerName:
     """The best layer of this machine; limits alone when nothing isolates."""
-    return next(layer for layer in LAYERS if launch_or_reason(layer)[0] is not None)
+    return next(layer for layer in LAYERS if isinstance(launch_or_reason(layer), Launch))

@@ -36,9 +36,10 @@ def choose(config: CodeConfig) -> Choice:
     wanted = LAYERS[:2] if config.sandbox == "auto" else (config.sandbox,)
     reasons: dict[str, str] = {}
     for layer in wanted:
-        launch = try_layer(layer, config, reasons)
-        if launch is not None:
+        launch = try_layer(layer, config)
+        if isinstance(launch, Launch):
             return Choice(layer, launch, reasons)
+        reasons[layer] = launch
     why = "; ".join(f"{layer}: {reason}" for layer, reason in reasons.items())
     raise UserError(
         f"{key}: model-written code cannot be isolated here ({why}). Install bubblewrap, or allow user namespaces "
@@ -47,21 +48,20 @@ def choose(config: CodeConfig) -> Choice:
     )
 
 
-def try_layer(layer: LayerName, config: CodeConfig, reasons: dict[str, str]) -> Launch | None:
-    """A launch that runs a program here; else None, and the reason is put into `reasons`."""
-    reasons[layer] = "bwrap is not on PATH"
+def try_layer(layer: LayerName, config: CodeConfig) -> Launch | str:
+    """A launch that runs a program here; else the reason why there is none."""
+    reason = "bwrap is not on PATH"
     for launch in launches(layer, config):
         sandbox = Sandbox(launch, config)
         try:
             with sandbox.program(_PROBE, None, "official") as program:
                 run = program.run("")
         except SandboxError as error:
-            reasons[layer] = str(error)
+            reason = str(error)
             continue
         finally:
             sandbox.close()
         if run.stdout == "42\n":
-            del reasons[layer]
             return launch
-        reasons[layer] = f"a program ended with {run.ending}: {run.stderr}"
-    return None
+        reason = f"a program ended with {run.ending}: {run.stderr}"
+    return reason

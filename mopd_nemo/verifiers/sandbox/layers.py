@@ -32,6 +32,7 @@ _NOBODY = 65534
 _SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin", "/sbin", "/etc/ld.so.cache", "/etc/localtime")
 _CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_KILL")
 """What the fork server needs to give each program namespaces and no privileges; programs have none."""
+_BUBBLEWRAP_END = ("--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--remount-ro", "/dev", "--remount-ro", "/")
 _ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
     "HOME": "/tmp",
@@ -80,23 +81,10 @@ def _bubblewrap(config: CodeConfig, own_user: bool) -> Launch:
     command = [
         *("bwrap", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"),
         *(["--unshare-user"] if own_user else []),
-        *("--die-with-parent", "--clearenv", *variables, "--cap-drop", "ALL", *capabilities),
-        *(
-            *parents,
-            *mounts,
-            "--proc",
-            "/proc",
-            "--dev",
-            "/dev",
-            "--tmpfs",
-            "/tmp",
-            "--remount-ro",
-            "/dev",
-            "--remount-ro",
-            "/",
-            "--chdir",
-            "/",
-        ),
+        *("--die-with-parent", "--clearenv", *variables, "--cap-drop", "ALL", *capabilities, "--chdir", "/"),
+        *parents,
+        *mounts,
+        *_BUBBLEWRAP_END,
         *_fork_server(config, isolated=True, uid=None if own_user else _NOBODY),
     ]
     return Launch(tuple(command), dict(os.environ))

@@ -9,12 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mopd_nemo.losses.context_parallel import positions, response_rows, sum_over_ranks
+from mopd_nemo.engines.nemo.divergence_loss import DivergenceLoss, Groups, positions, response_rows
 from mopd_nemo.losses.logits import Head, Logits, Tokens, TopK
-from mopd_nemo.losses.nemo import DivergenceLoss
-from mopd_nemo.losses.nemo.protocol import Groups
 from mopd_nemo.losses.objectives import Divergence, LogLikelihood, Objective, SampledReverseKL
-from mopd_nemo.losses.reference import dpo_loss
 from mopd_nemo.losses.token_loss import token_loss
 from mopd_nemo.losses.vocab import Vocab
 from mopd_nemo.losses.weights import token_weights
@@ -137,7 +134,7 @@ def tensor_and_context_parallel() -> None:
         weights_BS[i][is_response[i]] = weight
 
     def total(held: Tensor, here: tuple[int, int], vocab: Vocab | None, cut: Callable[[Tensor], Tensor]):
-        """Total, gradients and sums of log-probabilities per sequence, from the rows of one rank."""
+        """Total and leaves, from the rows of one rank."""
         leaves = [student[0].view(sequences, length, H)[:, held].clone(), *(cut(x) for x in student[1:])]
         leaves = [x.requires_grad_() for x in leaves]
         rows_T, tokens_T = response_rows(is_response, *here)
@@ -148,13 +145,11 @@ def tensor_and_context_parallel() -> None:
         found = token_loss(
             Divergence(k=7), logits, picked, teacher_head, weights_T=weights_BS.flatten()[tokens_T], vocab=vocab
         )
-        likelihood = token_loss(LogLikelihood(), logits, picked, vocab=vocab)
-        sums_N = torch.zeros(sequences, dtype=torch.float64).index_add(0, tokens_T // length, -likelihood.loss_T)
-        return found.total, sums_N, leaves
+        return found.total, leaves
 
     everything = torch.arange(length)
-    whole, whole_sums, whole_leaves = total(everything, (0, 1), None, torch.clone)
-    (whole + dpo_loss(whole_sums[:1], whole_sums[1:2], whole_sums[:1] * 0, whole_sums[1:2] * 0).sum()).backward()
+    whole, whole_leaves = total(everything, (0, 1), None, torch.clone)
+    whole.backward()
 
     here = (dist.get_rank(context), context_ranks)
     pieces = length // (2 * context_ranks)
@@ -162,12 +157,10 @@ def tensor_and_context_parallel() -> None:
         [torch.arange(p * pieces, (p + 1) * pieces) for p in (here[0], 2 * context_ranks - 1 - here[0])]
     )  # as megatron.core.utils.get_batch_on_this_cp_rank
     sharded = tensor_ranks > 1
-    mine, my_sums, leaves = total(
+    mine, leaves = total(
         held, here, Vocab(tensor, V) if sharded else None, (lambda x: shard(x, tensor)) if sharded else torch.clone
     )
-    sums = sum_over_ranks(my_sums, context)
-    torch.testing.assert_close(sums, whole_sums)
-    (mine + dpo_loss(sums[:1], sums[1:2], sums[:1] * 0, sums[1:2] * 0).sum()).backward()
+    mine.backward()
     dist.all_reduce(mine_total := mine.detach().clone(), group=context)
     torch.testing.assert_close(mine_total, whole.detach())
     for x in leaves[1:]:  # a replicated weight: the ranks' gradients add up

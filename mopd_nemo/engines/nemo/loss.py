@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from mopd_nemo.engines.nemo.batches import joined
+from mopd_nemo.engines.nemo.divergence_loss import Groups, megatron_groups
 from mopd_nemo.engines.nemo.rows import LocalRows, packed_rows, padded_rows
 from mopd_nemo.losses.logits import Logits, Tokens, TopK
 from mopd_nemo.losses.objectives import Divergence, LogLikelihood, Objective, PolicyGradient, SampledReverseKL
@@ -31,23 +32,8 @@ SIGNALS = ("student/entropy", "student/topk_mass", "teacher/topk_mass", "topk_ov
 """What is watched, where it is known, over the tokens of the first part."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Groups:
-    """Ranks that hold the rest of the vocabulary and of the sequences; None where this rank holds all."""
-
-    tensor: dist.ProcessGroup | None
-    context: dist.ProcessGroup | None
-
-
-def _megatron_groups() -> _Groups:
-    from megatron.core import parallel_state  # neither the driver nor the DTensor policy need have Megatron
-
-    context = parallel_state.get_context_parallel_group()
-    return _Groups(parallel_state.get_tensor_model_parallel_group(), context if context.size() > 1 else None)
-
-
-def _dtensor_groups(logits: Tensor) -> _Groups:
-    return _Groups(logits.device_mesh.get_group() if isinstance(logits, DTensor) else None, None)
+def _dtensor_groups(logits: Tensor) -> Groups:
+    return Groups(logits.device_mesh.get_group() if isinstance(logits, DTensor) else None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +86,7 @@ class LessonLoss:
         self, data: Mapping[str, Any], global_valid_seqs: Tensor, global_valid_toks: Tensor, logits: Tensor, **_: Any
     ) -> tuple[Tensor, dict[str, float]]:
         """The loss of a micro-batch and its share of the step's metrics, both to be summed."""
-        groups = _dtensor_groups(logits) if self.backend == "dtensor" else _megatron_groups()
+        groups = _dtensor_groups(logits) if self.backend == "dtensor" else megatron_groups()
         logits = logits.to_local() if isinstance(logits, DTensor) else logits
         cp_size = dist.get_world_size(groups.context) if groups.context else 1
         rows = _rows(data, logits, cp_size, dist.get_rank(groups.context) if groups.context else 0)

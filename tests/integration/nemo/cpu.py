@@ -320,6 +320,8 @@ def _nothing(*_: Any, **__: Any) -> None:
 if __name__ == "__main__":  # python -m tests.integration.nemo.cpu -m MODULE ARGUMENTS: the module, on the CPU
     import runpy
 
-    prepare()
+    from tests.integration.nemo import cpu  # by its name, which checkpoints know
+
+    cpu.prepare()
     del sys.argv[:2]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

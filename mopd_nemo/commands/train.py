@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from mopd_nemo.commands import OptionalConfigFile, Overrides
-from mopd_nemo.config import Config, UserError
+from mopd_nemo.config import UserError
 from mopd_nemo.config.load import load_config
 from mopd_nemo.run.directory import RunDirectory
 
@@ -53,13 +53,13 @@ def run_training(config_file: Path | None, resume: Path | None, overrides: Seque
     except KeyboardInterrupt:
         console.print("Stopped at once; steps since the last checkpoint are lost.")
         complete = False
-    _say_where(trainer.run, trainer.config, complete, console)
+    _say_where(trainer.run, complete, console)
     if complete:
         return 0
     return 128 + (trainer.stop.reason or signal.SIGINT)
 
 
-def _say_where(run: RunDirectory, config: Config, complete: bool, console: Console) -> None:
+def _say_where(run: RunDirectory, complete: bool, console: Console) -> None:
     from mopd_nemo.analysis.report import write_report
     from mopd_nemo.run.checkpoints import latest_checkpoint
 

@@ -10,8 +10,11 @@ from mopd_nemo.config.base import ConfigBlock, Duration
 
 
 class ClusterConfig(ConfigBlock):
-    """The Slurm job, for `mopd submit`. Nodes and GPUs are those of `nemo`. Account, partition, image and paths depend
-    on the cluster, not on the experiment; they are in the site file (`slurm/site.example.yaml`)."""
+    """The Slurm job, for `mopd submit`. Nodes and GPUs are those of `nemo`.
+
+    Account, partition, image and paths depend on the cluster, not on the experiment; they are in the site file
+    (`slurm/site.example.yaml`).
+    """
 
     time_limit: Duration = "4:00:00"
     """Wall-clock limit of one attempt, `hours:minutes:seconds` or `days-hours:minutes:seconds`."""

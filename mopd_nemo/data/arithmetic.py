@@ -61,8 +61,8 @@ def random_expressions(split: Split, seed: int) -> Iterator[str]:
     rng = random.Random(f"arithmetic/{split}/{seed}")
     while True:
         chain = [str(rng.randrange(10))]
-        for _ in range(rng.randint(MIN_OPERATIONS, MAX_OPERATIONS)):
-            chain.append(rng.choice("+-*") + str(rng.randint(1, 9)))
+        num_operations = rng.randint(MIN_OPERATIONS, MAX_OPERATIONS)
+        chain += [rng.choice("+-*") + str(rng.randint(1, 9)) for _ in range(num_operations)]
         expression = "".join(chain)
         if split_of(expression) == split:
             yield expression

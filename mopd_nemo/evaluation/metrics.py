@@ -31,8 +31,9 @@ def pass_at_k(num_correct: int, num_samples: int, k: int) -> float:
 
 
 def majority_at_k(answers: Sequence[Sequence[Hashable | None]], correct: Sequence[Sequence[bool]]) -> float:
-    """Fraction of problems whose most frequent answer is right. Ties go to the answer that was given first; a sample
-    without an answer (None) does not vote.
+    """Fraction of problems whose most frequent answer is right.
+
+    Ties go to the answer that was given first; a sample without an answer (None) does not vote.
     """
     won = []
     for given, right in zip(answers, correct, strict=True):

@@ -1,3 +1,5 @@
-"""One Slurm job from one config: `site` reads what the cluster is, `job` renders the script, `checks` refuses what
-cannot run, `memory` estimates GPU memory, `submit` writes and submits. `scripts/` runs inside the job.
+"""One Slurm job from one config.
+
+`site` reads the site file, `job` renders the script, `checks` refuses what cannot run, `memory` estimates GPU memory,
+`submit` writes and submits. `scripts/` runs inside the job.
 """

@@ -49,6 +49,7 @@ class Architecture:
 
     @property
     def embedding(self) -> int:
+        """Parameters of the token embedding."""
         return self.vocab * self.hidden
 
     @property

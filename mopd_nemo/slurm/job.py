@@ -34,6 +34,7 @@ class Job:
 
     @property
     def nodes(self) -> int:
+        """Nodes of the allocation."""
         return self.config.nemo.num_nodes
 
     @property
@@ -50,10 +51,12 @@ class Job:
 
     @property
     def script(self) -> Path:
+        """What sbatch gets."""
         return self.directory / "job" / "job.sbatch"
 
     @property
     def logs(self) -> Path:
+        """Logs of all attempts."""
         return self.directory / "job" / "logs"
 
     @property

@@ -132,8 +132,11 @@ def _activations(
 
 
 def _layer(model: Architecture, parallel: ParallelConfig) -> float:
-    """Bytes a token of one layer's tensors in bfloat16, with their gradients: what enters both blocks and their norms,
-    queries, keys, values and the attention's result, both halves of the MLP and their product."""
+    """Bytes a token of one layer's tensors in bfloat16, with their gradients.
+
+    These are the inputs of both blocks and their norms, queries, keys, values and the attention's result, both halves
+    of the MLP and their product.
+    """
     outside = 4 * model.hidden / _sequence(parallel)
     attention = (2 * model.heads + 2 * model.kv_heads) * model.head_dim
     active = 8 if model.experts else 1

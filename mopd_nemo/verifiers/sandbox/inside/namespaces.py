@@ -45,13 +45,13 @@ def _enter(mounts: list) -> None:
     os.umask(0o022)
     linux.mount("none", "/", flags=linux.MS_REC | linux.MS_PRIVATE)
     # Sources are opened before /tmp is covered: they may lie in it.
-    opened = [(os.open(source, os.O_PATH), source, target) for source, target in mounts]
-    devices = [(os.open(f"/dev/{name}", os.O_PATH), f"/dev/{name}", f"/dev/{name}") for name in _DEVICES]
+    opened = [(os.open(source, os.O_PATH), target) for source, target in mounts]
+    devices = [(os.open(f"/dev/{name}", os.O_PATH), f"/dev/{name}") for name in _DEVICES]
     linux.mount("tmpfs", root, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "size=1m,mode=755")
-    for fd, source, target in opened:
-        _bind(fd, source, root + target, read_only=True)
-    for fd, source, target in devices:
-        _bind(fd, source, root + target, read_only=False)
+    for fd, target in opened:
+        _bind(fd, root + target, read_only=True)
+    for fd, target in devices:
+        _bind(fd, root + target, read_only=False)
     for name in ("proc", "tmp", "dev/shm"):
         os.makedirs(f"{root}/{name}", exist_ok=True)
     for name, descriptor in _DESCRIPTORS.items():
@@ -61,7 +61,7 @@ def _enter(mounts: list) -> None:
     linux.pivot_root(root)
 
 
-def _bind(fd: int, source: str, target: str, read_only: bool) -> None:
+def _bind(fd: int, target: str, read_only: bool) -> None:
     if os.path.isdir(f"/proc/self/fd/{fd}"):
         os.makedirs(target, exist_ok=True)
     else:

@@ -350,7 +350,7 @@ def main() -> None:
     if options.check:
         from bench.scale_check import check
 
-        check(options.markdown)
+        table(*check(), options.markdown)
         return
     changes: dict[str, float] = {}
     if options.assumptions:

@@ -124,13 +124,13 @@ def predict(job: Job, model: Architecture) -> dict[str, float]:
     }
 
 
-def check(markdown: bool) -> None:
-    """Print predicted over measured for each phase of several jobs."""
+def check() -> tuple[list[str], list[list[str]]]:
+    """Heading and rows: predicted over measured for each phase of several jobs."""
     torch.set_num_threads(1)
     display.time = SimpleNamespace(perf_counter=time.process_time, monotonic=time.monotonic)
     model = architecture_of(resolve_model_path("embedded:arithmetic"), None)
     assert model is not None
-    rows = []
+    rows: list[list[str]] = []
     with tempfile.TemporaryDirectory(prefix="bench-scale-") as directory:
         endless = f"model.path={never_ending(Path(directory) / 'model')}"
 
@@ -152,6 +152,4 @@ def check(markdown: bool) -> None:
             for phase, predicted in predict(job, model).items():
                 measured = median(step[phase] for step in steps)
                 rows.append([name, phase, f"{predicted:.3f}", f"{measured:.3f}", f"{predicted / measured:.2f}"])
-    from bench.scale import table
-
-    table(["job", "phase", "predicted s", "measured s", "predicted / measured"], rows, markdown)
+    return ["job", "phase", "predicted s", "measured s", "predicted / measured"], rows

@@ -47,6 +47,7 @@ def test_signal_comes_so_long_before_the_limit_and_requeue_can_be_off() -> None:
     found = directives(make("cluster.stop_minutes=20", "cluster.time_limit=1-00:00:00"))
     assert {"--signal=B:USR1@1200", "--time=1-00:00:00", "--requeue", "--open-mode=append"} <= set(found)
     assert "--no-requeue" in directives(make("cluster.max_restarts=0"))
+    assert "--time=01-12:00:00" in directives(make("cluster.time_limit=01:12:00:00")), "as NeMo-RL writes days"
 
 
 def test_seeds_are_an_array_with_directories_of_their_own() -> None:

@@ -12,10 +12,9 @@ from mopd_nemo.analysis.teacher_signal.output import collect, to_markdown, write
 from mopd_nemo.analysis.teacher_signal.scoring import ScoreStore, manifest_of, score_rollouts
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import Config, UserError
-from mopd_nemo.engines.base import Sampling
 from mopd_nemo.engines.local.engine import LocalEngine
 from mopd_nemo.files import read_rows, write_rows
-from mopd_nemo.run.rollouts import RecordedGroup, read_groups, rollout_records, to_rollout_group
+from mopd_nemo.run.rollouts import read_groups, rollout_records, to_rollout_group
 from tests.conftest import make_group
 from tests.engines.local.conftest import config as local_config
 
@@ -142,42 +141,3 @@ def test_the_result_survives_scores_that_are_not_finite(rollouts: Path, config: 
         assert path.stat().st_size > 0
     assert json.loads((tmp_path / "teacher_signal.json").read_text()) == json.loads(json.dumps(result))
     assert to_markdown(result).count("| no peers |") == 6
-
-
-def tampered(rollouts: Path, **changes: object) -> list[RecordedGroup]:
-    rows = read_rows(rollouts)
-    for name, value in changes.items():
-        rows[0].pop(name) if value is None else rows[0].update({name: value})
-    write_rows(rollouts, rows)
-    return read_groups(rollouts)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"response_ids": None}, "lack 'response_ids'"),
-        ({"messages": None}, "lack 'messages'"),
-        ({"response_ids": [5, 6]}, "do not decode to its text"),
-        ({"prompt": "another"}, "chat template renders the prompt of 0/p0 otherwise"),
-    ],
-)
-def test_rollouts_of_another_model_family_are_refused(
-    changes: dict[str, object], message: str, rollouts: Path, chat: Chat
-) -> None:
-    with pytest.raises(UserError, match=message):
-        to_rollout_group(tampered(rollouts, **changes)[0], chat, rollouts)
-
-
-def test_groups_come_back_as_they_were(chat: Chat, tmp_path: Path, random_model: Path) -> None:
-    engine = LocalEngine(local_config(random_model))
-    group = make_group(chat, [("7+5=2\n\\boxed{2}", 1.0), ("\\boxed{3}", 0.0), ("?", None)], feedback="Wrong.")
-    sampled = engine.generate([group.problem.prompt_ids], 1, Sampling(7), "s")[0][0]
-    object.__setattr__(group, "rollouts", (sampled, *group.rollouts[1:]))
-    file = tmp_path / "r.jsonl"
-    write_rows(file, rollout_records(3, [group], None, chat))
-    (back,) = read_groups(file)
-    assert back.key == "3/p"
-    rebuilt = to_rollout_group(back, chat, file)
-    assert rebuilt.problem == group.problem
-    assert rebuilt.verdicts == group.verdicts
-    assert [r.response_ids for r in rebuilt.rollouts] == [r.response_ids for r in group.rollouts]

@@ -106,12 +106,12 @@ def _zero_filled(prompts: Sequence[tuple[ScoredPrompt, list[bool]]], name: str) 
 def _metrics(prompt: ScoredPrompt, rows: Sequence[bool], name: str) -> list[float]:
     chosen = [i for i, keep in enumerate(rows) if keep]
     scores = [prompt.scores[name][i] for i in chosen]
-    found = prompt_metrics(
+    values = prompt_metrics(
         [math.nan if score is None else score for score in scores],
         [prompt.rewards[i] for i in chosen],
         [prompt.success[i] for i in chosen],
     )
-    return [found[metric] for metric in METRICS]
+    return [values[metric] for metric in METRICS]
 
 
 def _shift(prompt: ScoredPrompt, rows: Sequence[bool], name: str) -> list[float]:

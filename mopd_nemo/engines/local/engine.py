@@ -1,4 +1,7 @@
-"""The local engine: the verbs of `engines.base.Engine` over a Hugging Face model in this process."""
+"""The local engine: the verbs of `engines.base.Engine` over a Hugging Face model in this process.
+
+Shape suffixes: T response tokens laid end to end, R of one response, C tokens of a chunk, H hidden size, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mopd_nemo.chat import Chat
-from mopd_nemo.config import Config
+from mopd_nemo.config import Config, UserError
 from mopd_nemo.config.checks import teacher_prompt
 from mopd_nemo.engines.base import OnRollout, Progress, Sampling
 from mopd_nemo.engines.local.learner import Learner
@@ -21,7 +24,6 @@ from mopd_nemo.engines.local.model import (
     resolve_device,
 )
 from mopd_nemo.engines.local.sampler import sample
-from mopd_nemo.engines.local.scorer import response_logprobs
 from mopd_nemo.engines.local.teacher import Teacher, load_weights
 from mopd_nemo.engines.local.vllm_backend import VllmBackend, check_backend
 from mopd_nemo.engines.models import check_positions, check_vocabularies, load_tokenizer
@@ -31,6 +33,11 @@ from mopd_nemo.types import Rollout
 SCORING_BATCH, SCORING_ROWS = 2, 4
 """A pass without gradients keeps the activations of one layer only. Its batches have twice the tokens of an update's
 micro-batch, and at least four times the longest sequence: responses share a long context only within a batch."""
+
+LOGIT_BUDGET = 2**26
+"""Logits of one chunk of response tokens, counted as tokens × vocabulary: 256 MiB in float32."""
+
+Ids = tuple[int, ...]
 
 
 class LocalEngine:
@@ -181,3 +188,58 @@ def _end_ids(model: LanguageModel, chat: Chat) -> frozenset[int]:
     listed = model.module.generation_config.eos_token_id
     ids = listed if isinstance(listed, list) else [listed]
     return chat.end_ids | {index for index in ids if index is not None}
+
+
+@torch.inference_mode()
+def response_logprobs(
+    model: LanguageModel,
+    prompts: Sequence[Ids],
+    responses: Sequence[Ids],
+    *,
+    max_tokens: int,
+    on_progress: Progress | None = None,
+) -> list[tuple[float, ...]]:
+    """Log-probability (nats, temperature 1) of every response token after its prompt, in order.
+
+    Args:
+        prompts: one per response; equal pairs are computed once.
+        responses: token ids, at least one each.
+        max_tokens: of a batch, as `LanguageModel.batches` counts them.
+
+    Raises:
+        UserError: a pair is longer than the model's positions.
+    """
+    longest = max((len(p) + len(r) for p, r in zip(prompts, responses, strict=True)), default=0)
+    _check_longest(model, longest)
+    pairs = list(dict.fromkeys(zip(prompts, responses, strict=True)))
+    scores: dict[tuple[Ids, Ids], tuple[float, ...]] = {}
+    batches = model.batches([[prompt + response] for prompt, response in pairs], max_tokens)
+    for number, batch in enumerate(batches, start=1):
+        chosen = [pairs[i] for i in batch]
+        ids_T = torch.tensor([token for _, response in chosen for token in response], device=model.device)
+        with model.computing():
+            hidden_TH = model.response_hidden_TH(*zip(*chosen, strict=True))
+            logprobs_T = _logprobs_of(model, hidden_TH, ids_T)
+        parts = logprobs_T.split([len(response) for _, response in chosen])
+        scores.update(zip(chosen, (tuple(part_R.tolist()) for part_R in parts), strict=True))
+        if on_progress:
+            on_progress(number / len(batches))
+    return [scores[pair] for pair in zip(prompts, responses, strict=True)]
+
+
+def _check_longest(model: LanguageModel, longest: int) -> None:
+    limit = getattr(model.module.config, "max_position_embeddings", None)
+    if limit is not None and longest > limit:
+        raise UserError(
+            f"a prompt with its response has {longest} tokens, the model {limit} positions: "
+            "lower peers.max_context_tokens or leave out the longest responses"
+        )
+
+
+def _logprobs_of(model: LanguageModel, hidden_TH: Tensor, ids_T: Tensor) -> Tensor:
+    chunk = max(LOGIT_BUDGET // model.module.config.vocab_size, 1)
+    parts = []
+    for hidden_CH, ids_C in zip(hidden_TH.split(chunk), ids_T.split(chunk), strict=True):
+        logits_CV = model.head(hidden_CH).float()
+        parts.append(logits_CV.gather(-1, ids_C.unsqueeze(-1)).squeeze(-1) - logits_CV.logsumexp(-1))
+    return torch.cat(parts).cpu()

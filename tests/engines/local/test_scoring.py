@@ -7,8 +7,7 @@ import torch
 
 from mopd_nemo.config import UserError
 from mopd_nemo.engines.base import Sampling
-from mopd_nemo.engines.local.engine import LocalEngine
-from mopd_nemo.engines.local.scorer import response_logprobs
+from mopd_nemo.engines.local.engine import LocalEngine, response_logprobs
 
 Make = Callable[..., LocalEngine]
 LONG, SHORT = tuple(range(20, 70)), (5, 6, 7)

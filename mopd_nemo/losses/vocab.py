@@ -3,7 +3,7 @@
 Rank r of W holds columns r·width to (r + 1)·width, as Megatron cuts them; without a group it holds all. Nothing here is
 differentiable: `token_loss` writes its gradients itself.
 
-Shape suffixes: C tokens of a chunk, D distributions handled together, V local columns, K, N chosen tokens.
+Shape suffixes: R rows, C rows of a chunk, D distributions handled together, V local columns, K, N chosen tokens.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mopd_nemo.losses.dense import Chunk, exact_topk
+from mopd_nemo.losses.dense import Chunk, exact_topk, read
+
+CHUNK_BYTES = 2**28
+"""Float32 logits that `topk_logprobs` and `logprobs_of` work on at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,3 +110,41 @@ class Shard:
         parts = [torch.empty_like(values) for _ in range(dist.get_world_size(self.group))]
         dist.all_gather(parts, values, group=self.group)
         return torch.stack(parts)
+
+
+def topk_logprobs(logits_RV: Tensor, k: int, vocab: Vocab) -> tuple[Tensor, Tensor]:
+    """The k likeliest tokens of each row, likeliest first, under the normalisation of the whole vocabulary.
+
+    Collective: all ranks of the group call it with the same rows and get the same answer. So is `logprobs_of`.
+
+    Args:
+        logits_RV: this rank's columns, of any float type.
+
+    Returns:
+        ids_RK (int32) and logprobs_RK (float32).
+    """
+    shard, found = vocab.shard(logits_RV.shape[-1]), []
+    for part_CV in _parts(logits_RV):
+        chunk = _normalised(part_CV, shard)
+        ids_CK = shard.topk(chunk.values_CV, k)
+        logprobs_CK, order_CK = shard.pick([chunk], ids_CK)[0].sort(-1, descending=True)
+        found.append((ids_CK.gather(-1, order_CK).int(), logprobs_CK))
+    return torch.cat([ids for ids, _ in found]), torch.cat([logprobs for _, logprobs in found])
+
+
+def logprobs_of(logits_RV: Tensor, ids_RK: Tensor, vocab: Vocab) -> Tensor:
+    """logprobs_RK (float32) of given tokens; see `topk_logprobs`."""
+    shard, parts = vocab.shard(logits_RV.shape[-1]), _parts(logits_RV)
+    ids = ids_RK.long().split([len(part_CV) for part_CV in parts])
+    pairs = zip(parts, ids, strict=True)
+    return torch.cat([shard.pick([_normalised(part_CV, shard)], ids_CK)[0] for part_CV, ids_CK in pairs])
+
+
+def _normalised(logits_CV: Tensor, shard: Shard) -> Chunk:
+    own_CV = logits_CV[:, : shard.columns].float()
+    chunk = read(own_CV, whole=not shard.group, mean=False, blocks=False, owned=False)
+    return shard.normalise([chunk])[0]
+
+
+def _parts(logits_RV: Tensor) -> tuple[Tensor, ...]:
+    return logits_RV.split(max(CHUNK_BYTES // (4 * logits_RV.shape[-1]), 1))

@@ -13,7 +13,7 @@ from mopd_nemo.engines.nemo.divergence_loss import DivergenceLoss, Groups, posit
 from mopd_nemo.losses.logits import Head, Logits, Tokens, TopK
 from mopd_nemo.losses.objectives import Divergence, LogLikelihood, Objective, SampledReverseKL
 from mopd_nemo.losses.token_loss import token_loss
-from mopd_nemo.losses.vocab import Vocab
+from mopd_nemo.losses.vocab import Vocab, logprobs_of, topk_logprobs
 from mopd_nemo.losses.weights import token_weights
 
 T, H, V = 11, 6, 40
@@ -97,6 +97,19 @@ def teacher_topk_over_shards() -> None:
     torch.testing.assert_close(found.signals, whole.signals)
 
 
+def scores_over_shards() -> None:
+    """A teacher's likeliest tokens and given tokens from shards with padding, against the whole vocabulary."""
+    group = dist.group.WORLD
+    assert group is not None
+    logits_RV = torch.randn(9, V, generator=torch.Generator().manual_seed(1)) * 3
+    vocab, whole_RV = Vocab(group, V), logits_RV.log_softmax(-1)
+    mine_RV = shard(logits_RV.T, group).T
+    ids_RK, logprobs_RK = topk_logprobs(mine_RV, 7, vocab)
+    torch.testing.assert_close(logprobs_RK, whole_RV.topk(7).values)
+    assert torch.equal(ids_RK.long(), whole_RV.topk(7).indices) and ids_RK.dtype == torch.int32
+    torch.testing.assert_close(logprobs_of(mine_RV, ids_RK, vocab), logprobs_RK)
+
+
 def no_tokens() -> None:
     """No row at all: zero gradients on every rank, and every rank gets there."""
     group = dist.group.WORLD
@@ -175,7 +188,7 @@ def tensor_and_context_parallel() -> None:
 
 
 def everything() -> None:
-    works = [vocab_parallel, teacher_topk_over_shards, no_tokens, tensor_and_context_parallel]
+    works = [vocab_parallel, teacher_topk_over_shards, scores_over_shards, no_tokens, tensor_and_context_parallel]
     for work in [*works, nemo_over_ranks] if dist.get_world_size() == 2 else works:
         work()
         dist.barrier()

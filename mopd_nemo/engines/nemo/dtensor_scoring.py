@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from mopd_nemo.engines.nemo.batches import joined
-from mopd_nemo.engines.nemo.rows import padded_rows
-from mopd_nemo.engines.nemo.vocabulary import Scores, logprobs_of, topk_logprobs
+from mopd_nemo.engines.nemo.rows import Scores, padded_rows
+from mopd_nemo.losses.vocab import Vocab, logprobs_of, topk_logprobs
 
 
 @torch.no_grad()
@@ -68,7 +68,7 @@ class _ResponseScores(TopkLogitsPostProcessor):
         logits_TV = logits_BSV[rows.sequence_R.to(logits_BSV.device), rows.position_R.to(logits_BSV.device)]
         if "candidates" in data_dict:
             ids_TK = joined(data_dict["candidates"]).to(logits_TV.device)
-            logprobs_TK = logprobs_of(logits_TV, ids_TK, self._vocab_size, group)
+            logprobs_TK = logprobs_of(logits_TV, ids_TK, Vocab(group, self._vocab_size))
         else:
-            ids_TK, logprobs_TK = topk_logprobs(logits_TV, self.k, self._vocab_size, group)
+            ids_TK, logprobs_TK = topk_logprobs(logits_TV, self.k, Vocab(group, self._vocab_size))
         return ids_TK.int().cpu(), logprobs_TK.to("cpu", self._dtype)

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from mopd_nemo.engines.nemo.dtensor_scoring import score_responses
 from mopd_nemo.engines.nemo.past_self import PastSelfMethods
-from mopd_nemo.engines.nemo.vocabulary import Scores
+from mopd_nemo.engines.nemo.rows import Scores
 
 
 class DTensorTeacherMethods(PastSelfMethods):

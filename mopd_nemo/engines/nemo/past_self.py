@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 
 from mopd_nemo.engines.nemo.batches import Scored
+from mopd_nemo.engines.nemo.rows import Scores
 from mopd_nemo.engines.nemo.shadow import Shadow
-from mopd_nemo.engines.nemo.vocabulary import Scores
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 

@@ -15,6 +15,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+Scores = dict[str, Tensor]
+"""`ids` [T, k] int32 and `logprobs` [T, k], T response tokens sequence by sequence in order."""
+
 
 @dataclass(frozen=True, slots=True)
 class LocalRows:

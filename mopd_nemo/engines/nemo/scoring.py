@@ -17,8 +17,8 @@ from nemo_rl.models.megatron.train import TopkLogitsPostProcessor, megatron_forw
 from torch import Tensor, nn
 
 from mopd_nemo.engines.nemo.batches import joined
-from mopd_nemo.engines.nemo.rows import LocalRows, ResponseHead, packed_rows, padded_rows
-from mopd_nemo.engines.nemo.vocabulary import Scores, logprobs_of, topk_logprobs
+from mopd_nemo.engines.nemo.rows import LocalRows, ResponseHead, Scores, packed_rows, padded_rows
+from mopd_nemo.losses.vocab import Vocab, logprobs_of, topk_logprobs
 
 
 @torch.no_grad()
@@ -78,9 +78,9 @@ class _ResponseScores(TopkLogitsPostProcessor):
             group = parallel_state.get_tensor_model_parallel_group()
             if "candidates" in data_dict:
                 ids_RK = joined(data_dict["candidates"])[rows.number_R].to(logits_RV.device)
-                logprobs_RK = logprobs_of(logits_RV, ids_RK, self._vocab_size, group)
+                logprobs_RK = logprobs_of(logits_RV, ids_RK, Vocab(group, self._vocab_size))
             else:
-                ids_RK, logprobs_RK = topk_logprobs(logits_RV, self.k, self._vocab_size, group)
+                ids_RK, logprobs_RK = topk_logprobs(logits_RV, self.k, Vocab(group, self._vocab_size))
             ids_TK, logprobs_TK = (_all_rows(part, rows) for part in (ids_RK.int(), logprobs_RK))
             return logits_1RV.new_zeros(()), {"ids": ids_TK.cpu(), "logprobs": logprobs_TK.to("cpu", self._dtype)}
 

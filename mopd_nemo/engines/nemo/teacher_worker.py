@@ -10,8 +10,8 @@ import torch
 from megatron.core import parallel_state
 
 from mopd_nemo.engines.nemo.past_self import PastSelfMethods
+from mopd_nemo.engines.nemo.rows import Scores
 from mopd_nemo.engines.nemo.scoring import score_responses
-from mopd_nemo.engines.nemo.vocabulary import Scores
 
 
 class TeacherMethods(PastSelfMethods):

@@ -34,21 +34,21 @@ class Strangers:
         pass
 
 sys.meta_path.insert(0, Strangers())
-import mopd_nemo.engines.nemo.MODULE
+import mopd_nemo.engines.MODULE
 """
 
 
 WORKER_MODULES = [
-    "vocabulary",
-    "rows",
-    "shadow",
-    "scoring",
-    "loss",
-    "past_self",
-    "teacher_worker",
-    "dtensor_scoring",
-    "dtensor_worker",
-    "sampling",
+    "nemo.rows",
+    "nemo.shadow",
+    "nemo.scoring",
+    "nemo.loss",
+    "nemo.divergence_loss",
+    "nemo.past_self",
+    "nemo.teacher_worker",
+    "nemo.dtensor_scoring",
+    "nemo.dtensor_worker",
+    "vllm",
 ]
 
 

@@ -10,7 +10,7 @@ from mopd_nemo.engines.base import Engine, Progress, Sampling
 from mopd_nemo.evaluation.metrics import bootstrap_interval, majority_at_k, mean_at_k, pass_at_k
 from mopd_nemo.peers.metrics import group_metrics
 from mopd_nemo.types import Problem, Rollout, RolloutGroup
-from mopd_nemo.verifiers import TASKS
+from mopd_nemo.verifiers import task_of
 from mopd_nemo.verifiers.pending import PendingVerdicts
 from mopd_nemo.verifiers.pool import VerifierPool
 
@@ -51,7 +51,7 @@ def evaluation_metrics(groups: Sequence[RolloutGroup], n: int, verifiers: Verifi
     num_correct = [sum(flags) for flags in correct]
     low, high = bootstrap_interval([c / n for c in num_correct])
     ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k < n] + [n]
-    voting = [group for group in groups if TASKS[group.problem.task].votes]
+    voting = [group for group in groups if task_of(group.problem.task).votes]
     votes = [votes_of(group, verifiers) for group in voting]
     right = [[verdict.success is True for verdict in group.verdicts] for group in voting]
     stats = group_metrics(groups)

@@ -61,7 +61,13 @@ def task_of(name: str, key: str = "task") -> Task:
     if name in TASKS:
         return TASKS[name]
     verifier = load_class(name, dict.fromkeys(TASKS, ""), key)
-    return Task(verifier, verifier.check_answer, verifier.needs_worker)
+    return Task(
+        verifier,
+        verifier.check_answer,
+        verifier.needs_worker,
+        votes=verifier.votes,
+        is_plain=lambda _: verifier.check_gold is Verifier.check_gold,
+    )
 
 
 def make_verifier(task: str, config: VerifierConfig) -> Verifier:

@@ -20,6 +20,9 @@ class Verifier(ABC):
     """Judging may take long or run hostile input: it happens in a worker process that can be killed. Read of a verifier
     that a problem names as `module:Name`; `verifiers.TASKS` says it of the built-in ones."""
 
+    votes: ClassVar[bool] = False
+    """Verdicts hold the answer that was found as `details["found"]`, so that a majority can be taken. Read likewise."""
+
     def __init__(self, config: VerifierConfig) -> None:
         self._config = config
 

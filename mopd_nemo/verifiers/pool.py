@@ -28,7 +28,7 @@ from mopd_nemo.config import UserError
 from mopd_nemo.config.verifiers import VerifierConfig
 from mopd_nemo.types import Outcome, Verdict
 from mopd_nemo.verifiers import deadline, make_verifier, task_of
-from mopd_nemo.verifiers.base import decide
+from mopd_nemo.verifiers.base import AnswerError, decide
 from mopd_nemo.verifiers.sandbox.choose import Choice, choose
 
 logger = logging.getLogger(__name__)
@@ -85,8 +85,14 @@ class VerifierPool:
 
     def gold_fault(self, task: str, answer: Any) -> Future[str]:
         """Why a gold answer, whose form is right, cannot be judged by; empty when it can. Each is looked at once."""
-        if self._threads is not None and task not in self._inline and not task_of(task).is_plain(answer):
+        if task_of(task).is_plain(answer):
+            return _done("")
+        if self._threads is not None and task not in self._inline:
             return self._threads.submit(self._with_worker, lambda worker: self._gold_fault(worker, task, answer))
+        try:
+            self._inline[task].check_gold(answer)
+        except AnswerError as error:
+            return _done(str(error))
         return _done("")
 
     def same(self, task: str, first: str, second: str) -> Future[bool]:

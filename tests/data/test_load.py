@@ -2,9 +2,13 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
+from mopd_nemo.config import UserError
 from mopd_nemo.config.load import load_config
 from mopd_nemo.data.arithmetic import make_problems
-from mopd_nemo.data.load import load_problems, problems_of_step
+from mopd_nemo.data.load import judgeable, load_problems, problems_of_step
+from mopd_nemo.verifiers.pool import VerifierPool
 from tests.conftest import QUICKSTART
 
 
@@ -42,3 +46,18 @@ def test_each_epoch_sees_problems_at_most_once_in_a_new_order() -> None:
 def test_a_step_depends_on_seed_and_number_alone() -> None:
     assert problems_of_step(PROBLEMS, 7, 4, seed=1) == problems_of_step(PROBLEMS, 7, 4, seed=1)
     assert problems_of_step(PROBLEMS, 7, 4, seed=1) != problems_of_step(PROBLEMS, 7, 4, seed=2)
+
+
+def test_gold_answers_that_do_not_equal_themselves_are_bad_rows(tmp_path: Path) -> None:
+    golds = ["5", r"\\frac{1}{2}", "9^{9^{9^{9}}}", "12:30", "A"]
+    file = tmp_path / "problems.jsonl"
+    rows = [{"id": f"row-{n}", "prompt": "?", "answer": gold, "task": "math"} for n, gold in enumerate(golds)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = [f"data.train={file}", "verifier.workers=1", "verifier.math.seconds_per_answer=1"]
+    config = load_config(QUICKSTART, [*settings, "data.on_bad_row=skip"])
+    problems = load_problems(config, "train")
+    with VerifierPool(config.verifier, ["math"]) as pool:
+        kept = [problem.id for problem in judgeable(problems, pool, config, "train")]
+        assert kept == ["row-0", "row-1", "row-3", "row-4"]
+        with pytest.raises(UserError, match=r"problems.jsonl, id 'row-2': answer='9.*cannot be compared"):
+            judgeable(problems, pool, load_config(QUICKSTART, settings), "train")

@@ -67,6 +67,7 @@ def _run(request: dict, known: dict, cache: dict) -> int:
     """One test; 0 normal end, 1 an uncaught exception."""
     source, function, rules = request["source"], request["function"], request["rules"]
     _open_streams()
+    sys.argv = [SOURCE]
     random.seed(0)  # a verdict must not depend on luck
     if rules == "official":
         sys.setrecursionlimit(_RECURSION_LIMIT)

@@ -101,15 +101,20 @@ def test_bad_rows_are_reported_and_lose_no_others(tmp_path: Path) -> None:
     assert "line 3" in verdicts[2]["error"]
 
 
-def test_an_answer_that_cannot_be_decided_is_not_reward_0(tmp_path: Path) -> None:
+def test_an_answer_that_cannot_be_decided_is_wrong_where_the_gold_answer_is_sound(tmp_path: Path) -> None:
+    endless = "9^{9^{9^{9^{9}}}}"
     rows = [
-        {"id": 1, "response": r"\boxed{9^{9^{9^{9^{9}}}}}", "answer": "4"},
+        {"id": 1, "response": rf"\boxed{{{endless}}}", "answer": "4"},
         {"id": 2, "response": r"\boxed{4}", "answer": "4"},
     ]
-    code, verdicts, _ = verify(tmp_path, "math", rows, "--workers", "1", "verifier.math.seconds_per_answer=0.5")
-    assert code == 1
-    assert [(row["reward"], row["outcome"]) for row in verdicts] == [(None, "verifier_error"), (1.0, "correct")]
-    assert "not decided within 0.5 s" in verdicts[0]["error"]
+    settings = ("--workers", "1", "verifier.math.seconds_per_answer=0.5")
+    code, verdicts, _ = verify(tmp_path, "math", rows, *settings)
+    assert (code, [row["outcome"] for row in verdicts]) == (0, ["wrong", "correct"])
+    code, verdicts, output = verify(
+        tmp_path, "math", [{"id": 3, "response": r"\boxed{4}", "answer": endless}], *settings
+    )
+    assert (code, verdicts[0]["reward"], verdicts[0]["outcome"]) == (1, None, "verifier_error")
+    assert "not decided within 0.5 s" in verdicts[0]["error"] and endless in output
 
 
 @pytest.mark.parametrize(

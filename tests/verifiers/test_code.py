@@ -262,8 +262,11 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize("name", ENDLESS)
-def test_endless_recursion_is_an_error_and_not_a_timeout(official: CodeVerifier, name: str) -> None:
-    verdict = judge(official, ENDLESS[name])
+def test_endless_recursion_is_an_error_and_not_a_timeout(layer: LayerName, name: str) -> None:
+    code = CodeConfig(sandbox=layer, seconds_per_test=20.0, memory_mb=128)  # time for a busy machine
+    verifier = CodeVerifier(VerifierConfig(code=code))
+    verdict = judge(verifier, ENDLESS[name])
+    verifier.close()
     assert verdict.outcome is Outcome.WRONG and verdict.details["ending"] in {"error", "memory", "signal 11"}
 
 

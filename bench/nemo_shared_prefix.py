@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from torch import Tensor
 
-from mopd_nemo.engines.nemo.rows import ResponseHead, padded_rows
+from mopd_nemo.engines.nemo.workers.rows import ResponseHead, padded_rows
 from tests.integration.nemo.ranks import nemo_config, run_ranks, start
 
 REPEATS = 5

@@ -54,7 +54,7 @@ def _export_policy(checkpoint: Path, output: Path) -> None:
         shutil.copytree(inside.parent, output)
         shutil.copytree(policy / "tokenizer", output, dirs_exist_ok=True)
         return
-    from mopd_nemo.engines.nemo.runtime import make_package_visible, worker_python
+    from mopd_nemo.engines.nemo.launch import make_package_visible, worker_python
 
     make_package_visible()
     command = [str(worker_python("megatron") or sys.executable), "-m", "mopd_nemo.engines.nemo.export"]

@@ -51,7 +51,7 @@ def teacher_memory(output: str, *arguments: str) -> None:
     """Start an external teacher beside the student, move it to the GPUs and away again, and write what it held."""
     from mopd_nemo.config.load import load_config
     from mopd_nemo.engines.nemo.engine import NemoEngine
-    from mopd_nemo.engines.nemo.runtime import launch
+    from mopd_nemo.engines.nemo.launch import launch
 
     _, config_file, *overrides = arguments  # --config FILE KEY=VALUE...
     config = load_config(config_file, overrides)

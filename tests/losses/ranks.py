@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mopd_nemo.engines.nemo.divergence_loss import DivergenceLoss, Groups, positions, response_rows
+from mopd_nemo.engines.nemo.workers.divergence_loss import DivergenceLoss, Groups
+from mopd_nemo.engines.nemo.workers.rows import positions, response_rows
 from mopd_nemo.losses.logits import Head, Logits, Tokens, TopK
 from mopd_nemo.losses.objectives import Divergence, LogLikelihood, Objective, SampledReverseKL
 from mopd_nemo.losses.token_loss import token_loss

@@ -9,26 +9,20 @@ speed, and of a view of a tensor everything that the view looks at.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mopd_nemo.losses.logits import TopK
 from mopd_nemo.types import TrainExample
 
 Scored = Mapping[str, np.ndarray]
 """`ids` and `logprobs` [response tokens, k] of all rows that a worker has scored."""
 
-
-@dataclass(frozen=True, slots=True)
-class Targets:
-    """What a teacher says about the response tokens of one row, in memory of its own."""
-
-    ids_RK: Tensor
-    """int32"""
-    logprobs_RK: Tensor
+BUDGET_STEPS = (1.0, 1.02, 1.05, 1.1, 1.2, 1.35, 1.5, 2.0)
+"""Budgets that are tried, in even shares of a rank's row; sequences seldom fill a row to the last token."""
 
 
 def score_batch(
@@ -59,7 +53,7 @@ def score_batch(
 def train_batch(
     rows: Sequence[TrainExample],
     weights: Sequence[Tensor],
-    targets: Sequence[Targets | None],
+    targets: Sequence[TopK | None],
     old_logprobs: Sequence[Tensor] | None,
     *,
     pad_id: int,
@@ -87,13 +81,13 @@ def train_batch(
         batch["sampler"] = _sent([*sampler, *([torch.zeros(1)] * filler)])
     if old_logprobs is not None:
         batch["old"] = _sent([*old_logprobs, *([torch.zeros(1)] * filler)])
-    width = next((target.ids_RK.shape[-1] for target in targets if target is not None), None)
+    width = next((target.ids_TK.shape[-1] for target in targets if target is not None), None)
     if width is not None:
-        untaught = [Targets(*_no_targets(len(row.response_ids), width)) for row in rows]
+        untaught = [TopK(*_no_targets(len(row.response_ids), width)) for row in rows]
         known = [own or none for own, none in zip(targets, untaught, strict=True)]
-        known += [Targets(*_no_targets(1, width))] * filler
-        batch["teacher_ids"] = _sent([target.ids_RK for target in known])
-        batch["teacher_logprobs"] = _sent([target.logprobs_RK for target in known])
+        known += [TopK(*_no_targets(1, width))] * filler
+        batch["teacher_ids"] = _sent([target.ids_TK for target in known])
+        batch["teacher_logprobs"] = _sent([target.logprobs_TK for target in known])
     return batch
 
 
@@ -102,7 +96,7 @@ def joined(parts: Sequence[np.ndarray], axis: int = 0) -> Tensor:
     return torch.from_numpy(np.concatenate(parts, axis))
 
 
-def split_scores(scores: Sequence[Scored], order: Sequence[int], response_lengths: Sequence[int]) -> list[Targets]:
+def split_scores(scores: Sequence[Scored], order: Sequence[int], response_lengths: Sequence[int]) -> list[TopK]:
     """Scores of all data-parallel ranks as targets of the rows, in the rows' order.
 
     Args:
@@ -114,7 +108,7 @@ def split_scores(scores: Sequence[Scored], order: Sequence[int], response_length
     ends = np.cumsum([response_lengths[number] if number < count else 1 for number in order])
     place = {number: position for position, number in enumerate(order)}
     parts = {name: _cut([part[name] for part in scores], ends) for name in ("ids", "logprobs")}
-    return [Targets(*(torch.from_numpy(parts[name][place[number]]) for name in parts)) for number in range(count)]
+    return [TopK(*(torch.from_numpy(parts[name][place[number]]) for name in parts)) for number in range(count)]
 
 
 def _cut(scored: Sequence[np.ndarray], ends: np.ndarray) -> list[np.ndarray]:
@@ -158,3 +152,32 @@ def _sent(parts: Sequence[Tensor]) -> list[np.ndarray]:
 
 def _filler(count: int, multiple: int) -> int:
     return -count % multiple
+
+
+def even_budget(lengths: Sequence[int], budget: int, ranks: int, packing: Mapping[str, Any]) -> int:
+    """The budget, of those up to `budget`, with which the busiest rank has the fewest tokens; the largest of equals.
+
+    NeMo-RL fills a row to the budget before it starts another, deals rows to ranks in turn, and only then breaks rows
+    up, one sequence at a time, until there is a multiple of the ranks. A step that fits one row leaves all but one
+    rank idle.
+
+    Args:
+        lengths: tokens of each sequence.
+        budget: most tokens of a packed row.
+        packing: NeMo-RL's `sequence_packing_args`, of which the algorithm and the padding are used.
+    """
+    multiple = packing["sequence_length_pad_multiple"]
+    padded = [-(-length // multiple) * multiple for length in lengths]
+    share = sum(padded) / ranks
+    even = share / max(-(-share // budget), 1)
+    tried = {budget, *(min(budget, max(int(even * step), *padded)) for step in BUDGET_STEPS)}
+    return min(tried, key=lambda tokens: (_busiest(padded, tokens, ranks, packing["algorithm"]), -tokens))
+
+
+def _busiest(lengths: list[int], budget: int, ranks: int, algorithm: str) -> int:
+    """Tokens of the rank that has most, as NeMo-RL deals rows of `budget` tokens."""
+    from nemo_rl.data.packing import get_packer
+
+    packer = get_packer(algorithm, budget, min_bin_count=ranks, bin_count_multiple=ranks)
+    bins = [sum(lengths[i] for i in members) for members in packer.pack(lengths)]
+    return max(sum(bins[rank::ranks]) for rank in range(ranks))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -12,23 +11,15 @@ from mopd_nemo.chat import Chat
 from mopd_nemo.config import Config
 from mopd_nemo.engines.base import OnRollout, Progress, Sampling
 from mopd_nemo.engines.models import load_tokenizer
-from mopd_nemo.engines.nemo.batches import Targets
 from mopd_nemo.engines.nemo.checks import check_models, check_surroundings
+from mopd_nemo.engines.nemo.launch import BACKENDS, Launch, Runtime, launch
 from mopd_nemo.engines.nemo.learner import Learner
 from mopd_nemo.engines.nemo.policy_config import student_policy
-from mopd_nemo.engines.nemo.runtime import Launch, Runtime, launch
 from mopd_nemo.engines.nemo.scorer import Scorer
 from mopd_nemo.files import write_text
+from mopd_nemo.losses.logits import TopK
 from mopd_nemo.methods.batch import TrainBatch
 from mopd_nemo.types import Rollout
-
-CHECKPOINTING: dict[str, dict[str, Any]] = {
-    "megatron": {},
-    "dtensor": {
-        "checkpointing_cfg": {"model_save_format": "safetensors", "save_consolidated": True, "is_async": False}
-    },
-}
-"""What a policy of each backend is told of the form of a checkpoint: whole when the call returns."""
 
 
 class NemoEngine:
@@ -94,11 +85,11 @@ class NemoEngine:
 
     def score(
         self, batch: TrainBatch, on_progress: Progress | None = None
-    ) -> tuple[list[Targets | None], dict[str, float]]:
+    ) -> tuple[list[TopK | None], dict[str, float]]:
         """Per example with a teacher prompt, the tokens that the loss compares and what the teacher gives them."""
         scored = [i for i, example in enumerate(batch.examples) if example.teacher_prompt_ids is not None]
         objective = next((term.objective for term in batch.terms if term.objective.reads_teacher), None)
-        targets: list[Targets | None] = [None] * len(batch.examples)
+        targets: list[TopK | None] = [None] * len(batch.examples)
         if objective is not None and scored:
             self._stale = True
             found = self._scorer.teach([batch.examples[i] for i in scored], objective)
@@ -111,7 +102,7 @@ class NemoEngine:
     def update(
         self,
         batch: TrainBatch,
-        targets: Sequence[Targets | None],
+        targets: Sequence[TopK | None],
         learning_rate: float,
         on_progress: Progress | None = None,
     ) -> dict[str, float]:
@@ -148,7 +139,7 @@ class NemoEngine:
             weights_path=str(policy / "weights"),
             optimizer_path=str(policy / "optimizer"),
             tokenizer_path=str(policy / "tokenizer"),
-            **CHECKPOINTING[self._config.nemo.backend],
+            **BACKENDS[self._config.nemo.backend].checkpointing,
         )
         if hasattr(student, "finalize_async_save"):  # newer than v0.7.0: the call may return before all is written
             student.finalize_async_save()

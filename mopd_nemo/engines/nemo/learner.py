@@ -15,9 +15,9 @@ from torch import Tensor
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import Config
 from mopd_nemo.engines.base import Progress
-from mopd_nemo.engines.nemo.batches import Targets, train_batch
-from mopd_nemo.engines.nemo.packing import even_budget
+from mopd_nemo.engines.nemo.batches import even_budget, train_batch
 from mopd_nemo.engines.nemo.scorer import Scorer
+from mopd_nemo.losses.logits import TopK
 from mopd_nemo.losses.objectives import LogLikelihood, Objective
 from mopd_nemo.losses.reference import pair_loss
 from mopd_nemo.methods.batch import LossTerm, TrainBatch
@@ -52,7 +52,7 @@ class Learner:
     def step(
         self,
         batch: TrainBatch,
-        targets: Sequence[Targets | None],
+        targets: Sequence[TopK | None],
         learning_rate: float,
         on_progress: Progress | None = None,
     ) -> dict[str, float]:
@@ -76,13 +76,13 @@ class Learner:
         self,
         batch: TrainBatch,
         terms: Sequence[LossTerm],
-        targets: Sequence[Targets | None],
+        targets: Sequence[TopK | None],
         old: Sequence[Tensor] | None,
         learning_rate: float,
     ) -> dict[str, float]:
         from nemo_rl.distributed.batched_data_dict import BatchedDataDict
 
-        from mopd_nemo.engines.nemo.loss import SIGNALS, LessonLoss
+        from mopd_nemo.engines.nemo.workers.loss import SIGNALS, LessonLoss
 
         weighted = [self._weighted(term, batch, targets) for term in terms]
         used = sorted({i for term in terms for i in term.examples})
@@ -129,7 +129,7 @@ class Learner:
             )
         return metrics | {"grad_norm": grad_norm, "update/skipped": 0.0} | _utilisation(result, seconds)
 
-    def _weighted(self, term: LossTerm, batch: TrainBatch, targets: Sequence[Targets | None]) -> _Weighted:
+    def _weighted(self, term: LossTerm, batch: TrainBatch, targets: Sequence[TopK | None]) -> _Weighted:
         weights = batch.token_weights(term, self._config.train.aggregation)
         if term.objective.pairs:
             return self._pairs(term, weights, batch, targets)
@@ -137,7 +137,7 @@ class Learner:
         return _Weighted(term.objective, {i: torch.full((lengths[i],), weights[i]) for i in term.examples}, None)
 
     def _pairs(
-        self, term: LossTerm, weights: dict[int, float], batch: TrainBatch, targets: Sequence[Targets | None]
+        self, term: LossTerm, weights: dict[int, float], batch: TrainBatch, targets: Sequence[TopK | None]
     ) -> _Weighted:
         """A loss on pairs as weights of log-likelihoods, so that the two of a pair may lie on different ranks.
 
@@ -176,9 +176,9 @@ def _dealt_evenly(student: Any, data: dict[str, Any]) -> Iterator[None]:
         packing["train_mb_tokens"] = whole
 
 
-def _reference(target: Targets | None) -> Tensor:
+def _reference(target: TopK | None) -> Tensor:
     assert target is not None
-    return target.logprobs_RK.float().sum()
+    return target.logprobs_TK.float().sum()
 
 
 def _losses(weighted: Sequence[_Weighted], terms: Sequence[LossTerm], sums: dict[str, float]) -> dict[str, float]:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from mopd_nemo.config import Config
-from mopd_nemo.engines.nemo.batches import Targets, score_batch, split_scores
-from mopd_nemo.engines.nemo.packing import even_budget
+from mopd_nemo.engines.nemo.batches import even_budget, score_batch, split_scores
+from mopd_nemo.losses.logits import TopK
 from mopd_nemo.losses.objectives import Divergence, Objective
 from mopd_nemo.types import TrainExample
 
@@ -35,7 +35,7 @@ class Scorer:
         self._pad_id = pad_id
         self._vocab_size = vocab_size
 
-    def teach(self, rows: Sequence[TrainExample], objective: Objective) -> list[Targets]:
+    def teach(self, rows: Sequence[TrainExample], objective: Objective) -> list[TopK]:
         """What the teacher says about rows that all have a teacher prompt.
 
         Args:
@@ -47,21 +47,21 @@ class Scorer:
             case Divergence(support="student_topk"):
                 k = min(objective.k, self._vocab_size)
                 own = [(row.prompt_ids, row.response_ids) for row in rows]
-                candidates = [target.ids_RK for target in self.student_scores(own, None, k)]
+                candidates = [target.ids_TK for target in self.student_scores(own, None, k)]
             case Divergence():
                 k = min(objective.k, self._vocab_size)
             case _:
                 candidates = [torch.tensor(row.response_ids)[:, None] for row in rows]
         sequences = [(_prompt(row), row.response_ids) for row in rows]
         if self._teacher is None:
-            past_self = self._config.teacher.kind in ("ema", "frozen")
+            self_teacher = self._config.teacher.kind in ("ema", "frozen")
             self._student.prepare_for_lp_inference()
-            return self._scores(self._student, sequences, candidates, k, past_self)
+            return self._scores(self._student, sequences, candidates, k, self_teacher)
         shared = not self._config.nemo.teacher_gpus
         if shared:
             self._student.offload_after_refit()
         self._teacher.prepare_for_lp_inference()
-        targets = self._scores(self._teacher, sequences, candidates, k, past_self=False)
+        targets = self._scores(self._teacher, sequences, candidates, k, self_teacher=False)
         if shared:
             self._teacher.offload_after_refit()
         return targets
@@ -69,14 +69,14 @@ class Scorer:
     def sampled_logprobs(self, sequences: Sequence[tuple[Ids, Ids]]) -> list[Tensor]:
         """log P of the response tokens of (prompt, response) sequences under the student: [response tokens] each."""
         candidates = [torch.tensor(response)[:, None] for _, response in sequences]
-        return [target.logprobs_RK.float().squeeze(-1) for target in self.student_scores(sequences, candidates, 1)]
+        return [target.logprobs_TK.float().squeeze(-1) for target in self.student_scores(sequences, candidates, 1)]
 
     def student_scores(
         self, sequences: Sequence[tuple[Ids, Ids]], candidates: Sequence[Tensor] | None, k: int
-    ) -> list[Targets]:
+    ) -> list[TopK]:
         """Scores of (prompt, response) sequences by the student as it is."""
         self._student.prepare_for_lp_inference()
-        return self._scores(self._student, sequences, candidates, k, past_self=False)
+        return self._scores(self._student, sequences, candidates, k, self_teacher=False)
 
     def _scores(
         self,
@@ -84,8 +84,8 @@ class Scorer:
         sequences: Sequence[tuple[Ids, Ids]],
         candidates: Sequence[Tensor] | None,
         k: int,
-        past_self: bool,
-    ) -> list[Targets]:
+        self_teacher: bool,
+    ) -> list[TopK]:
         from nemo_rl.distributed.batched_data_dict import BatchedDataDict
 
         multiple = policy.cfg["make_sequence_length_divisible_by"]
@@ -101,7 +101,7 @@ class Scorer:
             common_kwargs={
                 "k": k,
                 "vocab_size": self._vocab_size,
-                "past_self": past_self,
+                "self_teacher": self_teacher,
                 "dtype": self._config.nemo.target_dtype,
             },
         )

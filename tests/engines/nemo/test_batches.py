@@ -5,7 +5,8 @@ import pickle
 import numpy as np
 import torch
 
-from mopd_nemo.engines.nemo.batches import Targets, joined, score_batch, split_scores, train_batch
+from mopd_nemo.engines.nemo.batches import joined, score_batch, split_scores, train_batch
+from mopd_nemo.losses.logits import TopK
 from mopd_nemo.types import TrainExample
 
 ROWS = [
@@ -28,7 +29,7 @@ def test_score_batch_pads_and_fills_up() -> None:
 
 
 def test_train_batch_carries_what_belongs_to_response_tokens() -> None:
-    targets = [Targets(torch.ones(2, 3).int(), torch.full((2, 3), -1.5)), None, None]
+    targets = [TopK(torch.ones(2, 3).int(), torch.full((2, 3), -1.5)), None, None]
     weights = [torch.ones(1, len(row.response_ids)) for row in ROWS]
     batch = train_batch(ROWS, weights, targets, None, pad_id=0, length_multiple=8, count_multiple=2)
     assert batch["input_ids"].shape == (4, 8)
@@ -59,8 +60,8 @@ def test_scores_come_back_in_the_rows_order() -> None:
         ids = torch.tensor([value for number in numbers for value in token[number]])[:, None].int()
         scores.append({"ids": ids.numpy(), "logprobs": -ids.float().numpy()})
     found = split_scores(scores, [number for numbers in ranks for number in numbers], sizes)
-    assert [target.ids_RK.squeeze(-1).tolist() for target in found] == [[0, 1], [10], [20, 21, 22]]
-    assert torch.equal(found[2].logprobs_RK.squeeze(-1), torch.tensor([-20.0, -21.0, -22.0]))
+    assert [target.ids_TK.squeeze(-1).tolist() for target in found] == [[0, 1], [10], [20, 21, 22]]
+    assert torch.equal(found[2].logprobs_TK.squeeze(-1), torch.tensor([-20.0, -21.0, -22.0]))
 
 
 def test_a_row_travels_without_the_rows_that_were_scored_with_it() -> None:

@@ -8,7 +8,7 @@ import pytest
 from mopd_nemo.config import Config, UserError
 from mopd_nemo.config.load import config_from, load_config
 from mopd_nemo.engines.nemo.checks import check_models, check_surroundings
-from mopd_nemo.engines.nemo.policy_config import student_policy, teacher_policy
+from mopd_nemo.engines.nemo.policy_config import NAMED_RATE, student_policy, teacher_policy
 
 CONFIGS = sorted((Path(__file__).parents[3] / "configs" / "nemo").glob("*.yaml"))
 
@@ -144,7 +144,7 @@ def test_policy_follows_the_settings() -> None:
     megatron, generation = policy["megatron_cfg"], policy["generation"]
     assert (megatron["tensor_model_parallel_size"], megatron["context_parallel_size"]) == (2, 2)
     assert megatron["sequence_parallel"] and megatron["fp8_cfg"] == {"enabled": True}
-    assert megatron["optimizer"]["lr"] == 3e-6 and megatron["optimizer"]["bf16"]
+    assert megatron["optimizer"]["lr"] == NAMED_RATE and megatron["optimizer"]["bf16"]
     assert (megatron["optimizer"]["adam_beta1"], megatron["optimizer"]["adam_beta2"]) == (0.8, 0.9)
     assert megatron["optimizer"]["clip_grad"] == 0.5
     assert policy["make_sequence_length_divisible_by"] == 8
@@ -152,6 +152,14 @@ def test_policy_follows_the_settings() -> None:
     assert generation["colocated"] == {"enabled": False, "resources": {"num_nodes": 1, "gpus_per_node": 8}}
     assert generation["vllm_cfg"]["precision"] == "fp8" and generation["vllm_cfg"]["max_model_len"] == 300
     assert generation["temperature"] == 1.0  # NeMo-RL would scale training logits by it
+    # Newer NeMo-RLs than v0.7.0 take vLLM's default without it: log-probabilities of what was not sampled from.
+    assert generation["vllm_cfg"]["logprobs_mode"] == "processed_logprobs"
+
+
+def test_no_learning_rate_of_the_settings_reaches_megatron() -> None:
+    """A checkpoint of its optimiser names its groups of parameters by the rate: a run with another could not resume."""
+    one, other = (student_policy(make(optimizer={"learning_rate": rate})) for rate in (3e-6, 5e-5))
+    assert one["megatron_cfg"] == other["megatron_cfg"]
 
 
 def test_teacher_policy_is_not_the_students() -> None:

@@ -14,7 +14,7 @@ from nemo_rl.distributed import numa_utils  # noqa: E402
 from nemo_rl.models.automodel import setup  # noqa: E402
 from nemo_rl.models.policy.workers import dtensor_policy_worker_v2  # noqa: E402
 
-from mopd_nemo.engines.nemo.dtensor_worker import DTensorTeacherMethods  # noqa: E402
+from mopd_nemo.engines.nemo.workers.dtensor import DTensorTeacherMethods  # noqa: E402
 from tests.integration.on_cpu import redirect_devices  # noqa: E402
 
 

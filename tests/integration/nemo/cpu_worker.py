@@ -1,4 +1,4 @@
-"""NeMo-RL's Megatron worker with `TeacherMethods`, unchanged, on a CPU: its start is real, over gloo.
+"""NeMo-RL's Megatron worker with `MegatronTeacherMethods`, unchanged, on a CPU: its start is real, over gloo.
 
 A Ray actor for tests of the engine; `ranks.start` makes one in a process of a test.
 """
@@ -15,11 +15,11 @@ import ray  # noqa: E402
 import torch  # noqa: E402
 from nemo_rl.models.policy.workers.megatron_policy_worker import MegatronPolicyWorkerImpl  # noqa: E402
 
-from mopd_nemo.engines.nemo.teacher_worker import TeacherMethods  # noqa: E402
+from mopd_nemo.engines.nemo.workers.megatron import MegatronTeacherMethods  # noqa: E402
 from tests.integration.on_cpu import redirect_devices  # noqa: E402
 
 
-class CpuWorkerImpl(TeacherMethods, MegatronPolicyWorkerImpl):
+class CpuWorkerImpl(MegatronTeacherMethods, MegatronPolicyWorkerImpl):
     """See the module."""
 
     _transformer_layer_spec = staticmethod(cpu.layer_spec)

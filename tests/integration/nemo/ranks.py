@@ -118,8 +118,8 @@ def start(settings: Any, *, checkpoint: Path | None = None, trains: bool = True)
     from nemo_rl.distributed.named_sharding import NamedSharding
     from transformers import AutoTokenizer
 
+    from mopd_nemo.engines.nemo.launch import resume_paths
     from mopd_nemo.engines.nemo.policy_config import student_policy
-    from mopd_nemo.engines.nemo.runtime import resume_paths
     from tests.integration.nemo import cpu
     from tests.integration.nemo.cpu_worker import CpuWorkerImpl
 

@@ -15,7 +15,7 @@ from tests.integration.nemo.test_loss import LESSONS, VOCAB, K, lesson_rows
 
 def update(worker: Any, number: int) -> float:
     """One update on a lesson; the gradient's norm."""
-    from mopd_nemo.engines.nemo.loss import LessonLoss
+    from mopd_nemo.engines.nemo.workers.loss import LessonLoss
 
     lesson = list(LESSONS)[number]
     batch = train_batch(*lesson_rows(lesson), None, pad_id=0, length_multiple=1, count_multiple=2)

@@ -92,11 +92,11 @@ def test_name_takes_what_it_is_given(name: str) -> None:
 def test_registry_knows_the_worker_that_ours_extends() -> None:
     from nemo_rl.distributed.ray_actor_environment_registry import ACTOR_ENVIRONMENT_REGISTRY
 
-    from mopd_nemo.engines.nemo.runtime import NEMO_WORKERS, WORKERS, register_workers
+    from mopd_nemo.engines.nemo.launch import BACKENDS, register_workers
 
     register_workers()
-    for backend, theirs in NEMO_WORKERS.items():
-        assert ACTOR_ENVIRONMENT_REGISTRY[WORKERS[backend]] == ACTOR_ENVIRONMENT_REGISTRY[theirs]
+    for backend in BACKENDS.values():
+        assert ACTOR_ENVIRONMENT_REGISTRY[backend.worker] == ACTOR_ENVIRONMENT_REGISTRY[backend.theirs]
 
 
 def test_worker_is_an_actor_that_ray_can_send() -> None:
@@ -105,20 +105,23 @@ def test_worker_is_an_actor_that_ray_can_send() -> None:
     from nemo_rl.models.policy.workers.dtensor_policy_worker_v2 import DTensorPolicyWorkerV2Impl
     from nemo_rl.models.policy.workers.megatron_policy_worker import MegatronPolicyWorkerImpl
 
-    from mopd_nemo.engines.nemo.worker import TeacherWorker
-    from mopd_nemo.engines.nemo.worker_dtensor import DTensorTeacherWorker
+    from mopd_nemo.engines.nemo.workers.dtensor_actor import DTensorTeacherWorker
+    from mopd_nemo.engines.nemo.workers.megatron_actor import MegatronTeacherWorker
 
-    for worker, base in ((TeacherWorker, MegatronPolicyWorkerImpl), (DTensorTeacherWorker, DTensorPolicyWorkerV2Impl)):
+    for worker, base in (
+        (MegatronTeacherWorker, MegatronPolicyWorkerImpl),
+        (DTensorTeacherWorker, DTensorPolicyWorkerV2Impl),
+    ):
         real = worker.__ray_metadata__.modified_class
         assert issubclass(real, base)
-        assert real.score_responses.__module__ == "mopd_nemo.engines.nemo.past_self"
+        assert real.score_responses.__module__ == "mopd_nemo.engines.nemo.workers.base"
         assert ray.cloudpickle.loads(ray.cloudpickle.dumps(real)).__name__ == real.__name__
 
 
 def test_loss_travels_to_workers() -> None:
     import ray.cloudpickle
 
-    from mopd_nemo.engines.nemo.loss import LessonLoss
+    from mopd_nemo.engines.nemo.workers.loss import LessonLoss
     from mopd_nemo.losses.objectives import Divergence
 
     loss = ray.cloudpickle.loads(ray.cloudpickle.dumps(LessonLoss([Divergence()], 2.0, 428, 8, True)))
@@ -128,7 +131,7 @@ def test_loss_travels_to_workers() -> None:
 def test_loss_follows_the_protocol() -> None:
     from nemo_rl.algorithms.loss.interfaces import LossInputType, LossType
 
-    from mopd_nemo.engines.nemo.loss import LessonLoss
+    from mopd_nemo.engines.nemo.workers.loss import LessonLoss
 
     assert LessonLoss.loss_type is LossType.TOKEN_LEVEL and LessonLoss.input_type is LossInputType.LOGIT
 

@@ -6,6 +6,7 @@ import os
 import random
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,20 +60,21 @@ class Scribe:
 
 
 def launch_on_cpu(config: Config, tokenizer: Any, checkpoint: Path | None) -> Any:
-    """`runtime.launch` itself, with CPUs for GPUs, `WORKERS` for its worker and a `Scribe` for vLLM."""
+    """`launch` itself, with CPUs for GPUs, `WORKERS` for its worker and a `Scribe` for vLLM."""
     from nemo_rl.distributed import virtual_cluster
 
-    from mopd_nemo.engines.nemo import runtime
+    from mopd_nemo.engines.nemo import launch
 
+    on_cpu = {name: replace(backend, worker=WORKERS[name]) for name, backend in launch.BACKENDS.items()}
     with (
         mock.patch.object(virtual_cluster, "init_ray"),  # Ray runs already
         mock.patch.object(
             virtual_cluster, "RayVirtualCluster", partial(on_cpus, real=virtual_cluster.RayVirtualCluster)
         ),
-        mock.patch.object(runtime, "WORKERS", WORKERS),
-        mock.patch.object(runtime, "start_vllm", lambda cluster, settings, tokenizer: Scribe()),
+        mock.patch.dict(launch.BACKENDS, on_cpu),
+        mock.patch.object(launch, "start_vllm", lambda cluster, settings, tokenizer: Scribe()),
     ):
-        return runtime.launch(config, tokenizer, checkpoint)
+        return launch.launch(config, tokenizer, checkpoint)
 
 
 def on_cpus(*, real: Any, use_gpus: bool, **arguments: Any) -> Any:
@@ -87,13 +89,13 @@ def on_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     cpu.order_path()
     import ray
 
-    from mopd_nemo.engines.nemo.runtime import NEMO_WORKERS
+    from mopd_nemo.engines.nemo.launch import BACKENDS
 
     venvs = tmp_path_factory.mktemp("venvs")
-    for worker in NEMO_WORKERS.values():
-        built = venvs / worker / "bin" / "python"
+    for backend in BACKENDS.values():
+        built = venvs / backend.theirs / "bin" / "python"
         built.parent.mkdir(parents=True)
-        prepared = "-m tests.integration.nemo.cpu" if "megatron" in worker else ""
+        prepared = "-m tests.integration.nemo.cpu" if "megatron" in backend.theirs else ""
         built.write_text(
             f'#!/bin/sh\n[ "$1" = -m ] && exec {sys.executable} {prepared} "$@"\nexec {sys.executable} "$@"\n'
         )
@@ -202,7 +204,7 @@ def test_steps_equal_those_of_the_local_engine(backend: str, batching: str) -> N
     for number in range(2):
         batch = make_batch(engine, str(number))
         targets, _ = engine.score(batch)
-        assert all(t.ids_RK.shape == (len(r.response_ids), 8) for t, r in zip(targets, batch.examples, strict=True))
+        assert all(t.ids_TK.shape == (len(r.response_ids), 8) for t, r in zip(targets, batch.examples, strict=True))
         found = engine.update(batch, targets, 1e-3)
         engine.update_teacher()
         expected = twin.update(batch, twin.score(batch)[0], 1e-3)
@@ -283,7 +285,7 @@ def check_calls_on_workers(engine: Any) -> None:
     """`VllmRollouts` sends prompts to workers and puts the answers in order, on NeMo-RL's own worker group."""
     from types import SimpleNamespace
 
-    from mopd_nemo.engines.nemo import runtime
+    from mopd_nemo.engines.nemo import launch
     from tests.integration.nemo import echo
 
     student = engine._runtime.student
@@ -292,12 +294,12 @@ def check_calls_on_workers(engine: Any) -> None:
         sharding_annotations=student.sharding_annotations,
         cfg={"colocated": {"enabled": True}},
     )
-    real = runtime.sample_on_worker
-    runtime.sample_on_worker = echo.echo_on_worker  # type: ignore[assignment]
+    real = launch.sample_on_worker
+    launch.sample_on_worker = echo.echo_on_worker  # type: ignore[assignment]
     try:
-        answers = runtime.VllmRollouts(generation).sample([(3, 4), (5,), (6, 7)], num_samples=2)
+        answers = launch.VllmRollouts(generation).sample([(3, 4), (5,), (6, 7)], num_samples=2)
     finally:
-        runtime.sample_on_worker = real  # type: ignore[assignment]
+        launch.sample_on_worker = real  # type: ignore[assignment]
     assert answers == [[("CpuWorker", 0, [3, 4])] * 2, [("CpuWorker", 1, [5])] * 2, [("CpuWorker", 2, [6, 7])] * 2]
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mopd_nemo.engines.nemo.batches import Targets, train_batch
+from mopd_nemo.engines.nemo.batches import train_batch
 from mopd_nemo.losses.logits import Head, Tokens, TopK
 from mopd_nemo.losses.objectives import Divergence, LogLikelihood, Objective, PolicyGradient, SampledReverseKL
 from mopd_nemo.losses.token_loss import token_loss
@@ -38,7 +38,7 @@ EPSILON = 1e-3
 """Of Adam: it keeps it smooth where a gradient is all rounding."""
 
 
-def lesson_rows(lesson: str) -> tuple[list[TrainExample], list[Tensor], list[Targets | None]]:
+def lesson_rows(lesson: str) -> tuple[list[TrainExample], list[Tensor], list[TopK | None]]:
     """Rows, weights [parts, tokens] and teacher targets; the same in every process."""
     generator = torch.Generator().manual_seed(1)
     rows, weights, targets = [], [], []
@@ -53,7 +53,7 @@ def lesson_rows(lesson: str) -> tuple[list[TrainExample], list[Tensor], list[Tar
         else:
             ids_RK = torch.stack([torch.randperm(VOCAB, generator=generator)[:K] for _ in range(size)]).int()
         logprobs_RK = (torch.randn(size, 8, generator=generator) * 2).log_softmax(-1)[:, : ids_RK.shape[-1]]
-        targets.append(Targets(ids_RK, logprobs_RK))
+        targets.append(TopK(ids_RK, logprobs_RK))
     return rows, weights, targets
 
 
@@ -91,10 +91,10 @@ def loss_on(model: Any, lesson: str) -> Tensor:
             if isinstance(objective, SampledReverseKL):
                 student_R = (hidden @ head.T).log_softmax(-1).gather(-1, ids[:, None]).squeeze(-1)
                 ratio_R = (student_R.detach() - tokens.sampler_logprobs_T).exp().clamp(max=2.0)
-                teacher_R = target.logprobs_RK.squeeze(-1)
+                teacher_R = target.logprobs_TK.squeeze(-1)
                 loss = loss + ((student_R - teacher_R).detach() * student_R * ratio_R * weights_R).sum()
                 continue
-            teacher = TopK(target.ids_RK.long(), target.logprobs_RK) if isinstance(objective, Divergence) else None
+            teacher = TopK(target.ids_TK.long(), target.logprobs_TK) if isinstance(objective, Divergence) else None
             clip = None if isinstance(objective, LogLikelihood) else 2.0
             own = token_loss(objective, Head(hidden, head), tokens, teacher, weights_T=weights_R, importance_clip=clip)
             loss = loss + own.total
@@ -103,7 +103,7 @@ def loss_on(model: Any, lesson: str) -> Tensor:
 
 def updates(cuts: list[str]) -> dict[str, Any]:
     """On each rank and for each cut: NeMo-RL's results of an update on each lesson, and the model at the end."""
-    from mopd_nemo.engines.nemo.loss import LessonLoss
+    from mopd_nemo.engines.nemo.workers.loss import LessonLoss
 
     found = {}
     for name in cuts:

@@ -67,7 +67,7 @@ def noted(name: str, own: Any, waits: list[str]) -> Any:
 def packed(sequences: int) -> tuple[Any, dict[str, Any], Tensor]:
     from nemo_rl.distributed.batched_data_dict import BatchedDataDict
 
-    from mopd_nemo.engines.nemo.loss import LessonLoss
+    from mopd_nemo.engines.nemo.workers.loss import LessonLoss
 
     size = LENGTH - 1
     data: Any = BatchedDataDict(

@@ -29,9 +29,9 @@ def worker() -> Any:
     cpu.prepare()
     from nemo_rl.models.policy.workers.megatron_policy_worker import MegatronPolicyWorkerImpl
 
-    from mopd_nemo.engines.nemo.teacher_worker import TeacherMethods
+    from mopd_nemo.engines.nemo.workers.megatron import MegatronTeacherMethods
 
-    class Worker(TeacherMethods, MegatronPolicyWorkerImpl):
+    class Worker(MegatronTeacherMethods, MegatronPolicyWorkerImpl):
         def __init__(self) -> None:
             self.model, self.optimizer = Teacher(), None
             self.cfg = {"megatron_cfg": {"empty_unused_memory_level": 1}}
@@ -79,7 +79,7 @@ def test_student_and_teacher_take_turns_on_shared_gpus() -> None:
 
     def score(self: Any, policy: Any, *_: Any, **__: Any) -> list[Any]:
         calls.append(f"{policy.name} scores")
-        return [SimpleNamespace(ids_RK=torch.zeros(1, 1))]
+        return [SimpleNamespace(ids_TK=torch.zeros(1, 1))]
 
     config = config_from({"engine": "nemo", "teacher": {"kind": "external", "path": "some/teacher"}}, "test")
     row = TrainExample(0, 0, (1,), (2,), (), (3, 1))

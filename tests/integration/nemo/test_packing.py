@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from mopd_nemo.engines.nemo.packing import even_budget
+from mopd_nemo.engines.nemo.batches import even_budget
 from tests.integration.nemo import cpu
 
 PACKING = {

@@ -66,7 +66,7 @@ def score_all(cuts: list[str]) -> dict[tuple[str, str], Any]:
             batch = score_batch(pairs, given, pad_id=0, length_multiple=multiple, count_multiple=1)
             data, order = dealt(worker, batch)
             worker.prepare_for_lp_inference()
-            scores = worker.score_responses(data=data, k=K, vocab_size=VOCAB, past_self=False, dtype="float32")
+            scores = worker.score_responses(data=data, k=K, vocab_size=VOCAB, self_teacher=False, dtype="float32")
             results[name, kind] = scores, order, sum(seen)
     return results
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mopd_nemo.engines.nemo.batches import Targets, score_batch, split_scores, train_batch
+from mopd_nemo.engines.nemo.batches import score_batch, split_scores, train_batch
+from mopd_nemo.losses.logits import TopK
 from mopd_nemo.types import TrainExample
 from tests.integration.nemo import cpu
 
@@ -54,7 +55,7 @@ def batches() -> dict[str, dict[str, Any]]:
     every_row = torch.rand(ROWS, 1, LENGTH)
     return {
         "train": train_batch(rows, list(every_row), targets, list(every_row[:, 0]), **sizes),
-        "candidates": score_batch([(prompt, response)] * ROWS, [target.ids_RK for target in targets], **sizes),
+        "candidates": score_batch([(prompt, response)] * ROWS, [target.ids_TK for target in targets], **sizes),
     }
 
 
@@ -101,10 +102,10 @@ def test_workers_read_shards_and_the_driver_scores_where_ray_keeps_them() -> Non
         assert not any(part.flags.owndata or part.flags.writeable for part in shard["teacher_ids"])
         scores = {"ids": np.ones((LENGTH, K), np.int32), "logprobs": np.zeros((LENGTH, K), np.float32)}
         kept = split_scores([ray.get(ray.put(scores))], [0], [LENGTH])[0]
-        assert owns(kept.ids_RK) and owns(kept.logprobs_RK)
+        assert owns(kept.ids_TK) and owns(kept.logprobs_TK)
     finally:
         ray.shutdown()
-    assert isinstance(kept, Targets) and kept.ids_RK.sum() == LENGTH * K
+    assert isinstance(kept, TopK) and kept.ids_TK.sum() == LENGTH * K
 
 
 def owns(part: Tensor) -> bool:

@@ -1,10 +1,11 @@
 """Where response rows lie, against cutting the sequences themselves."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mopd_nemo.engines.nemo.rows import ResponseHead, packed_rows, padded_rows
+from mopd_nemo.engines.nemo.workers.rows import ResponseHead, packed_rows, padded_rows, positions, response_rows
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=5)
 
@@ -58,3 +59,27 @@ def test_head_computes_chosen_rows_and_restores_the_layer() -> None:
     assert answer.shape == (4, 1, 6) and layer(hidden_SBH).shape == (5, 2, 6)
     with ResponseHead(None):
         pass
+
+
+def test_ranks_hold_the_pieces_that_megatron_gives_them() -> None:
+    assert positions(8, 0, 2).tolist() == [0, 1, 6, 7]
+    assert positions(8, 1, 2).tolist() == [2, 3, 4, 5]
+    assert positions(5).tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match="6 positions cannot be cut over 2 ranks: pad to 4·n"):
+        positions(6, 0, 2)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_each_response_token_is_predicted_once(ranks: int) -> None:
+    is_response = torch.rand(4, 24, generator=torch.Generator().manual_seed(ranks)) < 0.5
+    found = []
+    for rank in range(ranks):
+        rows, tokens = response_rows(is_response, rank, ranks)
+        held = positions(24, rank, ranks)
+        for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
+            sequence, place = divmod(row, len(held))
+            assert (sequence, held[place] + 1) == divmod(token, 24)
+            found.append(token)
+    wanted = is_response.clone()
+    wanted[:, 0] = False
+    assert sorted(found) == wanted.flatten().nonzero().flatten().tolist()

@@ -1,12 +1,13 @@
-"""Log-probabilities of response tokens' alternatives, from a Megatron model, through NeMo-RL's own forward.
+"""Methods of NeMo-RL's Megatron worker: scores of response tokens by its own forward, and what Megatron shards.
 
-Only response rows reach the output layer, and what leaves the GPU is [tokens, k]: never positions of the prompt, never
-the vocabulary.
+Only response rows reach the output layer. What leaves the GPU is [tokens, k]: no positions of the prompt, no
+vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,8 +18,64 @@ from nemo_rl.models.megatron.train import TopkLogitsPostProcessor, megatron_forw
 from torch import Tensor, nn
 
 from mopd_nemo.engines.nemo.batches import joined
-from mopd_nemo.engines.nemo.rows import LocalRows, ResponseHead, Scores, packed_rows, padded_rows
+from mopd_nemo.engines.nemo.workers.base import Scores, TeacherMethods
+from mopd_nemo.engines.nemo.workers.rows import LocalRows, ResponseHead, packed_rows, padded_rows
 from mopd_nemo.losses.vocab import Vocab, logprobs_of, topk_logprobs
+
+
+class MegatronTeacherMethods(TeacherMethods):
+    """Mixed into `MegatronPolicyWorkerImpl`, whose attributes it uses."""
+
+    cfg: Any
+    mcore_state: Any
+    defer_fp32_logits: Any
+    should_disable_forward_pre_hook: bool
+
+    def move_model(self, model: Any, device: str, move_params: bool = True, move_grads: bool = True) -> Any:
+        """Move the model, also one without an optimiser. NeMo-RL calls this to offload a model and to bring it back.
+
+        An external teacher has no optimiser and is not in Megatron's DDP. NeMo-RL v0.7.0 copies the weights of such a
+        model to the other device and from there back to where they were, so that nothing moves.
+        """
+        if self.optimizer is not None:
+            return super().move_model(model, device, move_params=move_params, move_grads=move_grads)  # type: ignore[misc]
+        return model.to(device) if move_params else model
+
+    def _score(self, data: Any, k: int, vocab_size: int, dtype: torch.dtype) -> Scores | None:
+        return score_responses(
+            self.model,
+            data,
+            self.cfg,
+            k=k,
+            vocab_size=vocab_size,
+            dtype=dtype,
+            straggler_timer=self.mcore_state.straggler_timer,
+            defer_fp32_logits=self.defer_fp32_logits,
+        )
+
+    @contextmanager
+    def _whole_parameters(self) -> Iterator[None]:
+        """With `overlap_param_gather`, what an update did reaches a layer only when its next forward starts.
+
+        Reading parameters before that, or writing them, needs that mechanism off, which also makes it catch up.
+        """
+        enabled = self.should_disable_forward_pre_hook and bool(
+            getattr(self.model, "remove_forward_pre_hook_handles", None)
+        )
+        if enabled:
+            self.disable_forward_pre_hook()  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            if enabled:
+                self.enable_forward_pre_hook()  # type: ignore[attr-defined]
+
+    def _shard_name(self) -> str:
+        pipeline = parallel_state.get_pipeline_model_parallel_rank()
+        tensor = parallel_state.get_tensor_model_parallel_rank()
+        expert = parallel_state.get_expert_model_parallel_rank()
+        expert_tensor = parallel_state.get_expert_tensor_parallel_rank()
+        return f"shard_pp{pipeline:02d}_tp{tensor:02d}_ep{expert:02d}_et{expert_tensor:02d}.pt"
 
 
 @torch.no_grad()

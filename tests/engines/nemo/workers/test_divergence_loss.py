@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from mopd_nemo.engines.nemo.divergence_loss import DivergenceLoss, Groups, positions, response_rows
+from mopd_nemo.engines.nemo.workers.divergence_loss import DivergenceLoss, Groups
 from mopd_nemo.losses.objectives import Divergence, SampledReverseKL
 from mopd_nemo.losses.reference import token_divergence
 
@@ -132,27 +132,3 @@ def test_it_travels_and_speaks_nemo_rls_types(monkeypatch: pytest.MonkeyPatch) -
     again = pickle.loads(pickle.dumps(DivergenceLoss(SampledReverseKL(), teacher_head=teacher_weight)))
     assert again.input_type is interfaces.LossInputType["LOGIT"]
     assert again.loss_type is interfaces.LossType["TOKEN_LEVEL"]
-
-
-def test_ranks_hold_the_pieces_that_megatron_gives_them() -> None:
-    assert positions(8, 0, 2).tolist() == [0, 1, 6, 7]
-    assert positions(8, 1, 2).tolist() == [2, 3, 4, 5]
-    assert positions(5).tolist() == [0, 1, 2, 3, 4]
-    with pytest.raises(ValueError, match="6 positions cannot be cut over 2 ranks: pad to 4·n"):
-        positions(6, 0, 2)
-
-
-@pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_each_response_token_is_predicted_once(ranks: int) -> None:
-    is_response = torch.rand(4, 24, generator=torch.Generator().manual_seed(ranks)) < 0.5
-    found = []
-    for rank in range(ranks):
-        rows, tokens = response_rows(is_response, rank, ranks)
-        held = positions(24, rank, ranks)
-        for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
-            sequence, place = divmod(row, len(held))
-            assert (sequence, held[place] + 1) == divmod(token, 24)
-            found.append(token)
-    wanted = is_response.clone()
-    wanted[:, 0] = False
-    assert sorted(found) == wanted.flatten().nonzero().flatten().tolist()

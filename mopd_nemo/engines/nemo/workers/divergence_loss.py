@@ -3,8 +3,7 @@
 It imports without NeMo-RL and can be pickled to its workers. Names in `data` are NeMo-RL's. Losses of micro-batches add
 up, so each divides by the global counts that it is given; metrics add up likewise.
 
-Under context parallelism Megatron cuts a sequence of S positions into 2W equal pieces, and rank r of W holds pieces r
-and 2W - 1 - r in this order. The row at a position predicts the token at the next one, which may be on another rank. So
+The row at a position predicts the token at the next one, which under context parallelism may be on another rank. So
 ids, weights and targets are looked up in the whole sequences, which every rank has.
 
 Shape suffixes: B sequences, S positions of the whole sequence, L positions on this rank, T response tokens predicted on
@@ -21,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mopd_nemo.engines.nemo.workers.rows import response_rows
 from mopd_nemo.losses.logits import Head, Logits, Tokens, TopK
 from mopd_nemo.losses.objectives import Divergence, SampledReverseKL
 from mopd_nemo.losses.token_loss import token_loss
@@ -134,37 +134,6 @@ class DivergenceLoss:
             raise ValueError("data has neither teacher_hidden nor teacher_topk_indices: the divergence needs a teacher")
         ids_TK = data["teacher_topk_indices"][before].to(logits.device, torch.long)
         return TopK(ids_TK, data["teacher_topk_logits"][before].to(logits.device, torch.float32))
-
-
-def positions(length: int, rank: int = 0, ranks: int = 1) -> Tensor:
-    """positions_L: which positions of a sequence of `length` a rank holds, in its order.
-
-    Raises:
-        ValueError: the length is no multiple of 2·ranks.
-    """
-    if ranks == 1:
-        return torch.arange(length)
-    if length % (2 * ranks):
-        raise ValueError(f"a sequence of {length} positions cannot be cut over {ranks} ranks: pad to {2 * ranks}·n")
-    pieces = torch.arange(length).chunk(2 * ranks)
-    return torch.cat([pieces[rank], pieces[2 * ranks - 1 - rank]])
-
-
-def response_rows(is_response_BS: Tensor, rank: int = 0, ranks: int = 1) -> tuple[Tensor, Tensor]:
-    """Where the logits of response tokens are on this rank, and which tokens they predict.
-
-    Args:
-        is_response_BS: True at tokens that the loss is about. A first token has no row and is left out.
-
-    Returns:
-        rows_T: indices into this rank's logits, flattened to [B·L, V].
-        tokens_T: indices of the predicted tokens, into whole sequences flattened to [B·S].
-    """
-    _, length = is_response_BS.shape
-    target_L = (positions(length, rank, ranks) + 1).to(is_response_BS.device)
-    wanted_BL = is_response_BS[:, target_L.clamp(max=length - 1)].bool() & (target_L < length)
-    sequence_T, row_T = wanted_BL.nonzero(as_tuple=True)
-    return sequence_T * len(target_L) + row_T, sequence_T * length + target_L[row_T]
 
 
 def _rows(is_response_BS: Tensor, local_length: int, groups: Groups) -> tuple[Tensor, tuple[Tensor, Tensor]]:

@@ -40,23 +40,23 @@ def live(directory: Path, tensor: int) -> Any:
         expected.lerp_(weights(), 0.25)
     worker.save_teacher(directory=str(directory))
     names = [name.removeprefix("module.") for name, _ in model.named_parameters()]
-    shadow = torch.cat([worker._shadow._weights[name].flatten() for name in names])
-    torch.testing.assert_close(shadow, expected)  # float32, though the model is bfloat16
+    kept = torch.cat([worker._self_teacher._weights[name].flatten() for name in names])
+    torch.testing.assert_close(kept, expected)  # float32, though the model is bfloat16
     student = weights()
-    with worker._shadow.in_place_of(model):
+    with worker._self_teacher.in_place_of(model):
         torch.testing.assert_close(weights(), expected.bfloat16().float())
     assert torch.equal(weights(), student)
     try:
-        with worker._shadow.in_place_of(model):
+        with worker._self_teacher.in_place_of(model):
             raise KeyError
     except KeyError:
         assert torch.equal(weights(), student)
     step()
     worker.follow_student(rate=0.25)
-    moved = worker._shadow._weights
+    moved = worker._self_teacher._weights
     worker.start_teacher(kind="ema", directory=str(directory))
     worker.follow_student(rate=0.25)
-    assert all(torch.equal(value, worker._shadow._weights[name]) for name, value in moved.items())
+    assert all(torch.equal(value, worker._self_teacher._weights[name]) for name, value in moved.items())
     dist.barrier()
     return sorted(file.name for file in directory.iterdir())
 

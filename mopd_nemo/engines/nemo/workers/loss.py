@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from mopd_nemo.engines.nemo.batches import joined
-from mopd_nemo.engines.nemo.divergence_loss import Groups, megatron_groups
-from mopd_nemo.engines.nemo.rows import LocalRows, packed_rows, padded_rows
+from mopd_nemo.engines.nemo.workers.divergence_loss import Groups, megatron_groups
+from mopd_nemo.engines.nemo.workers.rows import LocalRows, packed_rows, padded_rows
 from mopd_nemo.losses.logits import Logits, Tokens, TopK
 from mopd_nemo.losses.objectives import Divergence, LogLikelihood, Objective, PolicyGradient, SampledReverseKL
 from mopd_nemo.losses.token_loss import token_loss

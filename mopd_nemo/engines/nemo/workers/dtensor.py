@@ -1,6 +1,6 @@
-"""Log-probabilities of response tokens' alternatives, from a model of NeMo-RL's DTensor policy, through its forward.
+"""Methods of NeMo-RL's DTensor worker (the second version, on Automodel): scores by its own forward, and its shards.
 
-The logits of all positions are computed, on the GPU and over its share of the vocabulary; what leaves the GPU is
+The logits of all positions are computed, on the GPU and over its share of the vocabulary. What leaves the GPU is
 [response tokens, k].
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from nemo_rl.models.automodel.data import get_microbatch_iterator
 from nemo_rl.models.automodel.train import TopkLogitsPostProcessor, forward_with_post_processing_fn
 from nemo_rl.models.policy.workers.dtensor_policy_worker_v2 import get_train_context
@@ -16,8 +17,20 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from mopd_nemo.engines.nemo.batches import joined
-from mopd_nemo.engines.nemo.rows import Scores, padded_rows
+from mopd_nemo.engines.nemo.workers.base import Scores, TeacherMethods
+from mopd_nemo.engines.nemo.workers.rows import padded_rows
 from mopd_nemo.losses.vocab import Vocab, logprobs_of, topk_logprobs
+
+
+class DTensorTeacherMethods(TeacherMethods):
+    """Mixed into `DTensorPolicyWorkerV2Impl`, whose attributes it uses."""
+
+    def _score(self, data: Any, k: int, vocab_size: int, dtype: torch.dtype) -> Scores:
+        return score_responses(self, data, k=k, vocab_size=vocab_size, dtype=dtype)
+
+    def _shard_name(self) -> str:
+        """Every rank holds a part of its own: what tensor parallelism leaves is cut over the data-parallel ranks."""
+        return f"shard_{dist.get_rank():05d}_of_{dist.get_world_size():05d}.pt"
 
 
 @torch.no_grad()
@@ -26,7 +39,7 @@ def score_responses(worker: Any, data: Any, *, k: int, vocab_size: int, dtype: t
 
     Args:
         worker: a `DTensorPolicyWorkerV2Impl`.
-        data: as for `scoring.score_responses`; not packed.
+        data: as for `megatron.score_responses`; not packed.
         dtype: of the log-probabilities returned.
 
     Returns:

@@ -6,7 +6,7 @@ The order is that of NeMo-RL's distillation example: what will wait in the nodes
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,31 @@ from mopd_nemo.config.nemo import NemoConfig, training_gpus
 from mopd_nemo.engines.nemo.policy_config import student_policy, teacher_policy
 from mopd_nemo.engines.vllm import Sample, sample_on_worker
 
-WORKERS = {
-    "megatron": "mopd_nemo.engines.nemo.worker.TeacherWorker",
-    "dtensor": "mopd_nemo.engines.nemo.worker_dtensor.DTensorTeacherWorker",
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One of NeMo-RL's training backends."""
+
+    worker: str
+    """This package's worker, a dotted name."""
+    theirs: str
+    """NeMo-RL's own, which it extends."""
+    checkpointing: Mapping[str, Any]
+    """Arguments of `Policy.save_checkpoint`, such that the checkpoint is whole when the call returns."""
+
+
+BACKENDS = {
+    "megatron": Backend(
+        "mopd_nemo.engines.nemo.workers.megatron_actor.MegatronTeacherWorker",
+        "nemo_rl.models.policy.workers.megatron_policy_worker.MegatronPolicyWorker",
+        {},
+    ),
+    "dtensor": Backend(
+        "mopd_nemo.engines.nemo.workers.dtensor_actor.DTensorTeacherWorker",
+        "nemo_rl.models.policy.workers.dtensor_policy_worker_v2.DTensorPolicyWorkerV2",
+        {"checkpointing_cfg": {"model_save_format": "safetensors", "save_consolidated": True, "is_async": False}},
+    ),
 }
-"""Our worker of each of NeMo-RL's backends."""
-NEMO_WORKERS = {
-    "megatron": "nemo_rl.models.policy.workers.megatron_policy_worker.MegatronPolicyWorker",
-    "dtensor": "nemo_rl.models.policy.workers.dtensor_policy_worker_v2.DTensorPolicyWorkerV2",
-}
-"""NeMo-RL's own, which they extend."""
 
 
 @dataclass
@@ -61,7 +76,7 @@ def launch(config: Config, tokenizer: Any, checkpoint: Path | None) -> Runtime:
 
     register_workers()
     init_ray()
-    worker = WORKERS[config.nemo.backend]
+    worker = BACKENDS[config.nemo.backend].worker
     nemo, colocated = config.nemo, config.nemo.generation.gpus == 0
     shared_teacher = config.teacher.kind == "external" and not nemo.teacher_gpus
     training = _cluster("mopd_train", training_gpus(nemo), nemo, 1 + colocated + shared_teacher)
@@ -114,16 +129,17 @@ def register_workers() -> None:
     """
     from nemo_rl.distributed.ray_actor_environment_registry import ACTOR_ENVIRONMENT_REGISTRY
 
-    for backend, theirs in NEMO_WORKERS.items():
-        built = worker_python(backend)
-        ACTOR_ENVIRONMENT_REGISTRY[WORKERS[backend]] = str(built) if built else ACTOR_ENVIRONMENT_REGISTRY[theirs]
+    for name, backend in BACKENDS.items():
+        built = worker_python(name)
+        python = str(built) if built else ACTOR_ENVIRONMENT_REGISTRY[backend.theirs]
+        ACTOR_ENVIRONMENT_REGISTRY[backend.worker] = python
 
 
 def worker_python(backend: str) -> Path | None:
     """The interpreter that NeMo-RL has built for its worker of a backend; None where it has none."""
     from nemo_rl.utils.venvs import DEFAULT_VENV_DIR
 
-    python = Path(os.environ.get("NEMO_RL_VENV_DIR", DEFAULT_VENV_DIR)) / NEMO_WORKERS[backend] / "bin" / "python"
+    python = Path(os.environ.get("NEMO_RL_VENV_DIR", DEFAULT_VENV_DIR)) / BACKENDS[backend].theirs / "bin" / "python"
     return python if python.exists() else None
 
 

@@ -1,8 +1,10 @@
 """Which rows of a Megatron micro-batch predict response tokens, and an output layer that computes only those.
 
 Response token t of a sequence with P prompt tokens is predicted at its position P - 1 + t. Micro-batches come padded
-([B, S], one sequence a row) or packed (sequences end to end, each padded to a multiple), and packed ones may be cut
-over C context-parallel ranks in Megatron's zigzag: a sequence of 2·C chunks gives rank r its chunks r and 2·C - 1 - r.
+([B, S], one sequence a row) or packed (sequences end to end, each padded to a multiple). Under context parallelism
+Megatron cuts a sequence into 2·C equal pieces, and rank r of C holds pieces r and 2·C - 1 - r in this order.
+
+Shape suffixes: B sequences, S positions, L positions on this rank, R response rows on this rank, T of all ranks.
 """
 
 from __future__ import annotations
@@ -14,9 +16,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-
-Scores = dict[str, Tensor]
-"""`ids` [T, k] int32 and `logprobs` [T, k], T response tokens sequence by sequence in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,19 +55,44 @@ def packed_rows(
     """
     local, numbers, total = [], [], 0
     for number, (prompt, length) in enumerate(zip(prompt_lengths, lengths, strict=True)):
-        position_T = torch.arange(prompt - 1, length - 1)
-        number_T = torch.arange(total, total + len(position_T))
-        total += len(position_T)
-        if cp_size > 1:
-            chunk = (starts[number + 1] - starts[number]) // (2 * cp_size)
-            own_T = position_T // chunk
-            first_T, second_T = own_T == cp_rank, own_T == 2 * cp_size - 1 - cp_rank
-            shifted_T = torch.where(first_T, position_T - cp_rank * chunk, position_T - (own_T - 1) * chunk)
-            position_T, number_T = shifted_T[first_T | second_T], number_T[first_T | second_T]
-        local.append(position_T + starts[number] // cp_size)
-        numbers.append(number_T)
+        held_L = positions(starts[number + 1] - starts[number], cp_rank, cp_size)
+        place_R = ((held_L >= prompt - 1) & (held_L < length - 1)).nonzero().squeeze(-1)
+        local.append(place_R + starts[number] // cp_size)
+        numbers.append(held_L[place_R] - (prompt - 1) + total)
+        total += length - prompt
     position_R = torch.cat(local)
     return LocalRows(position_R, torch.zeros_like(position_R), torch.cat(numbers), total)
+
+
+def positions(length: int, rank: int = 0, ranks: int = 1) -> Tensor:
+    """positions_L: which positions of a sequence of `length` a rank holds, in its order.
+
+    Raises:
+        ValueError: the length is no multiple of 2·ranks.
+    """
+    if ranks == 1:
+        return torch.arange(length)
+    if length % (2 * ranks):
+        raise ValueError(f"a sequence of {length} positions cannot be cut over {ranks} ranks: pad to {2 * ranks}·n")
+    pieces = torch.arange(length).chunk(2 * ranks)
+    return torch.cat([pieces[rank], pieces[2 * ranks - 1 - rank]])
+
+
+def response_rows(is_response_BS: Tensor, rank: int = 0, ranks: int = 1) -> tuple[Tensor, Tensor]:
+    """Where the logits of response tokens are on this rank, and which tokens they predict.
+
+    Args:
+        is_response_BS: True at tokens that the loss is about. A first token has no row and is left out.
+
+    Returns:
+        rows_T: indices into this rank's logits, flattened to [B·L, V].
+        tokens_T: indices of the predicted tokens, into whole sequences flattened to [B·S].
+    """
+    _, length = is_response_BS.shape
+    target_L = (positions(length, rank, ranks) + 1).to(is_response_BS.device)
+    wanted_BL = is_response_BS[:, target_L.clamp(max=length - 1)].bool() & (target_L < length)
+    sequence_T, row_T = wanted_BL.nonzero(as_tuple=True)
+    return sequence_T * len(target_L) + row_T, sequence_T * length + target_L[row_T]
 
 
 class ResponseHead:

@@ -1,0 +1,157 @@
+"""Methods that this package adds to NeMo-RL's policy workers, whichever backend they have; and the self-teacher.
+
+A self-teacher is the student's past: an exponential moving average of its weights, or its weights when the run started.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from mopd_nemo.engines.nemo.batches import Scored
+
+Scores = dict[str, Tensor]
+"""`ids` [T, k] int32 and `logprobs` [T, k], T response tokens sequence by sequence in order."""
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+
+
+class TeacherMethods:
+    """Mixed into a policy worker of NeMo-RL, whose attributes it uses. Every method is collective over the workers."""
+
+    model: Any
+    optimizer: Any
+    _self_teacher: SelfTeacher | None = None
+
+    def start_teacher(self, *, kind: Literal["ema", "frozen"], directory: str | None) -> None:
+        """Keep a self-teacher beside the student: its present weights, or those saved in `directory`."""
+        with self._whole_parameters():
+            self._self_teacher = SelfTeacher(self.model, torch.float32 if kind == "ema" else None)
+        if directory is not None:
+            self._self_teacher.load(Path(directory) / self._shard_name())
+
+    def follow_student(self, *, rate: float) -> None:
+        """Move the teacher towards the student by `rate`."""
+        assert self._self_teacher is not None
+        with self._whole_parameters():
+            self._self_teacher.follow(self.model, rate)
+
+    def save_teacher(self, *, directory: str) -> None:
+        """Write the teacher, each shard once."""
+        assert self._self_teacher is not None
+        name = self._shard_name()
+        names: list[str] = [""] * dist.get_world_size()
+        dist.all_gather_object(names, name)
+        if names.index(name) == dist.get_rank():  # the first of those that hold this shard
+            self._self_teacher.save(Path(directory) / name)
+        dist.barrier()
+
+    def score_responses(self, *, data: Any, k: int, vocab_size: int, self_teacher: bool, dtype: str) -> Scored | None:
+        """Scores of response tokens by the student or by its self-teacher, as the backend's module gives them."""
+        with self._self_teacher_inside() if self_teacher else nullcontext():
+            scores = self._score(data, k, vocab_size, DTYPES[dtype])
+        return None if scores is None else {name: part.numpy() for name, part in scores.items()}
+
+    def set_learning_rate(self, *, rate: float) -> None:
+        """Set the rate of the next update. The backend's own schedule sets it again after that update."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_mult", 1.0)
+
+    @contextmanager
+    def _self_teacher_inside(self) -> Iterator[None]:
+        assert self._self_teacher is not None
+        with self._whole_parameters(), self._self_teacher.in_place_of(self.model):
+            yield
+
+    def _score(self, data: Any, k: int, vocab_size: int, dtype: torch.dtype) -> Scores | None:
+        raise NotImplementedError
+
+    def _shard_name(self) -> str:
+        """File of this rank's part of the weights; the same for ranks that hold the same part."""
+        raise NotImplementedError
+
+    def _whole_parameters(self) -> AbstractContextManager[None]:
+        """While entered, all parameters are up to date, and no forward pass gathers them."""
+        return nullcontext()
+
+
+class SelfTeacher:
+    """A second set of weights for a sharded model. One of the two sets is in the model at a time.
+
+    Each rank keeps its own shard on the CPU, and writes it to a file of its own.
+
+    Args:
+        model: its present weights become the teacher's.
+        dtype: of the teacher's weights. An average that moves by small steps needs float32. A fixed copy does not:
+            None keeps each weight's own type.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None) -> None:
+        self._weights = {
+            name: weight.to("cpu", dtype if weight.is_floating_point() else None, copy=True)
+            for name, weight in _weights(model)
+        }
+
+    @torch.no_grad()
+    def follow(self, model: nn.Module, rate: float) -> None:
+        """teacher ← (1 - rate)·teacher + rate·model."""
+        for name, weight in _weights(model):
+            own = self._weights[name]
+            if own.is_floating_point():
+                own.lerp_(weight.to("cpu", own.dtype), rate)
+            else:
+                own.copy_(weight)
+
+    @contextmanager
+    def in_place_of(self, model: nn.Module) -> Iterator[None]:
+        """Put the teacher's weights into the model, and the model's own back at the end, whatever happens."""
+        own = {name: weight.to("cpu", copy=True) for name, weight in _weights(model)}
+        try:
+            _load(model, self._weights)
+            yield
+        finally:
+            _load(model, own)
+
+    def save(self, file: Path) -> None:
+        """Write this rank's shard."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(self._weights, file)
+
+    def load(self, file: Path) -> None:
+        """Continue from `save`.
+
+        Raises:
+            ValueError: the file holds another shard: the model is cut differently now.
+        """
+        saved = torch.load(file, map_location="cpu", weights_only=True)
+        shapes = {name: weight.shape for name, weight in self._weights.items()}
+        if {name: weight.shape for name, weight in saved.items()} != shapes:
+            raise ValueError(
+                f"{file}: its shards do not fit this model; resume with the parallel sizes that the run was saved with"
+            )
+        for name, weight in saved.items():
+            self._weights[name].copy_(weight)
+
+
+@torch.no_grad()
+def _load(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    for name, weight in _weights(model):
+        weight.copy_(weights[name])
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and persistent buffers, without Transformer Engine's `_extra_state` (its scales, not weights).
+
+    Of a DTensor, what this rank holds.
+    """
+    for name, value in model.state_dict(keep_vars=True).items():
+        if isinstance(value, Tensor) and "_extra_state" not in name:
+            value = value.detach()
+            yield name, value.to_local() if isinstance(value, DTensor) else value

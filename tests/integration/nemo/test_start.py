@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +16,28 @@ from tests.integration.nemo.ranks import nemo_config, run_ranks, start
 
 CUTS = {1: [(1, 1)], 2: [(2, 1), (1, 2)], 4: [(2, 2)]}
 """World size → (tensor, pipeline)."""
+
+
+SOURCES = {
+    "nemo_rl.models.policy": "NEMO_RL_SOURCE",
+    "megatron.bridge": "MEGATRON_BRIDGE_SOURCE",
+    "megatron.core": "MEGATRON_LM_SOURCE",
+}
+"""Module → the variable that names a checkout for it."""
+
+
+def origins() -> dict[str, str]:
+    """The directory that each module comes from in this process."""
+    return {name: importlib.import_module(name).__path__[0] for name in SOURCES}
+
+
+def test_workers_run_the_checkouts_that_are_named() -> None:
+    (found,) = run_ranks(origins, 1)
+    for name, variable in SOURCES.items():
+        if os.environ.get(variable):
+            assert Path(found[name]).resolve().is_relative_to(Path(os.environ[variable]).resolve()), found[name]
+        else:
+            assert "site-packages" in found[name], found[name]
 
 
 def there_and_back(world: int) -> list[tuple[str, str, dict[str, Any]]]:

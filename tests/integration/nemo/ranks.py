@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import random
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -74,11 +75,16 @@ _ports: list[int] = []
 
 
 def _free_ports(count: int) -> list[int]:
+    """Below those that a system gives to connections (Linux: from 32768), which may take a port before it is used."""
+    ports: list[int] = []
     with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        while len(ports) < count:
+            own = held.enter_context(socket.socket())
+            with contextlib.suppress(OSError):  # taken
+                port = random.SystemRandom().randrange(20000, 32768)
+                own.bind(("127.0.0.1", port))
+                ports.append(port)
+    return ports
 
 
 def _prepared(

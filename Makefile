@@ -1,5 +1,5 @@
 # make quickstart   set up .venv and run MOPD on the embedded model (two CPU cores, minutes)
-# make real         the same on a real language model, SmolLM2-135M: docs/real-model.md (half an hour, 3 GB of disk)
+# make real         the same on a real language model, SmolLM2-135M: docs/real-model.md (minutes, 4 GB of disk)
 # make test         set up .venv and run the test suite
 # make lint         format check, lint, types, shell scripts, Dockerfiles
 # make test-slurm   the launcher on a real Slurm of virtual nodes, with real Ray (Linux, root; docs/cluster.md)

@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 
-from mopd_nemo.commands.sweep import is_complete
-from mopd_nemo.config import Config
 from mopd_nemo.files import read_rows
 from mopd_nemo.run.directory import RunDirectory
 from recipes.real_model.building import building, say
 
 Row = Mapping[str, Any]
+Settings = Mapping[str, Any]
+"""A run's config.yaml as it was written: a run of another version may have keys that this one refuses."""
 
 
 def main(
@@ -31,22 +32,27 @@ def main(
 ) -> None:
     for path in sorted(file.parent for file in sweep.glob("*/config.yaml")):
         run = RunDirectory(path)
-        if not is_complete(run):
-            continue
-        config = run.read_config()
-        kept = output / f"{arm(config)}-seed{config.seed}"
-        if not kept.exists():
-            keep(run, config, kept)
+        settings = yaml.safe_load(run.config_file.read_text())
+        kept = output / f"{arm(settings)}-seed{settings['seed']}"
+        if is_finished(run, settings) and not kept.exists():
+            keep(run, settings, kept)
             say(f"kept {kept.name}")
 
 
-def arm(config: Config) -> str:
+def is_finished(run: RunDirectory, settings: Settings) -> bool:
+    """Whether the last step and the evaluation after it are there."""
+    files = (run.metrics_file, run.eval_file)
+    last = settings["train"]["num_steps"]
+    return all(file.exists() and any(row["step"] == last for row in read_rows(file)) for file in files)
+
+
+def arm(settings: Settings) -> str:
     """The context of a run in the paper's words: 2S+1F."""
-    shown = [(config.peers.successes, "S"), (config.peers.failures, "F")]
-    return "+".join(f"{count}{letter}" for count, letter in shown if count)
+    peers = settings["peers"]
+    return "+".join(f"{peers[kind]}{letter}" for kind, letter in (("successes", "S"), ("failures", "F")) if peers[kind])
 
 
-def keep(run: RunDirectory, config: Config, output: Path) -> None:
+def keep(run: RunDirectory, settings: Settings, output: Path) -> None:
     """Write a run's small files."""
     with building(output) as new:
         for file in (run.config_file, run.metrics_file, run.eval_file):
@@ -54,7 +60,7 @@ def keep(run: RunDirectory, config: Config, output: Path) -> None:
         evaluated = (row for file in sorted(run.rollouts.glob("eval_*.jsonl")) for row in read_rows(file))
         _write(new / "problems.jsonl", by_problem(evaluated))
         trained = (row for file in sorted(run.rollouts.glob("step_*.jsonl")) for row in read_rows(file))
-        _write(new / "targets.jsonl", by_step(trained, config))
+        _write(new / "targets.jsonl", by_step(trained, settings))
 
 
 def by_problem(rows: Iterable[Row]) -> Iterable[Row]:
@@ -71,13 +77,14 @@ def by_problem(rows: Iterable[Row]) -> Iterable[Row]:
         }
 
 
-def by_step(rows: Iterable[Row], config: Config) -> Iterable[Row]:
+def by_step(rows: Iterable[Row], settings: Settings) -> Iterable[Row]:
     """Rollouts of every step, how many were taught, how many teachers read all that the context asks for."""
+    asked = settings["peers"]
     for step, group in groupby(rows, key=lambda row: row["step"]):
         targets = list(group)
         taught = [row["peers"] for row in targets if row["teacher_prompt"] is not None]
         complete = [
-            len(peers["successes"]) == config.peers.successes and len(peers["failures"]) == config.peers.failures
+            len(peers["successes"]) == asked["successes"] and len(peers["failures"]) == asked["failures"]
             for peers in taught
         ]
         yield {

@@ -106,25 +106,27 @@ def outcome_table(kept: Mapping[str, Sequence[Kept]]) -> str:
 
 
 def signs_table(kept: Mapping[str, Sequence[Kept]]) -> str:
-    """The signs of collapse, step by step, means over seeds."""
+    """The signs of collapse, step by step: means over the seeds that all arms have, which draw the same problems."""
+    common = set.intersection(*({run.seed for run in runs} for runs in kept.values()))
     steps = [row["step"] for row in next(iter(kept.values()))[0].metrics]
-    signs: dict[str, Callable[[Kept, int], float]] = {
+    signs: dict[str, Callable[[Kept, int], float | None]] = {
         "success of rollouts, %": lambda run, i: 100 * run.metrics[i]["success_rate"],
         "unfinished, %": lambda run, i: 100 * run.metrics[i]["response/unfinished"],
         "tokens a response": lambda run, i: run.metrics[i]["response/tokens"],
-        "student's entropy": lambda run, i: run.metrics[i]["student/entropy"],
-        "teacher's entropy": lambda run, i: run.metrics[i]["teacher/entropy"],
+        "student's entropy": lambda run, i: run.metrics[i].get("student/entropy"),
+        "teacher's entropy": lambda run, i: run.metrics[i].get("teacher/entropy"),
         "targets learned from, %": lambda run, i: 100 * run.targets[i]["taught"] / run.targets[i]["rollouts"],
         "targets with the whole context, %": lambda run, i: (
             100 * run.targets[i]["complete"] / run.targets[i]["rollouts"]
         ),
     }
-    lines = [f"| | step {' | '.join(map(str, steps))} |", f"| --- |{' ---: |' * len(steps)}"]
+    seeds = f"seeds {', '.join(map(str, sorted(common)))}" if common else "no seed that all arms have"
+    lines = [f"| {seeds} | step {' | '.join(map(str, steps))} |", f"| --- |{' ---: |' * len(steps)}"]
     for name, sign in signs.items():
         lines.append(f"| **{name}** |{' |' * len(steps)}")
         for arm, runs in kept.items():
             digits = 2 if "entropy" in name else 0
-            cells = [f"{fmean(sign(run, i) for run in runs):.{digits}f}" for i in range(len(steps))]
+            cells = [_mean([sign(run, i) for run in runs if run.seed in common], digits) for i in range(len(steps))]
             lines.append(f"| {arm} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -170,6 +172,12 @@ def _interval(values_SP: np.ndarray) -> str:
         return ""
     mean, low, high = (100 * number for number in interval(values_SP))
     return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def _mean(values: Sequence[float | None], digits: int) -> str:
+    """A step without a signal has no entropies."""
+    known = [value for value in values if value is not None]
+    return f"{fmean(known):.{digits}f}" if known else "–"
 
 
 def _percent(runs: Sequence[Kept], value: Callable[[Kept], dict[str, float]]) -> str:

@@ -137,11 +137,11 @@ def test_kept_rows_count_right_samples_and_whole_contexts() -> None:
         (0, 1, 2, 1),
         (10, 1, 1, 0),
     ]
-    config = load_config(CONFIG, ["peers.successes=2", "peers.failures=1"])
+    settings = {"peers": {"successes": 2, "failures": 1}}
     contexts = [(2, 1), (2, 0), (1, 1), None]
-    (row,) = by_step([a_rollout(1, "p", "wrong", peers) for peers in contexts], config)
+    (row,) = by_step([a_rollout(1, "p", "wrong", peers) for peers in contexts], settings)
     assert (row["rollouts"], row["taught"], row["complete"], row["shown_failure"]) == (4, 3, 1, 2)
-    assert arm(config) == "2S+1F"
+    assert arm(settings) == "2S+1F"
 
 
 def a_run(name: str, seed: int, right_after: Sequence[int]) -> Kept:

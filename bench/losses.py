@@ -190,6 +190,7 @@ def measure(name: str, size: str, device: str, dtype: str, chunk: int | None, re
     except (ImportError, RuntimeError) as error:
         return {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:90]}"}
     seconds, clock = [], clock_of(device)
+    peak = 0
     for repeat in range(repeats + (3 if device == "cuda" else 1)):
         inputs.student.grad = inputs.student_head.grad = None
         before = start_memory(device)
@@ -263,7 +264,9 @@ def profile(size: str, names: list[str], arguments: argparse.Namespace) -> None:
     from torch.profiler import profile as torch_profile
 
     on_gpu = arguments.device == "cuda"
-    inputs = Inputs.make(*map(int, size.split("x")), arguments.device, getattr(torch, arguments.dtype), arguments.chunk)
+    tokens, hidden, vocab = map(int, size.split("x"))
+    dtype = getattr(torch, arguments.dtype)
+    inputs = Inputs.make(tokens, hidden, vocab, arguments.device, dtype, arguments.chunk)
     for name in names:
         step = CONTESTANTS[name](inputs)
         for _ in range(3):

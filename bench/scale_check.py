@@ -72,7 +72,9 @@ def calibrate(module: PreTrainedModel, model: Architecture, rows: int, batch: in
     weights = [m.weight for m in module.base_model.modules() if isinstance(m, nn.Linear)]
     inputs = {w.shape[1]: torch.randn(rows, w.shape[1]) for w in weights}
     per_row = 2 * sum(w.numel() for w in weights)
-    head = module.get_output_embeddings().weight
+    output = module.get_output_embeddings()
+    assert output is not None
+    head = output.weight
     flops = rows * per_row
     query = torch.randn(batch, model.heads, queries, model.head_dim)
     key, value = (torch.randn(batch, model.heads, keys, model.head_dim) for _ in range(2))
@@ -127,7 +129,7 @@ def predict(job: Job, model: Architecture) -> dict[str, float]:
 def check() -> tuple[list[str], list[list[str]]]:
     """Heading and rows: predicted over measured for each phase of several jobs."""
     torch.set_num_threads(1)
-    display.time = SimpleNamespace(perf_counter=time.process_time, monotonic=time.monotonic)
+    vars(display)["time"] = SimpleNamespace(perf_counter=time.process_time, monotonic=time.monotonic)
     model = architecture_of(resolve_model_path("embedded:arithmetic"), None)
     assert model is not None
     rows: list[list[str]] = []

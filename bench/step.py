@@ -294,7 +294,7 @@ def main() -> None:
     arguments.clock = "process_time" if arguments.threads == 1 else "perf_counter"
     clock = getattr(time, arguments.clock)
     # what the trainer times its phases with
-    display.time = SimpleNamespace(perf_counter=clock, monotonic=time.monotonic)
+    vars(display)["time"] = SimpleNamespace(perf_counter=clock, monotonic=time.monotonic)
     print(describe(arguments), flush=True)
     with tempfile.TemporaryDirectory(prefix="bench-step-") as directory:
         if arguments.curves:

@@ -45,12 +45,13 @@ def groups(engine: LocalEngine) -> list[RolloutGroup]:
 def test_peers_in_the_prompt_make_it_better(
     engine: LocalEngine, groups: list[RolloutGroup], settings: list[str], gain: float
 ) -> None:
-    rows = Mopd(load_config(QUICKSTART, settings), engine.chat).build(groups, step=1).rows[::4]
-    answers = engine.generate([row.teacher_prompt_ids or () for row in rows], 1, Sampling(96), "with peers")
+    examples = Mopd(load_config(QUICKSTART, settings), engine.chat).build(groups, step=1).examples[::4]
+    answers = engine.generate([example.teacher_prompt_ids or () for example in examples], 1, Sampling(96), "with peers")
+    problems = [groups[example.group_index].problem for example in examples]
     with VerifierPool(VerifierConfig(), ["arithmetic"]) as verifiers:
         informed = fmean(
-            PendingVerdicts(verifiers, engine.chat).collect([groups[row.group_index].problem], [answer])[0][0].reward
-            for row, answer in zip(rows, answers, strict=True)
+            PendingVerdicts(verifiers, engine.chat).collect([problem], [answer])[0][0].reward
+            for problem, answer in zip(problems, answers, strict=True)
         )
     alone = fmean(verdict.reward for group in groups for verdict in group.verdicts)
     assert informed > alone + gain

@@ -50,6 +50,7 @@ def test_equals_the_reference(objective: Divergence, dtype: torch.dtype, form: s
     tolerance = 2e-4 if dtype == torch.float32 else 2e-2
     assert (result.loss_T.double() - loss_T).abs().max() < tolerance * loss_T.abs().max()
     for leaf, want in zip(leaves, wanted, strict=True):
+        assert leaf.grad is not None
         assert (leaf.grad.double() - want).norm() < tolerance * want.norm()
 
 
@@ -64,5 +65,6 @@ def test_float64_and_the_sampled_objectives_run() -> None:
             teacher = Head(hidden.roll(1, 0).to(dtype), weight.to(dtype))
             result = token_loss(objective, Head(hidden.to(dtype), leaf), tokens, teacher, weights_T=weights_T)
             result.total.backward()
+            assert leaf.grad is not None
             grads.append(leaf.grad.double())
         assert (grads[0] - grads[1]).norm() < 1e-3 * grads[1].norm()

@@ -31,4 +31,5 @@ def test_gradient_raises_the_chosen_and_lowers_the_rejected(loss: str) -> None:
         dpo_loss(chosen, rejected, torch.tensor([-7.0]), torch.tensor([-7.0])).sum().backward()
     else:
         simpo_loss(chosen, rejected, torch.tensor([3.0]), torch.tensor([3.0])).sum().backward()
+    assert chosen.grad is not None and rejected.grad is not None
     assert chosen.grad.item() < 0 < rejected.grad.item()

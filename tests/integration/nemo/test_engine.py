@@ -171,7 +171,7 @@ def random_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     directory = tmp_path_factory.mktemp("llama")
-    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED)
+    tokenizer: Any = AutoTokenizer.from_pretrained(EMBEDDED)
     model = LlamaConfig(
         vocab_size=428,
         hidden_size=32,
@@ -247,7 +247,7 @@ def test_a_step_that_teaches_nothing_leaves_the_engine_whole(teacher: dict[str, 
 def test_every_objective_under_tensor_parallelism_equals_the_local_engine(backend: str, random_llama: Path) -> None:
     """Preferences, policy gradients over two updates a step, the sampled divergence: tp=2 against one process."""
     from mopd_nemo.losses.objectives import Dpo, LogLikelihood, PolicyGradient, SampledReverseKL, Simpo
-    from mopd_nemo.methods.batch import LossTerm
+    from mopd_nemo.methods.batch import LossTerm, TrainBatch
 
     settings = nemo_config(
         model={"path": str(EMBEDDED if backend == "megatron" else random_llama)},
@@ -258,6 +258,7 @@ def test_every_objective_under_tensor_parallelism_equals_the_local_engine(backen
     )
     engine, twin = make(settings), local_twin(settings)
     pairs = (2, 0, 5, 3, 2, 1)
+    batch = TrainBatch([], [])
     for number, objective in enumerate(
         [SampledReverseKL(), PolicyGradient(), Dpo(0.5), Simpo(2.0, 0.5), LogLikelihood()]
     ):
@@ -346,7 +347,8 @@ def check_export(directory: Path, expected: dict[str, Any]) -> None:
     assert result.exit_code == 0, result.output
     model = AutoModelForCausalLM.from_pretrained(output, dtype=torch.float32)
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items() if name in expected)
-    assert AutoTokenizer.from_pretrained(output).get_vocab() == AutoTokenizer.from_pretrained(EMBEDDED).get_vocab()
+    tokenizers: list[Any] = [AutoTokenizer.from_pretrained(directory) for directory in (output, EMBEDDED)]
+    assert tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
 
 
 @pytest.mark.parametrize("backend", ["megatron", "dtensor"])

@@ -99,6 +99,7 @@ def peak_bytes(work: Any) -> int:
     """Most that was allocated at once beyond what was there."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         work()
-    records = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    profiler: Any = profile.profiler
+    records = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
     changes = [event.nbytes() for event in sorted(records, key=lambda event: event.start_ns())]
     return int(np.cumsum(changes).max())

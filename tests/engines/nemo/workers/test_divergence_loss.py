@@ -124,8 +124,8 @@ def test_what_is_missing_is_named(batch: UserDict) -> None:
 def test_it_travels_and_speaks_nemo_rls_types(monkeypatch: pytest.MonkeyPatch) -> None:
     """NeMo-RL compares its own enum members; the loss imports without it and finds them when asked."""
     interfaces = ModuleType("nemo_rl.algorithms.loss.interfaces")
-    interfaces.LossInputType = enum.Enum("LossInputType", ["LOGIT", "LOGPROB", "DISTILLATION"])
-    interfaces.LossType = enum.Enum("LossType", ["TOKEN_LEVEL", "SEQUENCE_LEVEL"])
+    vars(interfaces)["LossInputType"] = enum.Enum("LossInputType", ["LOGIT", "LOGPROB", "DISTILLATION"])
+    vars(interfaces)["LossType"] = enum.Enum("LossType", ["TOKEN_LEVEL", "SEQUENCE_LEVEL"])
     for name in ("nemo_rl", "nemo_rl.algorithms", "nemo_rl.algorithms.loss"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setitem(sys.modules, interfaces.__name__, interfaces)

@@ -74,14 +74,27 @@ def read(text: str) -> Expression | None:
         return None
     text = _INVERSE.sub(r"\\arc\1 ", text)
     text = _DECIMAL.sub(_as_fraction, text)
-    reader = _Reader(is_real=not re.search(r"(?<![a-zA-Z\\])i(?![a-zA-Z])", text), config=_CONFIG)
+    is_real = not re.search(r"(?<![a-zA-Z\\])i(?![a-zA-Z])", text)
+    reader = _Reader(is_real=is_real, config=_CONFIG)
     try:
         result = reader.parse(text)
     except Exception:  # it raises plain Exceptions, among others, for what it cannot read
         return None
     if not reader.whole or not isinstance(result, Expr | MatrixBase):
         return None
+    if is_real:
+        result = result.replace(_is_odd_root, _real_root)
     return result.subs({symbol: sympy.I for symbol in result.free_symbols if str(symbol) == "i"})
+
+
+def _is_odd_root(expression: Any) -> bool:
+    """Whether this is an odd root of a negative number, of which SymPy would take the complex value."""
+    exponent = expression.exp if isinstance(expression, sympy.Pow) else None
+    return isinstance(exponent, sympy.Rational) and exponent.q % 2 == 1 < exponent.q and expression.base.is_negative
+
+
+def _real_root(power: Any) -> Expression:
+    return (-1) ** power.exp.p * (-power.base) ** power.exp
 
 
 def _as_fraction(match: re.Match[str]) -> str:

@@ -100,8 +100,9 @@ def is_plain_number(answer: Any) -> bool:
 def number_or_text(answer: str) -> Fraction | str:
     """What an answer is compared by where nothing but numbers is asked for: its value, else its text."""
     text = tidy(answer)
-    number = read_number(split_unit(text).value)
-    return number.value if number is not None else plain(text)
+    quantity = split_unit(text)
+    number = read_number(quantity.value)
+    return number.value * quantity.scale if number is not None else plain(text)
 
 
 def gold_text(answer: Any) -> str:

@@ -16,13 +16,17 @@ _LETTER = re.compile(r"\W*([A-Za-z])(?:\W*|[.):]\s.*)", re.DOTALL)
 """`A`, `(a)`, `**B**`, `C. text`, `D: text`."""
 _MARKUP = re.compile(r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf|it)|boxed|fbox)\s*(?=\{)|\\[()\[\]]|[{}$*_`]")
 """What may stand round a word or a letter without meaning anything."""
+_NO_DENIAL = r"(?:(?!(?i:\b(?:not|never)\b|cannot\b|n[’']t\b))[^.:\n])"
+"""A character of a sentence, before which nothing is denied: the answer cannot be B."""
 _STATED = re.compile(
     r"(?i:\b(?:answer|option|choice)\b)"
-    r"(?:\s*[:=]?\s*|[^.:\n]{0,40}?(?i:\b(?:is|be|was)\b)\s*:?\s*|[^.:\n]{0,40}?:\s*)"
+    rf"(?:\s*[:=]?\s*|{_NO_DENIAL}{{0,40}}?(?i:\b(?:is|be|was)\b)\s*:?\s*|[^.:\n]{{0,40}}?:\s*)"
     r"(?i:(?:option|choice|answer)\s+)?[(\[]?"
+    r"(?![A-Z]\b\W{0,3}(?:and|or|/|&)\W{0,3}[A-Z]\b[)\]]?\s*(?:[.!\n]|$))"
     r"(?:(?P<letter>[B-HJ-Z])\b(?![’'])|(?P<word>[AI])\b(?![’'])(?!\s+(?!because|since|as|and|which|for|due)[a-z]))"
 )
-"""`answer: B`, `option B`, `the answer I chose is B`. A and I are letters where they are not words of the sentence."""
+"""`answer: B`, `option B`, `the answer I chose is B`. A and I are letters where they are not words of the sentence.
+Two letters, `B and D`, are no answer."""
 
 
 class ChoiceVerifier(Verifier):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -25,6 +26,7 @@ from mopd_nemo.verifiers.structure import (
     is_word,
     is_words,
     items_of,
+    name_of,
     parts_of,
     ratio_of,
     region_of,
@@ -99,7 +101,8 @@ def _texts(gold: str, found: str, depth: int) -> bool | None:
     if is_words(gold) or is_words(found):
         return _same_words(gold, found)
     if len(parts_of(gold)) == 1 and (TEXT_ONLY.search(gold) or TEXT_ONLY.search(found)) and len(parts_of(found)) == 1:
-        return plain(without_name(gold)) == plain(without_name(found))
+        names = {name_of(gold), name_of(found)} - {""}
+        return len(names) < 2 and plain(without_name(gold)) == plain(without_name(found))
     return None
 
 
@@ -198,11 +201,13 @@ def _ratios(gold: str, found: str, depth: int) -> bool | None:
 def _values(gold: Quantity, found: Quantity) -> bool:
     """Single values: numbers with their units, expressions."""
     if not gold.unit and not found.unit and read_number(gold.value) is not None:
-        found = split_unit(found.value + ("%" if found.percent else ""), letters=True)
+        found = replace(split_unit(found.value + ("%" if found.percent else ""), letters=True), scale=found.scale)
     if gold.unit and found.unit and gold.unit != found.unit:
         return False
     if "deg" in (gold.unit, found.unit) and gold.unit != found.unit and r"\pi" in gold.value + found.value:
         gold, found = (_in_radians(quantity) for quantity in (gold, found))
+    if gold.scale != found.scale:
+        return _same_scaled(gold, found)
     if gold.percent != found.percent:
         return _same_percentage(*((gold, found) if gold.percent else (found, gold)))
     return _same_value(_unwrapped(gold.value), _unwrapped(found.value))
@@ -239,6 +244,14 @@ def _finite(value: object) -> bool:
     """Whether a rational number has a finite decimal; an irrational one (None) has not."""
     number = read_number(str(value)) if value is not None else None
     return number is not None and number.terminates
+
+
+def _same_scaled(gold: Quantity, found: Quantity) -> bool:
+    """5 million is 5,000,000; and 5, as the number before a word that the question has already."""
+    if gold.percent or found.percent:
+        return False
+    whole = [q.value if q.scale == 1 else rf"({q.value}) \cdot {q.scale}" for q in (gold, found)]
+    return _same_value(*whole) or (1 in (gold.scale, found.scale) and _same_value(gold.value, found.value))
 
 
 def _same_percentage(percentage: Quantity, bare: Quantity) -> bool:

@@ -111,13 +111,15 @@ def tidy(answer: str) -> str:
 
 
 def plain(text: str) -> str:
-    """A tidied text as words: for answers that are compared letter by letter."""
+    """A tidied text as words: for answers that are compared letter by letter. Only words are freed of capitals."""
     text = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
     text = re.sub(r"\\mod\s*\{?\s*(\w+)\s*\}?", r"\\mod \1", text)
     text = re.sub(r"([_^])\{(\w)\}", r"\1\2", re.sub(r"(\\[a-zA-Z]+)\s+", r"\1", text))
     text = re.sub(r"(?<=[a-zA-Z0-9]) (?=[a-zA-Z0-9])", "·", text)  # the spaces that divide words
     text = re.sub(r"\s+", "", text)
-    return text if len(text) == 1 else text.casefold().rstrip(".")
+    return re.sub(r"(?<![a-zA-Z\\])(?:[a-zA-Z]{3,}|(?i:no))(?![a-zA-Z])", lambda word: word[0].casefold(), text).rstrip(
+        "."
+    )
 
 
 def _without_group(text: str) -> str:

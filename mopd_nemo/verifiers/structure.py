@@ -235,6 +235,12 @@ def without_name(text: str) -> str:
     return re.sub(r"^[a-zA-Z]\s*\\equiv(?![a-z])", "", value_if_assigned(text))
 
 
+def name_of(text: str) -> str:
+    """What the value of an answer is called: `x` of `x = 5` and of a congruence; empty: nothing."""
+    sides, signs = split_top(text, RELATION)
+    return plain(sides[0]) if signs and is_name(sides[0]) else ""
+
+
 def is_name(text: str) -> bool:
     """Whether something is called so: `x`, `x_1`, `f(2)`, `|AB|`, `\\frac{NO}{BO}`, `(x, y)`; not `2x`, not `a + b`."""
     bare = re.sub(r"_\s*(?:\{[^{}]*\}|\w)", "", text)

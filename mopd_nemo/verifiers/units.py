@@ -37,7 +37,12 @@ _ONE = rf"(?:{_IN_TEXT}|{_RATE}|(?i:{_BARE})|\^\\circ(?:\s*(?:[CF](?![a-zA-Z])|\
 _UNIT = re.compile(rf"(?:(?<=[\d)}}%.])|(?<=\\pi)|\s)\s*({_ONE}(?:\s*(?:/|\\cdot|per(?![a-z]))?\s*{_ONE})*)$")
 _LETTER = re.compile(r"(?<=\d)(\s+[mgsl]|\s*m\s*\^\s*(?:\{\s*[23]\s*\}|[23]))$")
 _BEFORE = re.compile(rf"([-+]?)\s*([{_CURRENCY}])\s*(?=[-+.\d\\(])")
-_NOT_A_UNIT = re.compile(r"(?i)\\text\s*\{\s*(?:mod|if|or|and|for|base|where|when|otherwise|even|odd|undefined)\b")
+_NOT_A_UNIT = re.compile(
+    r"(?i)\\text\s*\{\s*(?:mod|if|or|and|for|base|where|when|otherwise|even|odd|undefined|plus|minus|squared|cubed|"
+    r"less\s+than|more\s+than|times\s+[\w\\]|below\s+zero|choose|factorial|pi|[xyz])\b"
+)
+_SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+_SCALE = re.compile(rf"(?i)(?<=[\d}}])\s*(\\text\s*\{{\s*)?({'|'.join(_SCALES)})(?![a-zA-Z])\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,8 @@ class Quantity:
     unit: str
     """In one spelling, `cm^2`; empty: none is written."""
     percent: bool
+    scale: int = 1
+    """What a word behind the value multiplies it by: 10**6 of `5 million`."""
 
 
 def split_unit(text: str, *, letters: bool = False) -> Quantity:
@@ -57,6 +64,7 @@ def split_unit(text: str, *, letters: bool = False) -> Quantity:
         letters: also take `5 m` and `5m^2` for meters, which could be variables.
     """
     unit = ""
+    scale, text = _split_scale(text)
     before = _BEFORE.match(text)
     if before:
         unit, text = before[2], before[1] + text[before.end() :]
@@ -67,7 +75,15 @@ def split_unit(text: str, *, letters: bool = False) -> Quantity:
         named = canonical_unit(behind[1])
         unit, text = named or unit, text[: behind.start()].strip()
     percent = text.endswith("%") or unit == "%"
-    return Quantity(text.rstrip("% "), "" if unit == "%" else unit, percent)
+    return Quantity(text.rstrip("% "), "" if unit == "%" else unit, percent, scale)
+
+
+def _split_scale(text: str) -> tuple[int, str]:
+    scale = 1
+    while word := _SCALE.search(text):
+        scale *= _SCALES[word[2].lower()]
+        text = re.sub(r"\\text\s*\{\s*\}$", "", f"{text[: word.start()]} {word[1] or ''}{text[word.end() :]}").strip()
+    return scale, text
 
 
 def canonical_unit(text: str) -> str:

@@ -5,6 +5,18 @@ import pytest
 from mopd_nemo.verifiers.equality import equals_itself, equivalent
 
 SAME = [
+    (r"\sqrt[3]{-8}", "-2"),
+    (r"-\sqrt[3]{2}", r"\sqrt[3]{-2}"),
+    (r"(-8)^{2/3}", "4"),
+    ("5000000", r"5 \text{ million}"),
+    ("5", r"5 \text{ million}"),
+    (r"\$2.5 million", "2500000"),
+    (r"2.5 \text{ million dollars}", "2,500,000"),
+    ("3 dozen", "36"),
+    (r"3 \text{ million}", r"3 \text{ million people}"),
+    (r"\text{No}", "no"),
+    ("12_3", "x = 12_3"),
+    ("R-r", "R - r"),
     ("(1,3)", "x>1 and x<3"),
     (r"x>1 \text{ and } x<3", "1<x<3"),
     ("x<1 or x>3", r"x>3 \text{ or } x<1"),
@@ -243,6 +255,21 @@ SAME = [
 ]
 
 DIFFERENT = [
+    ("R-r", "r-R"),
+    ("R-r", "r-r"),
+    (r"\Delta", r"\delta"),
+    ("A+B", "a+b"),
+    ("P(A)", "p(a)"),
+    ("f'(x)=2x", "f(x)=2x"),
+    ("f'(x)=2x", "g'(x)=2x"),
+    ("x = 12_3", "y = 12_3"),
+    (r"x \equiv 1 \pmod 2", r"y \equiv 1 \pmod 2"),
+    (r"\sqrt{-4}", "-2"),
+    ("5000", r"5 \text{ million}"),
+    (r"5 \text{ thousand}", r"5 \text{ million}"),
+    ("5", r"5 \text{ minus one}"),
+    ("5", r"5 \text{ squared}"),
+    ("4", r"4 \text{ x}"),
     ("(1,3)", "x>1 or x<3"),
     ("x>1 and x<3", "x>1 or x<3"),
     ("x<1 or x>3", "x<1 or y>3"),

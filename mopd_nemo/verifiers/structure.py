@@ -291,7 +291,7 @@ def is_words(text: str) -> bool:
     bare = re.sub(r"^\((.*)\)$", r"\1", bare).strip()
     if len(bare) == 1:
         return False
-    if re.fullmatch(r"[xyzabc]{2}", bare):
+    if re.fullmatch(r"[xyzabc]{2}|[A-Za-z](?:\s*-\s*[A-Za-z])+", bare):
         return False
     return bool(_WORDS.fullmatch(bare)) and bare not in _FUNCTIONS
 

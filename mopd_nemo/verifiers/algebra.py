@@ -82,9 +82,8 @@ def read(text: str) -> Expression | None:
         return None
     if not reader.whole or not isinstance(result, Expr | MatrixBase):
         return None
-    if is_real:
-        result = result.replace(_is_odd_root, _real_root)
-    return result.subs({symbol: sympy.I for symbol in result.free_symbols if str(symbol) == "i"})
+    value: Expression = result.replace(_is_odd_root, _real_root) if is_real else result
+    return value.subs({symbol: sympy.I for symbol in value.free_symbols if str(symbol) == "i"})
 
 
 def _is_odd_root(expression: Any) -> bool:

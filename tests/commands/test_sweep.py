@@ -30,7 +30,7 @@ def test_every_combination_once(tmp_path: Path) -> None:
     [
         (["seed=1"], "nothing varies"),
         (["seed=1,2", "run_dir=x"], "say where with --output"),
-        (["method=mopd,nonsense"], "method='nonsense'"),
+        (["method=mopd,nonsense"], "method=nonsense: choose mopd"),
         (["method=mopd,grpo", "peers.failures=0"], "peers.failures=0 is unused by method=grpo"),
     ],
 )

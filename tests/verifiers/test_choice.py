@@ -51,7 +51,7 @@ CASES = [
     ("Option A is wrong. The answer is B because A melts.", None, "B"),
     ("The answer I would give", None, None),
     ("The answer cannot be B", None, None),
-    ("The answer can't be B. The answer is C.", None, "C"),
+    ("The answer can't be C. The answer is B.", None, "B"),
     ("Answer: B and D", None, None),
     ("The answer is (B) or (D).", None, None),
     ("The answer is B and C is wrong.", None, "B"),

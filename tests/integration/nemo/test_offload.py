@@ -38,7 +38,11 @@ def worker() -> Any:
             self.fp8_cfg = self.draft_model = None
             self.optimizer_cpu_offload = self.offload_optimizer_for_logprob = False
             self.offload_optimizer_for_refit = True
-            self.timer = SimpleNamespace()
+            self.timer, self.rank = SimpleNamespace(), 0
+            # NeMo-RL's main branch waits for an asynchronous save before it offloads.
+            self._async_checkpoint_cuda_cache_active = False
+            checkpoint = SimpleNamespace(async_save=False)
+            self.mcore_state = SimpleNamespace(cfg=SimpleNamespace(checkpoint=checkpoint))
 
     return Worker()
 

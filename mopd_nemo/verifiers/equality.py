@@ -301,11 +301,17 @@ def _same_sides(a: tuple[str, str], b: tuple[str, str], *, directed: bool) -> bo
     return algebra.same_equation((a_left, a_right), (b_left, b_right), directed=directed)
 
 
+_SHORT_WORDS = frozenset({"no", "up", "am", "pm", "ok"})
+"""Other pairs of letters are the name of a segment or a product, whose capitals count."""
+
+
 def _same_words(gold: str, found: str) -> bool:
     clean = [
-        re.sub(r"[()\s.!·]+|,?\\text\{|\}", " ", re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", t)).casefold().split()
+        re.sub(r"[()\s.!·]+|,?\\text\{|\}", " ", re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", t)).split()
         for t in (gold, found)
     ]
+    if not (len(clean[0]) == 1 and len(clean[0][0]) == 2 and clean[0][0].casefold() not in _SHORT_WORDS):
+        clean = [[word.casefold() for word in words] for words in clean]
     return clean[0] == clean[1] or "".join(clean[0]) == "".join(clean[1])
 
 

@@ -39,7 +39,7 @@ _LETTER = re.compile(r"(?<=\d)(\s+[mgsl]|\s*m\s*\^\s*(?:\{\s*[23]\s*\}|[23]))$")
 _BEFORE = re.compile(rf"([-+]?)\s*([{_CURRENCY}])\s*(?=[-+.\d\\(])")
 _NOT_A_UNIT = re.compile(
     r"(?i)\\text\s*\{\s*(?:mod|if|or|and|for|base|where|when|otherwise|even|odd|undefined|plus|minus|squared|cubed|"
-    r"less\s+than|more\s+than|times\s+[\w\\]|below\s+zero|choose|factorial|pi|[xyz])\b"
+    r"less\s+than|more\s+than|times\s+[\w\\]|below\s+zero|choose|factorial|pi|[xyz]|tenths?|hundredths?|thousandths?|halves|thirds?|fifths?|eighths?)\b"
 )
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 _SCALE = re.compile(rf"(?i)(?<=[\d}}])\s*(\\text\s*\{{\s*)?({'|'.join(_SCALES)})(?![a-zA-Z])\s*")

@@ -5,6 +5,8 @@ import pytest
 from mopd_nemo.verifiers.equality import equals_itself, equivalent
 
 SAME = [
+    ("AB", r"\text{AB}"),
+    ("No", "no"),
     (r"\sqrt[3]{-8}", "-2"),
     (r"-\sqrt[3]{2}", r"\sqrt[3]{-2}"),
     (r"(-8)^{2/3}", "4"),
@@ -269,6 +271,10 @@ DIFFERENT = [
     (r"5 \text{ thousand}", r"5 \text{ million}"),
     ("5", r"5 \text{ minus one}"),
     ("5", r"5 \text{ squared}"),
+    ("5", r"5 \text{ hundredths}"),
+    ("7", r"7 \text{ tenths}"),
+    ("AB", "ab"),
+    ("PQ", "Pq"),
     ("4", r"4 \text{ x}"),
     ("(1,3)", "x>1 or x<3"),
     ("x>1 and x<3", "x>1 or x<3"),

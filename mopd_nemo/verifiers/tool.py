@@ -15,7 +15,16 @@ _START = r"^[ \t*#>-]*(?:\d+[.)]\s*)?[*]*"
 _ACTION = re.compile(rf"{_START}Action(?: \d+)?\**:[* \t]*(.*)$", re.MULTILINE)
 _INPUT = re.compile(rf"{_START}Action[ _]Input(?: \d+)?\**:\**\s*(?:```(?:json)?\s*|`\s*)?", re.MULTILINE)
 _OPTIONAL = "[Optional]"
-_DECODER = json.JSONDecoder()
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys differ: by its last value alone, an argument given twice would count as given once."""
+    if len({key for key, _ in pairs}) < len(pairs):
+        raise ValueError("a key appears twice")
+    return dict(pairs)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,3 +111,10 @@ def test_real_rows_their_gold_is_correct_and_feedback_keeps_it(shared_data: Path
         for _, arguments in calls:
             assert not any(str(value) in verdict.feedback for value in arguments.values() if len(str(value)) > 3)
         assert "Expected" in revealing.judge(broken, row["answer"], True).feedback
+
+
+@pytest.mark.parametrize("arguments", ['{"city": "Oslo", "city": "Rome"}', '{"at": {"x": 1, "x": 2}}'])
+def test_an_argument_given_twice_is_no_call(arguments: str) -> None:
+    answer = gold(("look", json.loads(arguments)))
+    verdict = verifier.judge(f"Action: look\nAction Input: {arguments}", answer, True)
+    assert verdict.outcome is Outcome.BAD_FORMAT and verdict.reward == 0.0

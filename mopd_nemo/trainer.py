@@ -15,12 +15,11 @@ from mopd_nemo.data.completions import read_completions
 from mopd_nemo.data.load import judgeable, load_problems, problems_of_step
 from mopd_nemo.engines import make_engine
 from mopd_nemo.engines.base import Sampling
-from mopd_nemo.evaluation.evaluate import evaluate
+from mopd_nemo.evaluation import evaluate
 from mopd_nemo.files import append_row, read_rows, write_rows
 from mopd_nemo.methods.base import make_method
 from mopd_nemo.peers.metrics import group_metrics
-from mopd_nemo.run.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
-from mopd_nemo.run.directory import RunDirectory
+from mopd_nemo.run.directory import RunDirectory, latest_checkpoint, load_checkpoint, save_checkpoint
 from mopd_nemo.run.display import Display, PhaseTimer
 from mopd_nemo.run.rollouts import rollout_records
 from mopd_nemo.run.stop import TIME_IS_UP, StopRequest
@@ -98,7 +97,7 @@ class Trainer:
         self._restore()
         self.trackers = make_trackers(self.config, self.run)
         try:
-            with self.stop, self.display.starting_at(self.step):
+            with self.stop, self.display:
                 self._loop()
         finally:
             self.verifiers.close()
@@ -231,6 +230,7 @@ class Trainer:
             state = load_checkpoint(checkpoint, self.engine)
             self.step = self.saved_step = state["step"]
             self.ever_solved = set(state["ever_solved"])
+            self.display.resume(self.step)
         self.run.forget_after(self.step)
         if self.run.eval_file.exists():
             self.evaluated_steps = {row["step"] for row in read_rows(self.run.eval_file)}

@@ -18,8 +18,7 @@ from safetensors.torch import load_file
 from mopd_nemo.config import UserError
 from mopd_nemo.config.load import load_config
 from mopd_nemo.files import read_rows
-from mopd_nemo.run.checkpoints import checkpoints
-from mopd_nemo.run.directory import RunDirectory
+from mopd_nemo.run.directory import RunDirectory, checkpoints
 from mopd_nemo.run.stop import StopRequest
 from mopd_nemo.trainer import Trainer
 from tests.conftest import QUICKSTART

@@ -20,7 +20,7 @@ from mopd_nemo.analysis.page import markdown_table, svgs, write_page
 from mopd_nemo.analysis.plots import COLOURS, LINES, MARKERS, new_axes, save_figure
 from mopd_nemo.config import UserError
 from mopd_nemo.config.load import flatten
-from mopd_nemo.evaluation.metrics import bootstrap_interval, pass_at_k
+from mopd_nemo.evaluation import bootstrap_interval, pass_at_k
 from mopd_nemo.files import read_rows, write_text
 from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.run.display import PHASES, WARM_UP_STEPS

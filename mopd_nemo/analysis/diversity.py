@@ -23,7 +23,7 @@ from scipy.special import gammaln
 from mopd_nemo.analysis.page import markdown_table
 from mopd_nemo.analysis.plots import bars, save_figure
 from mopd_nemo.config import UserError
-from mopd_nemo.evaluation.metrics import bootstrap
+from mopd_nemo.evaluation import bootstrap
 from mopd_nemo.files import write_json, write_text
 from mopd_nemo.run.rollouts import RecordedGroup, solved_fraction
 

@@ -38,7 +38,7 @@ def evaluate(
     from mopd_nemo.chat import with_prompt_ids
     from mopd_nemo.data.load import judgeable, load_problems
     from mopd_nemo.engines import make_engine
-    from mopd_nemo.evaluation.evaluate import evaluate as evaluate_model
+    from mopd_nemo.evaluation import evaluate as evaluate_model
     from mopd_nemo.files import write_json, write_rows
     from mopd_nemo.run.rollouts import rollout_records
     from mopd_nemo.verifiers.pool import VerifierPool

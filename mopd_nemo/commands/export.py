@@ -36,7 +36,7 @@ def export(
 
 
 def _checkpoint(source: Path) -> Path:
-    from mopd_nemo.run.checkpoints import checkpoints
+    from mopd_nemo.run.directory import checkpoints
 
     if not (source / "checkpoints").is_dir():
         return source

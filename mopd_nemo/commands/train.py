@@ -61,7 +61,7 @@ def run_training(config_file: Path | None, resume: Path | None, overrides: Seque
 
 def _say_where(run: RunDirectory, complete: bool, console: Console) -> None:
     from mopd_nemo.analysis.report import write_report
-    from mopd_nemo.run.checkpoints import latest_checkpoint
+    from mopd_nemo.run.directory import latest_checkpoint
 
     write_report([run])
     checkpoint = latest_checkpoint(run.checkpoints)

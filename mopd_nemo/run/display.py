@@ -39,10 +39,9 @@ class Display:
         self._started = time.monotonic()
         self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=True)
 
-    def starting_at(self, step: int) -> Display:
-        """Say how many steps are done already, for a resumed run."""
+    def resume(self, step: int) -> None:
+        """`step` steps are done already."""
         self._first_step = self._step = step
-        return self
 
     def __enter__(self) -> Display:
         self._started = time.monotonic()

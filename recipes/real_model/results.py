@@ -17,7 +17,7 @@ import numpy as np
 import typer
 
 from mopd_nemo.config import UserError
-from mopd_nemo.evaluation.metrics import pass_at_k
+from mopd_nemo.evaluation import pass_at_k
 from mopd_nemo.files import read_rows
 from recipes.real_model.building import ending_with_user_errors
 

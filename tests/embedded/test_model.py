@@ -10,7 +10,7 @@ from mopd_nemo.config.verifiers import VerifierConfig
 from mopd_nemo.data.load import load_problems
 from mopd_nemo.engines.base import Sampling
 from mopd_nemo.engines.local.engine import LocalEngine
-from mopd_nemo.evaluation.evaluate import evaluate
+from mopd_nemo.evaluation import evaluate
 from mopd_nemo.methods.mopd import Mopd
 from mopd_nemo.types import RolloutGroup
 from mopd_nemo.verifiers.pending import PendingVerdicts

@@ -20,7 +20,7 @@ import numpy as np
 
 from mopd_nemo.analysis.teacher_signal.conditions import CONDITIONS, CONTROLLED
 from mopd_nemo.analysis.teacher_signal.metrics import METRICS, prompt_metrics
-from mopd_nemo.evaluation.metrics import bootstrap
+from mopd_nemo.evaluation import bootstrap
 from mopd_nemo.run.rollouts import RecordedGroup
 
 READINGS = ("common", "all_prompts", "own_prompts")

@@ -4,7 +4,7 @@ from statistics import fmean
 import numpy as np
 import pytest
 
-from mopd_nemo.evaluation.metrics import bootstrap, bootstrap_interval, majority_at_k, mean_at_k, pass_at_k
+from mopd_nemo.evaluation import bootstrap, bootstrap_interval, majority_at_k, mean_at_k, pass_at_k
 
 
 @pytest.mark.parametrize("n", [1, 4, 8])

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mopd_nemo.config.verifiers import VerifierConfig
-from mopd_nemo.evaluation.evaluate import evaluation_metrics, votes_of
+from mopd_nemo.evaluation import evaluation_metrics, votes_of
 from mopd_nemo.types import Message, Problem, Rollout, RolloutGroup
 from mopd_nemo.verifiers.pool import VerifierPool
 

@@ -1,1 +1,0 @@
-"""Held-out evaluation: mean@k, unbiased pass@k, majority vote, bootstrap intervals by problem."""

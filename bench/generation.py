@@ -40,11 +40,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from mopd_nemo.config.load import load_config
 from mopd_nemo.data.load import load_problems
 from mopd_nemo.engines.base import Sampling
-from mopd_nemo.engines.local.batching import left_padded
 from mopd_nemo.engines.local.engine import LocalEngine
-from mopd_nemo.engines.local.fast_decode.layers import is_like_llama
+from mopd_nemo.engines.local.llama import is_like_llama
 from mopd_nemo.engines.local.model import LanguageModel
-from mopd_nemo.engines.local.sampler import sample
+from mopd_nemo.engines.local.sampler import left_padded, sample
 
 Ids = tuple[int, ...]
 

@@ -17,8 +17,8 @@ import torch
 
 from mopd_nemo.analysis.teacher_signal.conditions import condition_contexts
 from mopd_nemo.config.load import load_config
-from mopd_nemo.engines.local.batching import micro_batches
 from mopd_nemo.engines.local.engine import LocalEngine
+from mopd_nemo.engines.local.model import micro_batches
 from mopd_nemo.run.rollouts import read_groups, to_rollout_group
 
 PROBLEMS, REPEATS = 16, 3

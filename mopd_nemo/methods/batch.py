@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from mopd_nemo.losses.objectives import Objective
-from mopd_nemo.losses.weights import Aggregation, token_weights
+from mopd_nemo.losses.objectives import Aggregation, Objective, token_weights
 from mopd_nemo.peers.render import PeerContext
 from mopd_nemo.types import TrainExample
 

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import Templates
-from mopd_nemo.engines.local.batching import micro_batches
+from mopd_nemo.engines.local.model import micro_batches
 from recipes.embedded_model.corpus import Example, examples, to_ids
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

@@ -12,10 +12,9 @@ from torch import Tensor
 from mopd_nemo.engines.nemo.workers.divergence_loss import DivergenceLoss, Groups
 from mopd_nemo.engines.nemo.workers.rows import positions, response_rows
 from mopd_nemo.losses.logits import Head, Logits, Tokens, TopK
-from mopd_nemo.losses.objectives import Divergence, LogLikelihood, Objective, SampledReverseKL
+from mopd_nemo.losses.objectives import Divergence, LogLikelihood, Objective, SampledReverseKL, token_weights
 from mopd_nemo.losses.token_loss import token_loss
 from mopd_nemo.losses.vocab import Vocab, logprobs_of, topk_logprobs
-from mopd_nemo.losses.weights import token_weights
 
 T, H, V = 11, 6, 40
 OBJECTIVES: list[Objective] = [

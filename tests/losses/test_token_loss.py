@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mopd_nemo.losses.logits import Head, Logits, Tokens, TopK
-from mopd_nemo.losses.objectives import Divergence, LogLikelihood, Objective, PolicyGradient, SampledReverseKL
+from mopd_nemo.losses.objectives import (
+    Divergence,
+    LogLikelihood,
+    Objective,
+    PolicyGradient,
+    SampledReverseKL,
+    token_weights,
+)
 from mopd_nemo.losses.reference import (
     clipped_policy_gradient,
     dpo_loss,
@@ -19,7 +26,6 @@ from mopd_nemo.losses.reference import (
 )
 from mopd_nemo.losses.token_loss import token_loss
 from mopd_nemo.losses.vocab import Vocab
-from mopd_nemo.losses.weights import token_weights
 
 T, H, V = 13, 8, 40
 DIVERGENCES = [

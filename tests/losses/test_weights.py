@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mopd_nemo.losses.weights import token_weights
+from mopd_nemo.losses.objectives import token_weights
 
 LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=12)
 

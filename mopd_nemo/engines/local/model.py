@@ -19,8 +19,14 @@ from transformers.utils import logging as transformers_logging
 
 from mopd_nemo.config import UserError
 from mopd_nemo.embedded import resolve_model_path
-from mopd_nemo.engines.local.batching import micro_batches, tree_batches
-from mopd_nemo.engines.local.prefix_tree import ATTENTION, MIN_SHARED, PrefixTree, build_tree, register_attention
+from mopd_nemo.engines.local.prefix_tree import (
+    ATTENTION,
+    MIN_SHARED,
+    PrefixTree,
+    build_tree,
+    register_attention,
+    tree_batches,
+)
 from mopd_nemo.engines.models import first_line
 
 logger = logging.getLogger(__name__)
@@ -115,6 +121,21 @@ class LanguageModel:
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """Parameters by name, tied ones once."""
         return dict(self.module.named_parameters())
+
+
+def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Indices of rows in batches of at most `max_tokens` padded tokens, longest first.
+
+    Rows of similar length share a batch, so little is padding; the longest batch comes first, so that a batch that
+    does not fit in memory shows at once. A row longer than `max_tokens` gets a batch of its own.
+    """
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= max_tokens:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
 
 
 def _read(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[int]]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -118,6 +119,33 @@ def build_tree(sequences: Sequence[Ids], device: torch.device) -> PrefixTree:
         outputs_S=tensor(outputs),
         mask_BW=_mask_BW(families, device),
     )
+
+
+def tree_batches(units: Sequence[Sequence[Sequence[int]]], max_tokens: int) -> list[list[int]]:
+    """Indices of units in batches of at most `max_tokens` tokens, what sequences have in common counted once.
+
+    Units that begin alike are neighbours, and a batch ends where the least is lost by it: what the units on both sides
+    have in common is computed twice. The largest batch comes first. A larger unit gets a batch of its own.
+
+    Args:
+        units: sequences that must share a batch, with at least one each.
+    """
+    order = sorted(range(len(units)), key=lambda i: tuple(units[i][0]))
+    firsts = [units[i][0] for i in order]
+    shared = [0, *(common_length(a, b) for a, b in pairwise(firsts))][: len(order)]  # with the unit before
+    own = [sum(len(s) - (common_length(units[i][0], s) if n else 0) for n, s in enumerate(units[i])) for i in order]
+    fresh = [tokens - common for tokens, common in zip(own, shared, strict=True)]
+    batches: list[tuple[int, list[int]]] = []
+    start = 0
+    while start < len(order):
+        totals = [shared[start] + total for total in accumulate(fresh[start:])]
+        count = max(sum(total <= max_tokens for total in totals), 1)
+        if count < len(totals):
+            full = [n for n in range(1, count + 1) if totals[n - 1] >= totals[count - 1] / 2]
+            count = min(full, key=lambda n: (shared[start + n], -n))
+        batches.append((totals[count - 1], order[start : start + count]))
+        start += count
+    return [batch for _, batch in sorted(batches, key=lambda b: -b[0])]
 
 
 def common_length(first: Ids, second: Ids) -> int:

@@ -2,8 +2,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mopd_nemo.engines.local.batching import micro_batches, tree_batches
-from mopd_nemo.engines.local.prefix_tree import build_tree
+from mopd_nemo.engines.local.model import micro_batches
+from mopd_nemo.engines.local.prefix_tree import build_tree, tree_batches
 
 
 @given(st.lists(st.integers(1, 300), max_size=60), st.integers(1, 1000))

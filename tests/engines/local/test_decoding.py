@@ -7,11 +7,9 @@ import torch
 import transformers
 
 from mopd_nemo.engines.base import Sampling
-from mopd_nemo.engines.local.decoding import read_prompts
-from mopd_nemo.engines.local.fast_decode.decoder import LlamaDecoder
-from mopd_nemo.engines.local.fast_decode.layers import LIKE_LLAMA, is_like_llama
+from mopd_nemo.engines.local.llama import LIKE_LLAMA, LlamaDecoder, is_like_llama
 from mopd_nemo.engines.local.model import LanguageModel
-from mopd_nemo.engines.local.sampler import sample
+from mopd_nemo.engines.local.sampler import read_prompts, sample
 
 PROMPTS = [(5, 6, 7), (9, 8, 7, 6, 5, 4, 3), (11,), (12, 13)]
 ROPES = {

@@ -22,10 +22,9 @@ from torch import Tensor
 
 from mopd_nemo.engines.nemo.workers.rows import response_rows
 from mopd_nemo.losses.logits import Head, Logits, Tokens, TopK
-from mopd_nemo.losses.objectives import Divergence, SampledReverseKL
+from mopd_nemo.losses.objectives import Aggregation, Divergence, SampledReverseKL
 from mopd_nemo.losses.token_loss import token_loss
 from mopd_nemo.losses.vocab import Vocab
-from mopd_nemo.losses.weights import Aggregation
 
 Data = Mapping[str, Any]
 """A `BatchedDataDict` of a micro-batch: `input_ids`, `token_mask` [B, S], `sample_mask` [B], and what a loss needs."""

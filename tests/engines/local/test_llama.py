@@ -1,10 +1,12 @@
-"""Attention to prompts that are kept once is attention to each sequence's own prompt."""
+"""Attention to shared prompts, and caches that finished sequences leave. `test_decoding.py` has whole decoding."""
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
-from mopd_nemo.engines.local.fast_decode.prompts import SharedPrompts
+from mopd_nemo.engines.local.llama import SharedPrompts, compact_order, move_rows
 
 LENGTHS = [7, 3, 1, 5]
 HEADS, GROUP, SIZE = 2, 3, 8
@@ -48,3 +50,19 @@ def test_prompts_are_not_copied_for_their_sequences() -> None:
     cache[0, 1].mul_(2)  # the values that were handed over are those that are read
     after, _ = shared.attend(0, queries_BKGD)
     torch.testing.assert_close(after, 2 * before)
+
+
+@given(st.lists(st.booleans(), max_size=40))
+def test_the_last_rows_take_the_places_of_those_that_ended(ended: list[bool]) -> None:
+    order = compact_order(torch.tensor(ended, dtype=torch.bool)).tolist()
+    assert sorted(order) == [i for i, has_ended in enumerate(ended) if not has_ended]
+    assert all(order[i] == i for i in range(len(order)) if not ended[i])
+
+
+@given(st.lists(st.booleans(), max_size=40))
+def test_a_cache_follows_its_rows(ended: list[bool]) -> None:
+    cache = torch.arange(4 * len(ended)).view(2, 2, len(ended), 1, 1, 1)
+    order = compact_order(torch.tensor(ended, dtype=torch.bool))
+    expected = cache[:, :, order]
+    move_rows(cache, order)
+    assert cache[:, :, : len(order)].equal(expected)

@@ -90,13 +90,17 @@ class Templates(ConfigBlock):
     another_success: str = "\n\nAnother correct solution:\n\n{text}"
     """Every further success peer."""
     failure: str = "\n\nA failed attempt, its result is wrong; avoid its mistake:\n\n{text}"
-    """Every failure peer."""
+    """Every failure peer; its text is the whole attempt."""
+    failure_feedback: str = "\n\nWhat is wrong with this attempt:\n\n{text}"
+    """After a failure peer with `failure_form: described`: the verifier's feedback on it."""
+    failure_difference: str = "\n\nThis part of a failed attempt is wrong; do not write it:\n\n{text}"
+    """Every failure peer with `failure_form: contrast`."""
     success_summary: str = "\n\nSummary of another correct solution: {text}"
     """Every success peer shown by its summary."""
     failure_summary: str = "\n\nSummary of a failed attempt: {text}"
     """Every failure peer shown by its summary."""
     feedback: str = "\n\nFeedback on an earlier failed attempt:\n\n{text}"
-    """The verifier's feedback on the target itself."""
+    """The verifier's feedback on the target itself, and on every failure peer with `failure_form: feedback`."""
     closing: str = "\n\nNow solve the problem above correctly."
     """End of the user turn, in every context that shows peers or feedback."""
     cut: str = "\n[...]\n"
@@ -110,6 +114,18 @@ class Templates(ConfigBlock):
                     f"peers.templates.{name}={getattr(self, name)!r}: write {{text}} exactly once, where the text goes"
                 )
         return self
+
+
+class RequireConfig(ConfigBlock):
+    """What must exist in a group beside the target, whatever is shown; else there is no loss on it.
+
+    Runs that show different peers then learn from the same targets.
+    """
+
+    successes: NonNegativeInt = 0
+    """Least number of success peers, counted as `peers.dedupe` counts them."""
+    failures: NonNegativeInt = 0
+    """Least number of failure peers, counted likewise."""
 
 
 class PeersConfig(ConfigBlock):
@@ -126,12 +142,20 @@ class PeersConfig(ConfigBlock):
     """Ranking of peers. `canonical`: in sampling order, once per group. Most targets then share one context; targets
     that serve as peers get the next ones instead. `shortest`: fewest tokens first, once per group. `diverse`: most
     different from each other first, once per group. `random`: a seeded draw for each target."""
-    min_successes: NonNegativeInt = 1
-    """A target with fewer success peers than this is treated by `when_no_success`. Ignored when `successes` is 0."""
+    dedupe: Literal["all", "peers", "none"] = "all"
+    """Peers with equal text. `all`: they count once, and none that reads like the target is shown to it. `peers`: they
+    count once, and a target may read its own text where another rollout wrote it too. `none`: each counts."""
+    require: RequireConfig = RequireConfig()
     when_no_success: Literal["skip", "failure_only", "feedback", "plain"] = "skip"
-    """Treatment of a target with too few success peers. `skip`: no loss, and no teacher or student pass.
-    `failure_only`: show only the failures. `feedback`: show the verifier's feedback on the target; skip it if there is
-    none. `plain`: show the prompt alone, which gives zero loss with `teacher.kind: live`."""
+    """Treatment of a target without a success peer, unless `successes` is 0. `skip`: no loss, and no teacher or student
+    pass. `failure_only`: show only the failures; skip it if successes exist that read like it. `feedback`: show the
+    verifier's feedback on the target; skip it if there is none. `plain`: show the prompt alone, which gives zero loss
+    with `teacher.kind: live`."""
+    failure_form: Literal["text", "described", "feedback", "contrast"] = "text"
+    """What is shown of a failure peer. `text`: the attempt. `described`: the attempt, then the verifier's feedback on
+    it. `feedback`: that feedback alone; failures without any are passed over. `contrast`: what of it no success in the
+    context has, by statements of a program or steps of a text; nothing if that is nothing, the attempt if there is no
+    success. `verifier.feedback` says what feedback reveals."""
     control: Literal["none", "random_peer", "unrelated_prompt", "success_only"] = "none"
     """Controls for ablations: replace the peers by as many others of similar length under the same headings.
     `random_peer`: from the group, whatever their outcome. `unrelated_prompt`: from other problems of the step, with
@@ -153,10 +177,15 @@ class PeersConfig(ConfigBlock):
     def _check_counts(self) -> Self:
         if self.successes == 0 and self.failures == 0:
             raise ValueError("peers.successes=0 and peers.failures=0 show the teacher no peers: raise one of them")
-        if isinstance(self.successes, int) and 0 < self.successes < self.min_successes:
+        if self.failure_form == "contrast" and self.successes == 0:
             raise ValueError(
-                f"peers.min_successes={self.min_successes} can never be met with peers.successes={self.successes}: "
-                "lower the first or raise the second"
+                "peers.failure_form=contrast compares failures with the successes shown, and peers.successes=0 shows "
+                "none: raise the latter or choose another form"
+            )
+        if self.failure_form != "text" and self.control != "none":
+            raise ValueError(
+                f"peers.failure_form={self.failure_form} with peers.control={self.control}: a control matches whole "
+                "attempts; set peers.failure_form=text or peers.control=none"
             )
         return self
 

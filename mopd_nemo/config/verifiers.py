@@ -48,7 +48,7 @@ class CodeConfig(ConfigBlock):
 
 
 class FeedbackConfig(ConfigBlock):
-    """Feedback on failures. Teachers read it with `peers.when_no_success: feedback`."""
+    """Feedback on failures. `peers.when_no_success` and `peers.failure_form` say whether teachers read it."""
 
     reveal_gold: bool = False
     """Include the right answer, or the expected output of the failed test. It then reaches the teacher's prompt."""

@@ -13,7 +13,9 @@ from mopd_nemo.methods.base import Method
 from mopd_nemo.methods.batch import TrainBatch
 from mopd_nemo.methods.grpo import add_policy_gradient
 from mopd_nemo.methods.opd import DISTILLATION, distil
+from mopd_nemo.peers.metrics import dedupe_metrics
 from mopd_nemo.peers.render import build_contexts
+from mopd_nemo.peers.select import candidates_of
 from mopd_nemo.types import RolloutGroup
 
 
@@ -29,6 +31,7 @@ class Mopd(Method):
         config = self.config
         contexts = build_contexts(groups, self.chat, self.peers, f"peers/{config.seed}/{step}")
         batch = distil(groups, contexts, config.divergence)
+        batch.metrics.update(dedupe_metrics(candidates_of(groups, self.chat, self.peers), self.peers))
         if config.policy_gradient.weight > 0:
             return add_policy_gradient(batch, groups, config.policy_gradient)
         return batch
@@ -50,7 +53,9 @@ class Sdpo(Mopd):
     Where no sibling succeeded it reads the environment's feedback on the target. A target with neither has no signal.
     """
 
-    uses: ClassVar = DISTILLATION | {"peers.order", "peers.templates", "peers.strip_thinking_successes"}
+    uses: ClassVar = DISTILLATION | {
+        f"peers.{name}" for name in ("dedupe", "require", "order", "templates", "strip_thinking_successes")
+    }
 
     @property
     def peers(self) -> PeersConfig:

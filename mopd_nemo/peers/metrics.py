@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import fmean
+from typing import get_args
 
+from mopd_nemo.config import PeersConfig
 from mopd_nemo.peers.render import PeerContext
-from mopd_nemo.peers.select import Kind
+from mopd_nemo.peers.select import Candidates, Kind, select_peers
 from mopd_nemo.thinking import after_thinking
 from mopd_nemo.types import Outcome, RolloutGroup
 
@@ -48,13 +50,15 @@ def _says_nothing(group: RolloutGroup) -> int:
 def context_metrics(contexts: Sequence[Sequence[PeerContext]]) -> dict[str, float]:
     """Make-up of the teacher contexts of a step.
 
-    `signal`: fraction of rollouts that a teacher scores. The other means are over those rollouts, except
-    `context/overflow` (fraction of all rollouts whose peers did not fit).
+    `signal`: fraction of rollouts that a teacher scores. The other means are over those rollouts, except two fractions
+    of all rollouts: `context/complete` (the teacher reads as many peers as were asked for), `context/overflow` (they
+    did not fit).
     """
     every = [context for group in contexts for context in group]
     shown = [context for context in every if context.prompt_ids is not None]
     metrics = {
         "signal": len(shown) / max(len(every), 1),
+        "context/complete": sum(context.complete for context in shown) / max(len(every), 1),
         "context/overflow": fmean(context.overflow for context in every) if every else 0.0,
     }
     if shown:
@@ -74,6 +78,47 @@ def context_metrics(contexts: Sequence[Sequence[PeerContext]]) -> dict[str, floa
             "context/distinct_per_group": fmean(n for n in distinct if n),
         }
     return metrics
+
+
+def dedupe_metrics(candidates: Sequence[Candidates], config: PeersConfig) -> dict[str, float]:
+    """Which targets `peers.dedupe` is about, whatever it is: fractions of all rollouts.
+
+    `dedupe/all`, `dedupe/peers`, `dedupe/none`: targets that would read other texts with this value than with the
+    configured one, which is left out. In random order, where every value draws anew, the peers are compared that
+    canonical order would choose.
+    `dedupe/only_twins`: targets whose other successes all read like them: no success is left for them with `all`.
+    """
+    order = "canonical" if config.order == "random" else config.order
+    shown = {
+        dedupe: [_texts_shown(own, config.model_copy(update={"dedupe": dedupe, "order": order})) for own in candidates]
+        for dedupe in get_args(PeersConfig.model_fields["dedupe"].annotation)
+    }
+    own = [texts for group in shown[config.dedupe] for texts in group]
+    metrics = {
+        f"dedupe/{dedupe}": _share(a != b for a, b in zip([t for group in groups for t in group], own, strict=True))
+        for dedupe, groups in shown.items()
+        if dedupe != config.dedupe
+    }
+    only_twins = [_has_only_twins(group, i) for group in candidates for i in range(len(group.texts))]
+    return metrics | {"dedupe/only_twins": _share(only_twins)}
+
+
+def _texts_shown(own: Candidates, config: PeersConfig) -> list[list[tuple[str, str]] | None]:
+    """Per rollout, kind and text of the peers that it would be shown; None when it would not be taught."""
+    return [
+        None if selection is None else sorted((peer.kind, own.texts[peer.rollout_index]) for peer in selection.peers)
+        for selection in select_peers(own, config, "")
+    ]
+
+
+def _has_only_twins(own: Candidates, target: int) -> bool:
+    others = [i for i in own.successes if i != target and own.texts[i]]
+    return bool(others) and len(own.twins(target, "success")) == len(others)
+
+
+def _share(flags: Iterable[bool]) -> float:
+    found = list(flags)
+    return sum(found) / max(len(found), 1)
 
 
 def _count(context: PeerContext, kind: Kind) -> int:

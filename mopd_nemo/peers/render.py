@@ -12,8 +12,9 @@ from typing import Literal
 
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import PeersConfig, Templates
+from mopd_nemo.peers.contrast import difference
 from mopd_nemo.peers.controls import apply_control
-from mopd_nemo.peers.select import Candidates, Selection, candidates_of, select_peers
+from mopd_nemo.peers.select import Candidates, Peer, Selection, candidates_of, select_peers
 from mopd_nemo.types import Message, RolloutGroup
 
 PLAIN = Selection()
@@ -31,6 +32,8 @@ class PeerContext:
     prompt_ids: tuple[int, ...] | None
     """Teacher prompt up to and including the assistant header. None: the teacher has no signal for this target."""
     selection: Selection = PLAIN
+    complete: bool = False
+    """It shows as many peers as `peers.successes` and `peers.failures` ask for; `all` asks for at least one."""
     num_truncated: int = 0
     """Sections that lost their middle to the token budget."""
     overflow: bool = False
@@ -41,7 +44,16 @@ class PeerContext:
 class ContextSection:
     """One piece of evidence in a context."""
 
-    kind: Literal["success", "failure", "success_summary", "failure_summary", "feedback"]
+    kind: Literal[
+        "success",
+        "failure",
+        "failure_feedback",
+        "failure_difference",
+        "success_summary",
+        "failure_summary",
+        "feedback",
+    ]
+    """Names the template of its heading."""
     text: str
 
 
@@ -66,8 +78,7 @@ def build_contexts(
     """
     candidates = candidates_of(groups, chat, config)
     selections = [
-        select_peers(own, [bool(v.feedback.strip()) for v in group.verdicts], config, f"{seed}/{group.problem.id}")
-        for group, own in zip(groups, candidates, strict=True)
+        select_peers(own, config, f"{seed}/{group.problem.id}") for group, own in zip(groups, candidates, strict=True)
     ]
     if config.control != "none":
         selections = apply_control(selections, candidates, config.control, seed)
@@ -88,36 +99,69 @@ def render_contexts(
 ) -> list[list[PeerContext]]:
     """The teacher prompts of selected peers, one per group and rollout, in order."""
     contexts = []
-    for group, members in zip(groups, selections, strict=True):
+    for group, own, members in zip(groups, candidates, selections, strict=True):
         fitted: dict[tuple[ContextSection, ...], PeerContext] = {}
         contexts.append([])
-        for selection, verdict in zip(members, group.verdicts, strict=True):
-            if selection is None:
+        for target, selection in enumerate(members):
+            sections, shown = _sections(selection, candidates, own.feedback[target], chat, config)
+            if selection is None or (selection.peers and not shown):
                 contexts[-1].append(PeerContext(None))
                 continue
-            feedback = chat.escape_control_tokens(verdict.feedback)
-            sections = tuple(_sections(selection, candidates, feedback, chat, config))
             if sections not in fitted:
                 fitted[sections] = _fit(group, sections, chat, config)
-            contexts[-1].append(replace(fitted[sections], selection=selection))
+            selection = replace(selection, peers=shown)
+            contexts[-1].append(
+                replace(fitted[sections], selection=selection, complete=_is_complete(selection, config))
+            )
     return contexts
 
 
 def _sections(
-    selection: Selection, candidates: Sequence[Candidates], feedback: str, chat: Chat, config: PeersConfig
-) -> list[ContextSection]:
-    """In this order, most contexts of a group share the longest prefix."""
-    sections = []
+    selection: Selection | None, candidates: Sequence[Candidates], feedback: str, chat: Chat, config: PeersConfig
+) -> tuple[tuple[ContextSection, ...], tuple[Peer, ...]]:
+    """What a selection shows, and its peers without those of which nothing is left to show.
+
+    In this order, most contexts of a group share the longest prefix.
+    """
+    if selection is None:
+        return (), ()
+    sections: list[ContextSection] = []
+    shown = []
     for peer in selection.peers:
-        text = candidates[peer.group_index].texts[peer.rollout_index]
+        own = candidates[peer.group_index]
+        text = own.texts[peer.rollout_index]
         if peer.summary:
             kind = "success_summary" if peer.kind == "success" else "failure_summary"
-            sections.append(ContextSection(kind, summary_of(text, chat, config.max_summary_tokens)))
+            evidence = [ContextSection(kind, summary_of(text, chat, config.max_summary_tokens))]
+        elif peer.kind == "success":
+            evidence = [ContextSection("success", text)]
         else:
-            sections.append(ContextSection(peer.kind, text))
+            successes = [section.text for section in sections if section.kind == "success"]
+            evidence = _failure(text, own.feedback[peer.rollout_index], successes, config)
+        sections += evidence
+        shown += [peer] if evidence else []
     if selection.feedback:
         sections.append(ContextSection("feedback", feedback))
-    return sections
+    return tuple(sections), tuple(shown)
+
+
+def _failure(text: str, feedback: str, successes: Sequence[str], config: PeersConfig) -> list[ContextSection]:
+    """A failed peer in the form of `peers.failure_form`; nothing where this form has nothing to show."""
+    match config.failure_form:
+        case "described" if feedback:
+            return [ContextSection("failure", text), ContextSection("failure_feedback", feedback)]
+        case "feedback":
+            return [ContextSection("feedback", feedback)] if feedback else []
+        case "contrast" if successes:
+            different = difference(text, successes)
+            return [ContextSection("failure_difference", different)] if different else []
+    return [ContextSection("failure", text)]
+
+
+def _is_complete(selection: Selection, config: PeersConfig) -> bool:
+    """By number alone, because the controls put peers of one kind in the place of the other."""
+    wanted = sum(1 if count == "all" else count for count in (config.successes, config.failures))
+    return len(selection.full_peers) >= wanted
 
 
 def _fit(group: RolloutGroup, sections: Sequence[ContextSection], chat: Chat, config: PeersConfig) -> PeerContext:

@@ -1,8 +1,8 @@
-"""Choose the peers of each target (paper eq. 4). The target itself is excluded, and equal texts count once.
+"""Choose the peers of each target (paper eq. 4), never itself; `peers.dedupe` says how peers with equal text count.
 
-Peers are ranked once per group. Each target gets the highest-ranked peers whose text differs from its own, so a group
-has at most (peers + 1) distinct contexts and most targets share one. In canonical order all peers are equally good.
-Targets that serve as peers then get the next ones in rank instead, so a large group needs only two distinct contexts.
+Peers are ranked once per group. Each target gets the highest-ranked peers that it may be shown, so a group has at most
+(peers + 1) distinct contexts and most targets share one. In canonical order all peers are equally good. Targets that
+serve as peers then get the next ones in rank instead, so a large group needs only two distinct contexts.
 `order: random` ranks anew for each target.
 """
 
@@ -37,6 +37,17 @@ class Candidates:
     """Indices of S(x), in sampling order."""
     failures: tuple[int, ...]
     """Indices of F(x), in sampling order."""
+    feedback: tuple[str, ...]
+    """Per rollout, the verifier's feedback on it; empty when there is none."""
+
+    def of(self, kind: Kind) -> tuple[int, ...]:
+        """Indices of one side, in sampling order."""
+        return self.successes if kind == "success" else self.failures
+
+    def twins(self, target: int, kind: Kind) -> list[int]:
+        """The other rollouts of one side that read like the target; none where it has nothing to read."""
+        text = self.texts[target]
+        return [i for i in self.of(kind) if i != target and text and self.texts[i] == text]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,32 +86,25 @@ def candidates_of(groups: Sequence[RolloutGroup], chat: Chat, config: PeersConfi
     return [_candidates(group_index, group, chat, config) for group_index, group in enumerate(groups)]
 
 
-def select_peers(
-    candidates: Candidates, has_feedback: Sequence[bool], config: PeersConfig, seed: str
-) -> list[Selection | None]:
+def select_peers(candidates: Candidates, config: PeersConfig, seed: str) -> list[Selection | None]:
     """One selection per rollout of a group, in order. None: the teacher has nothing to read, so no signal.
 
     Args:
-        has_feedback: per rollout, whether its verdict carries feedback.
         seed: names the group uniquely within the run; the same seed gives the same peers, after a resume too.
     """
     rng = random.Random(seed)
-    successes = _rank(candidates, candidates.successes, config)
-    failures = _rank(candidates, candidates.failures, config)
-    first = {candidates.texts[i] for i in (*_first(successes, config.successes), *_first(failures, config.failures))}
+    ranked = {kind: _rank(candidates, kind, config) for kind in KINDS}
+    counts = {"success": config.successes, "failure": config.failures}
     selections = []
-    for target, feedback in enumerate(has_feedback):
-        text, ranks = candidates.texts[target], (successes, failures)
+    for target in range(len(candidates.texts)):
         if config.order == "random":
-            rng.shuffle(successes)
-            rng.shuffle(failures)
-        elif config.order == "canonical" and text in first:
-            ranks = _rotate(successes, config.successes), _rotate(failures, config.failures)
-        own_successes, own_failures = (
-            [Peer(kind, candidates.group_index, i) for i in ranked if candidates.texts[i] != text]
-            for kind, ranked in zip(KINDS, ranks, strict=True)
-        )
-        selections.append(_select(own_successes, own_failures, feedback, config))
+            for ranks in ranked.values():
+                rng.shuffle(ranks)
+        ranks = {kind: _for_target(ranked[kind], target, candidates, kind, config) for kind in KINDS}
+        if config.order == "canonical" and any(None in _first(ranks[kind], counts[kind]) for kind in KINDS):
+            ranks = {kind: _rotate(ranks[kind], counts[kind]) for kind in KINDS}
+        peers = {kind: [Peer(kind, candidates.group_index, i) for i in ranks[kind] if i is not None] for kind in KINDS}
+        selections.append(_select(target, peers["success"], peers["failure"], candidates, config))
     return selections
 
 
@@ -113,46 +117,68 @@ def _candidates(group_index: int, group: RolloutGroup, chat: Chat, config: Peers
             text = strip_thinking(text, opened_in_prompt=opened)
         texts.append(chat.escape_control_tokens(text).strip())
     lengths = tuple(len(rollout.response_ids) for rollout in group.rollouts)
-    return Candidates(group_index, tuple(texts), lengths, group.successes, group.failures)
+    feedback = tuple(chat.escape_control_tokens(verdict.feedback).strip() for verdict in group.verdicts)
+    return Candidates(group_index, tuple(texts), lengths, group.successes, group.failures, feedback)
 
 
 def _select(
-    successes: Sequence[Peer], failures: Sequence[Peer], feedback: bool, config: PeersConfig
+    target: int, successes: Sequence[Peer], failures: Sequence[Peer], candidates: Candidates, config: PeersConfig
 ) -> Selection | None:
     """The selection of one target from its ranked peers."""
+    if len(successes) < config.require.successes or len(failures) < config.require.failures:
+        return None
+    if config.failure_form == "feedback":
+        failures = [peer for peer in failures if candidates.feedback[peer.rollout_index]]
     shown, failed = _first(successes, config.successes), _first(failures, config.failures)
-    if config.successes == 0 or len(shown) >= config.min_successes:
+    if shown or config.successes == 0:
         rest = _first([*successes[len(shown) :], *failures[len(failed) :]], config.summaries)
         summaries = (Peer(peer.kind, peer.group_index, peer.rollout_index, summary=True) for peer in rest)
         return Selection((*shown, *failed, *summaries)) if shown or failed or rest else None
     match config.when_no_success:
         case "failure_only":
-            return Selection(failed) if failed else None
+            # Where successes exist but read like the target, failures alone would say that nothing worked.
+            return Selection(failed) if failed and not candidates.twins(target, "success") else None
         case "feedback":
-            return Selection(feedback=True) if feedback else None
+            return Selection(feedback=True) if candidates.feedback[target] else None
         case "plain":
             return Selection()
         case "skip":
             return None
 
 
+def _for_target(
+    ranked: Sequence[int], target: int, candidates: Candidates, kind: Kind, config: PeersConfig
+) -> list[int | None]:
+    """The ranked peers as one target may be shown them. None stands where it may not be shown one."""
+    texts = candidates.texts
+    match config.dedupe:
+        case "all":
+            return [None if texts[i] == texts[target] else i for i in ranked]
+        case "peers":
+            twin = next(iter(candidates.twins(target, kind)), None)
+            return [twin if i == target else i for i in ranked]
+        case "none":
+            return [None if i == target else i for i in ranked]
+
+
 def _first(ranked: Sequence[_Ranked], count: int | str) -> tuple[_Ranked, ...]:
     return tuple(ranked if count == "all" else ranked[: int(count)])
 
 
-def _rotate(ranked: Sequence[int], count: int | str) -> list[int]:
+def _rotate(ranked: Sequence[_Ranked], count: int | str) -> list[_Ranked]:
     """Move the first `count` to the end."""
     first = _first(ranked, count)
     return [*ranked[len(first) :], *first]
 
 
-def _rank(candidates: Candidates, indices: Sequence[int], config: PeersConfig) -> list[int]:
-    """Distinct, non-empty candidates in the configured order."""
-    distinct: dict[str, int] = {}
-    for index in indices:
-        if candidates.texts[index]:
-            distinct.setdefault(candidates.texts[index], index)
-    ranked = list(distinct.values())
+def _rank(candidates: Candidates, kind: Kind, config: PeersConfig) -> list[int]:
+    """Candidates with something to show, in the configured order; of equal ones the first, unless all shall count."""
+    ranked = [i for i in candidates.of(kind) if candidates.texts[i]]
+    if config.dedupe != "none":
+        first: dict[str, int] = {}
+        for index in ranked:
+            first.setdefault(candidates.texts[index], index)
+        ranked = list(first.values())
     if config.order == "shortest":
         ranked.sort(key=lambda index: candidates.lengths[index])
     elif config.order == "diverse":

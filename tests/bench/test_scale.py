@@ -56,8 +56,8 @@ def test_number_of_contexts_is_that_of_the_selection(order: str, successes: int,
     found = setting("mopd-qwen3-8b-chemistry-1n8g-tp2")
     peers = found.config.peers.model_copy(update={"order": order, "successes": successes, "failures": failures})
     changed = replace(found, config=found.config.model_copy(update={"peers": peers}))
-    pool = Candidates(0, tuple(map(str, range(8))), (1,) * 8, (0, 1, 2, 3), (4, 5, 6, 7))
-    selected = set(select_peers(pool, [False] * 8, peers, "seed"))
+    pool = Candidates(0, tuple(map(str, range(8))), (1,) * 8, (0, 1, 2, 3), (4, 5, 6, 7), ("",) * 8)
+    selected = set(select_peers(pool, peers, "seed"))
     assert context(changed)[1] == len(selected)
 
 

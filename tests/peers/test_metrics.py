@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from mopd_nemo.peers.metrics import group_metrics
+import pytest
+
+from mopd_nemo.config import PeersConfig
+from mopd_nemo.peers.metrics import context_metrics, dedupe_metrics, group_metrics
+from mopd_nemo.peers.render import PeerContext
+from mopd_nemo.peers.select import Candidates, Peer, Selection
 from mopd_nemo.types import Outcome, Problem, Rollout, RolloutGroup, Verdict
 
 PROBLEM = Problem("p", ({"role": "user", "content": "?"},), "4", "math", (1, 2))
@@ -30,3 +35,39 @@ def test_successes_that_only_think_are_a_fraction_of_the_successes() -> None:
         group(("4", right)),
     ]
     assert group_metrics(groups)["success_without_text"] == 0.25
+
+
+def candidates(successes: str, failures: str) -> Candidates:
+    """One letter a text, successes first."""
+    texts, split = tuple(successes + failures), len(successes)
+    indices = tuple(range(len(texts)))
+    return Candidates(0, texts, (1,) * len(texts), indices[:split], indices[split:], ("",) * len(texts))
+
+
+@pytest.mark.parametrize("order", ["canonical", "random"])
+def test_how_many_targets_a_choice_about_equal_texts_moves(order: str) -> None:
+    """Two equal successes and a third; two equal failures and a third; and a group without equals."""
+    groups = [candidates("aab", "xxy"), candidates("ab", "xy")]
+    peers = PeersConfig.model_validate({"dedupe": "peers", "order": order})
+    metrics = dedupe_metrics(groups, peers)
+    # `all` hides from 0 and 1 each other, likewise from 3 and 4. `none` shows a twice to 2, 4 and 5; 3 steps aside.
+    assert metrics == {"dedupe/all": 4 / 10, "dedupe/none": 3 / 10, "dedupe/only_twins": 0.0}
+
+
+def test_targets_whose_other_successes_all_read_like_them() -> None:
+    metrics = dedupe_metrics([candidates("aaa", "x"), candidates("ab", "xy")], PeersConfig())
+    assert metrics["dedupe/only_twins"] == 3 / 8
+    assert metrics["dedupe/peers"] == 3 / 8, "nothing becomes one success"
+    assert metrics["dedupe/none"] == 4 / 8, "the failure, too, would read two successes"
+
+
+def test_complete_contexts_are_a_fraction_of_all_rollouts() -> None:
+    shown = Selection((Peer("success", 0, 1),))
+    contexts = [
+        PeerContext((1, 2), shown, complete=True),
+        PeerContext((1,), shown),
+        PeerContext(None),
+        PeerContext(None),
+    ]
+    assert context_metrics([contexts])["context/complete"] == 0.25
+    assert context_metrics([[PeerContext(None)]])["context/complete"] == 0.0

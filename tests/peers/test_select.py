@@ -6,7 +6,7 @@ from mopd_nemo.peers.select import Candidates, Peer, Selection, candidates_of, s
 from tests.conftest import make_group
 
 
-def pool(successes: dict[int, str], failures: dict[int, str]) -> Candidates:
+def pool(successes: dict[int, str], failures: dict[int, str], feedback: str = "") -> Candidates:
     texts = successes | failures
     return Candidates(
         group_index=0,
@@ -14,6 +14,7 @@ def pool(successes: dict[int, str], failures: dict[int, str]) -> Candidates:
         lengths=tuple(len(texts[i]) for i in range(len(texts))),
         successes=tuple(successes),
         failures=tuple(failures),
+        feedback=tuple(feedback if i in failures else "" for i in range(len(texts))),
     )
 
 
@@ -32,10 +33,8 @@ def failure(index: int) -> Peer:
     return Peer("failure", 0, index)
 
 
-def select(
-    candidates: Candidates, seed: str = "s", feedback: bool = False, **settings: object
-) -> list[Selection | None]:
-    return select_peers(candidates, [feedback] * len(candidates.texts), PeersConfig.model_validate(settings), seed)
+def select(candidates: Candidates, seed: str = "s", **settings: object) -> list[Selection | None]:
+    return select_peers(candidates, PeersConfig.model_validate(settings), seed)
 
 
 MIXED = pool({0: "a", 2: "b", 3: "c"}, {1: "x", 4: "y"})
@@ -93,7 +92,8 @@ def test_in_canonical_order_two_contexts_do_for_a_large_group(settings: dict[str
 @pytest.mark.parametrize("wanted", [(1, 0), (0, 1), (2, 1), (3, 2)])
 def test_stepping_aside_leaves_nobody_with_fewer_peers(successes: int, failures: int, wanted: tuple[int, int]) -> None:
     group = pool({i: f"s{i}" for i in range(successes)}, {successes + i: f"f{i}" for i in range(failures)})
-    for target, selection in enumerate(select(group, successes=wanted[0], failures=wanted[1], min_successes=0)):
+    settings = {"successes": wanted[0], "failures": wanted[1], "when_no_success": "failure_only"}
+    for target, selection in enumerate(select(group, **settings)):
         others = successes - (target < successes), failures - (target >= successes)
         assert target not in [index for indices in shown(selection) for index in indices]
         assert tuple(map(len, shown(selection))) == tuple(map(min, wanted, others))
@@ -132,34 +132,97 @@ def test_random_is_seeded_and_differs_between_targets() -> None:
     assert len({shown(s)[0] for s in first}) > 6
 
 
-ALL_FAILED = pool({}, {0: "x", 1: "y"})
+ALL_FAILED = pool({}, {0: "x", 1: "y"}, feedback="wrong")
 LONE_SUCCESS = pool({0: "a"}, {1: "x"})
 
 
 @pytest.mark.parametrize(
-    ("policy", "expected"),
+    ("policy", "all_failed", "lone_success"),
     [
-        ("skip", None),
-        ("failure_only", Selection((failure(1),))),
-        ("feedback", Selection(feedback=True)),
-        ("plain", Selection()),
+        ("skip", None, None),
+        ("failure_only", Selection((failure(1),)), Selection((failure(1),))),
+        ("feedback", Selection(feedback=True), None),
+        ("plain", Selection(), Selection()),
     ],
 )
-@pytest.mark.parametrize("group", [ALL_FAILED, LONE_SUCCESS])
 def test_what_happens_without_a_success_is_a_setting(
-    group: Candidates, policy: str, expected: Selection | None
+    policy: str, all_failed: Selection | None, lone_success: Selection | None
 ) -> None:
-    assert select(group, feedback=True, when_no_success=policy)[0] == expected
+    assert select(ALL_FAILED, when_no_success=policy)[0] == all_failed
+    assert select(LONE_SUCCESS, when_no_success=policy)[0] == lone_success
 
 
-def test_feedback_that_is_missing_gives_no_signal() -> None:
-    assert select(ALL_FAILED, feedback=False, when_no_success="feedback")[0] is None
+TWINS = pool({0: "same", 1: "same", 2: "other"}, {3: "x", 4: "x"})
+CLONES = pool({0: "same", 1: "same"}, {2: "x"})
 
 
-def test_min_successes_asks_for_more_than_one() -> None:
-    two = pool({0: "a", 1: "b"}, {2: "x", 3: "y"})
-    selections = select(two, min_successes=2)
-    assert [s is not None for s in selections] == [False, False, True, True]
+def test_peers_that_are_equal_count_once_and_may_read_like_the_target() -> None:
+    found = [shown(s) for s in select(TWINS, dedupe="peers")]
+    assert found == [((1, 2), (3,)), ((0, 2), (3,)), ((0,), (3,)), ((0, 2), (4,)), ((0, 2), (3,))]
+
+
+def test_without_dedupe_every_rollout_counts() -> None:
+    """As in the authors' code, where two successes may be the same text."""
+    found = [shown(s) for s in select(TWINS, dedupe="none", order="shortest")]
+    assert found == [((1, 2), (3,)), ((0, 2), (3,)), ((0, 1), (3,)), ((0, 1), (4,)), ((0, 1), (3,))]
+
+
+@pytest.mark.parametrize(
+    ("dedupe", "texts"), [("all", None), ("peers", ["same"]), ("none", ["same", "same"])], ids=["all", "peers", "none"]
+)
+def test_six_equal_successes_show_each_other_none_one_or_two(dedupe: str, texts: list[str] | None) -> None:
+    group = pool(dict.fromkeys(range(6), "same"), {6: "x", 7: "y"})
+    selections = select(group, dedupe=dedupe, failures=0)
+    assert [None if s is None else [group.texts[p.rollout_index] for p in s.peers] for s in selections[:6]] == [
+        texts
+    ] * 6
+
+
+@pytest.mark.parametrize("policy", ["skip", "failure_only", "feedback"])
+def test_successes_that_read_like_the_target_are_no_reason_to_show_failures_alone(policy: str) -> None:
+    assert select(CLONES, when_no_success=policy)[:2] == [None, None]
+    for dedupe in ("peers", "none"):
+        chosen = select(CLONES, when_no_success=policy, dedupe=dedupe)
+        assert [shown(s) for s in chosen[:2]] == [((1,), (2,)), ((0,), (2,))]
+
+
+def test_a_failure_that_reads_like_a_success_is_no_failure_only_target_either() -> None:
+    told_apart_by_their_thinking = pool({0: "same"}, {1: "same", 2: "x"})
+    assert select(told_apart_by_their_thinking, when_no_success="failure_only")[1] is None
+
+
+def test_a_target_without_text_has_no_twins() -> None:
+    assert select(pool({0: "", 1: ""}, {2: "x"}), when_no_success="failure_only")[0] == Selection((failure(2),))
+
+
+def test_what_is_required_counts_in_the_group_whatever_is_shown() -> None:
+    """Arms that show different peers learn from the same targets."""
+    group = pool({0: "a", 1: "b", 2: "c"}, {3: "x", 4: "y"})
+    require = {"successes": 2, "failures": 2}
+    for successes, failures in ((1, 0), (0, 1), (2, 1), ("all", "all")):
+        found = select(group, successes=successes, failures=failures, require=require)
+        assert [s is not None for s in found] == [True, True, True, False, False]
+    found = select(group, require={"successes": 3})
+    assert [s is not None for s in found] == [False, False, False, True, True]
+
+
+def test_what_is_required_counts_equal_texts_as_dedupe_does() -> None:
+    found = {
+        dedupe: [s is not None for s in select(TWINS, dedupe=dedupe, require={"successes": 2})]
+        for dedupe in ("all", "peers", "none")
+    }
+    assert found == {
+        "all": [False, False, False, True, True],
+        "peers": [True, True, False, True, True],
+        "none": [True, True, True, True, True],
+    }
+
+
+def test_failures_without_feedback_are_passed_over_where_feedback_is_shown() -> None:
+    group = Candidates(0, ("a", "x", "y"), (1, 1, 1), (0,), (1, 2), ("", "", "wrong"))
+    assert [shown(s) for s in select(group, successes=0, failure_form="feedback")] == [((), (2,)), ((), (2,)), ((), ())]
+    assert select(group, successes=0, failure_form="feedback")[2] is None
+    assert shown(select(group, successes=0, failure_form="described")[0]) == ((), (1,))
 
 
 def test_failures_alone_are_enough_when_no_successes_are_asked_for() -> None:

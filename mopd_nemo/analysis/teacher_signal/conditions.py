@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from mopd_nemo.chat import Chat
-from mopd_nemo.config import PeersConfig
+from mopd_nemo.config import PeersConfig, RequireConfig
 from mopd_nemo.peers.controls import Control, apply_control
 from mopd_nemo.peers.render import PeerContext, render_contexts
 from mopd_nemo.peers.select import Candidates, Selection, candidates_of, select_peers
@@ -64,7 +64,8 @@ def condition_contexts(
         config: order, budgets, stripping and templates; its counts and control are not used.
         seed: names these groups uniquely within the analysis.
     """
-    config = config.model_copy(update={"summaries": 0, "min_successes": 0})
+    shown_as_trained = {"summaries": 0, "require": RequireConfig(), "when_no_success": "failure_only"}
+    config = config.model_copy(update=shown_as_trained)
     candidates = candidates_of(groups, chat, config)
     contexts = {}
     for name in CONDITIONS:
@@ -82,7 +83,7 @@ def _select(name: str, own: Candidates, config: PeersConfig, seed: str) -> list[
     """The peers of each target; an empty selection is the plain prompt."""
     successes, failures, _ = _COUNTS.get(name, _COUNTS[CONTROLLED])
     counted = config.model_copy(update={"successes": successes, "failures": failures})
-    selected = select_peers(own, [False] * len(own.texts), counted, seed)
+    selected = select_peers(own, counted, seed)
     chosen = [Selection() if selection is None else selection for selection in selected]
     if name != "2nd S":
         return chosen

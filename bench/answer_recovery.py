@@ -16,8 +16,7 @@ from mopd_nemo.engines.base import Sampling
 from mopd_nemo.engines.local.engine import LocalEngine
 from mopd_nemo.run.rollouts import read_groups, to_rollout_group
 from mopd_nemo.types import Outcome
-from mopd_nemo.verifiers.pending import PendingVerdicts
-from mopd_nemo.verifiers.pool import VerifierPool
+from mopd_nemo.verifiers.pool import PendingVerdicts, VerifierPool
 
 PROBLEMS, BLOCK, SAMPLES = 128, 16, 8
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mopd_nemo.config.nemo import ParallelConfig
-from mopd_nemo.slurm.architecture import Architecture
+from mopd_nemo.config.cluster import ParallelConfig
+from mopd_nemo.slurm.memory import Architecture
 
 ACTIVE_EXPERTS = 8
 """Experts that a token goes to: Qwen3's mixtures of experts."""

@@ -46,9 +46,9 @@ from bench.cost import (
     update_flops,
 )
 from mopd_nemo.config import Config
+from mopd_nemo.config.cluster import training_gpus
 from mopd_nemo.config.load import load_config
-from mopd_nemo.config.nemo import training_gpus
-from mopd_nemo.slurm.architecture import Architecture, architecture_of
+from mopd_nemo.slurm.memory import Architecture, architecture_of
 
 ROOT = Path(__file__).parent.parent
 SAVINGS = ("shared", "rows", "signal", "old")

@@ -21,7 +21,7 @@ from typing import Any
 from mopd_nemo.config.verifiers import VerifierConfig
 from mopd_nemo.verifiers.outputs import same_text
 from mopd_nemo.verifiers.pool import VerifierPool
-from mopd_nemo.verifiers.sandbox.layers import INSIDE
+from mopd_nemo.verifiers.sandbox.inside.rules import PRELUDE
 
 TESTS_PER_PROGRAM = 20
 
@@ -84,10 +84,9 @@ def bench_code(workers: int, rounds: int) -> None:
         def fresh(prelude: str) -> list[bool]:
             return list(threads.map(lambda job: in_fresh_interpreters(prelude + job[0], job[1]), jobs))
 
-        imports = (INSIDE / "prelude.py").read_text()
         sides: dict[str, Callable[[], list[bool]]] = {
             "sandbox, warm workers": ours,
-            "fresh interpreters, LiveCodeBench's imports": lambda: fresh(imports),
+            "fresh interpreters, LiveCodeBench's imports": lambda: fresh(PRELUDE),
             "fresh interpreters, bare": lambda: fresh(""),
         }
         ours()  # every worker has started

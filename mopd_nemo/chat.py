@@ -1,4 +1,4 @@
-"""The one place where messages become token ids and ids become text."""
+"""The chat format: messages become token ids, ids become text, and thinking blocks are told from answers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 from jinja2 import TemplateError
 
 from mopd_nemo.config import UserError
-from mopd_nemo.thinking import CLOSE, OPEN
 from mopd_nemo.types import Message, Problem
 
+OPEN, CLOSE = "<think>", "</think>"
+"""The tags of a thinking block."""
 _MARKER = re.compile(r"<[^\s<>]+>|\[[A-Z_/]+\]")
 """How control tokens look that no flag tells from text: `<｜User｜>`, `[INST]`."""
 
@@ -173,3 +174,30 @@ def with_prompt_ids(
             )
         tokenized.append(replace(problem, messages=messages, prompt_ids=ids))
     return tokenized
+
+
+def opens_thinking(prompt: str) -> bool:
+    """Whether a rendered prompt ends inside a thinking block, as templates of thinking-only models do."""
+    return prompt.rfind(OPEN) > prompt.rfind(CLOSE)
+
+
+def strip_thinking(text: str, *, opened_in_prompt: bool = False) -> str:
+    """Remove every thinking block: closed ones, an unclosed one, and one whose opening tag sits in the prompt.
+
+    A response that never left its thinking leaves the empty string.
+    """
+    if opened_in_prompt and text.find(CLOSE) == -1:
+        return ""
+    close, open_ = text.find(CLOSE), text.find(OPEN)
+    if close != -1 and (open_ == -1 or close < open_):
+        text = text[close + len(CLOSE) :]
+    text = re.sub(f"{OPEN}.*?({CLOSE}|$)", "", text, flags=re.DOTALL)
+    return text.strip()
+
+
+def after_thinking(text: str) -> str:
+    """The part of a response that is its answer: after the last closed block, before a block that is still open.
+
+    Give a response whose opening tag sits in the prompt with that tag before it.
+    """
+    return text.rpartition(CLOSE)[2].partition(OPEN)[0]

@@ -9,21 +9,7 @@ import typer
 from rich.console import Console
 
 from mopd_nemo import __version__
-from mopd_nemo.commands import (
-    analyze,
-    compare,
-    complete,
-    data,
-    doctor,
-    evaluate,
-    export,
-    inspect,
-    report,
-    submit,
-    sweep,
-    train,
-    verify,
-)
+from mopd_nemo.commands import analyze, data, doctor, export, inspect, report, sample, submit, train, verify
 from mopd_nemo.config import UserError
 
 app = typer.Typer(
@@ -33,11 +19,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (train.train, inspect.inspect, report.report, verify.verify, sweep.sweep, compare.compare):
+for command in (train.train, inspect.inspect, report.report, verify.verify, train.sweep, report.compare):
     app.command()(command)
-app.command("eval")(evaluate.evaluate)
+app.command("eval")(sample.evaluate)
 app.command()(export.export)
-app.command()(complete.complete)
+app.command()(sample.complete)
 app.command()(submit.submit)
 app.command()(doctor.doctor)
 app.add_typer(analyze.app, name="analyze")

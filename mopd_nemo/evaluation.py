@@ -15,8 +15,7 @@ from mopd_nemo.engines.base import Engine, Progress, Sampling
 from mopd_nemo.peers.metrics import group_metrics
 from mopd_nemo.types import Problem, Rollout, RolloutGroup
 from mopd_nemo.verifiers import task_of
-from mopd_nemo.verifiers.pending import PendingVerdicts
-from mopd_nemo.verifiers.pool import VerifierPool
+from mopd_nemo.verifiers.pool import PendingVerdicts, VerifierPool
 
 NUM_RESAMPLES = 2000
 """Of a bootstrap."""

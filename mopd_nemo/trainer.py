@@ -25,8 +25,7 @@ from mopd_nemo.run.rollouts import rollout_records
 from mopd_nemo.run.stop import TIME_IS_UP, StopRequest
 from mopd_nemo.run.trackers import Tracker, check_trackers, make_trackers
 from mopd_nemo.types import Problem, Rollout, RolloutGroup
-from mopd_nemo.verifiers.pending import PendingVerdicts
-from mopd_nemo.verifiers.pool import VerifierPool
+from mopd_nemo.verifiers.pool import PendingVerdicts, VerifierPool
 
 
 class Trainer:

@@ -1,4 +1,4 @@
-"""The edges of chat templates: control tokens in text, turns that would never end, templates that refuse."""
+"""The edges of chat templates (control tokens in text, turns that would never end, refusals), and thinking blocks."""
 
 import json
 import shutil
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mopd_nemo.chat import Chat, with_prompt_ids
+from mopd_nemo.chat import Chat, after_thinking, opens_thinking, strip_thinking, with_prompt_ids
 from mopd_nemo.config import UserError
 from mopd_nemo.engines.models import load_tokenizer
 from mopd_nemo.types import Message, Problem
@@ -120,3 +120,46 @@ def test_a_turn_that_no_end_token_closes_is_an_error_before_anything_runs(tmp_pa
 def test_templates_that_close_turns_with_text_are_left_alone(tmp_path: Path, template: str) -> None:
     chat = Chat(tokenizer_with(tmp_path, {}, template, eos_token="<|endoftext|>"))
     chat.check_end_of_turn(chat.end_ids)
+
+
+@pytest.mark.parametrize(
+    ("text", "visible"),
+    [
+        ("plain answer", "plain answer"),
+        ("<think>secret</think>answer", "answer"),
+        ("<think>a</think>one<think>b</think>two", "onetwo"),
+        ("before <think>cut off in the middle", "before"),
+        ("secret that began in the prompt</think>\nanswer", "answer"),
+        ("secret</think>answer<think>more, cut", "answer"),
+        ("<think>\nline\nline\n</think>\n\nanswer", "answer"),
+        ("<think>all of it", ""),
+    ],
+)
+def test_thinking_is_removed(text: str, visible: str) -> None:
+    assert strip_thinking(text) == visible
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("a</think>b</think>c", "c"),
+        ("<think>a", ""),
+        ("<think>a</think>b<think>c", "b"),
+        ("a<think>b", "a"),
+        ("plain", "plain"),
+        ("<think>a<think>b</think>c", "c"),
+    ],
+)
+def test_what_is_judged(text: str, answer: str) -> None:
+    assert after_thinking(text) == answer
+
+
+def test_response_that_never_leaves_thinking_opened_by_the_prompt_shows_nothing() -> None:
+    assert strip_thinking("still thinking", opened_in_prompt=True) == ""
+    assert strip_thinking("thought</think>answer", opened_in_prompt=True) == "answer"
+
+
+def test_prompt_that_ends_inside_thinking_is_recognised() -> None:
+    assert opens_thinking("<|im_start|>assistant\n<think>\n")
+    assert not opens_thinking("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    assert not opens_thinking("<|im_start|>assistant\n")

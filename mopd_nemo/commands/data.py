@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mopd_nemo.config import UserError
-from mopd_nemo.data.jsonl import write_problems
+from mopd_nemo.data.load import write_problems
 from mopd_nemo.data.prepare import prepare
 from mopd_nemo.data.rows import BadRows
 from mopd_nemo.data.sources import SOURCES, find_source

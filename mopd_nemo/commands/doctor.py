@@ -15,7 +15,7 @@ from rich.table import Table
 
 from mopd_nemo.config import UserError
 from mopd_nemo.config.verifiers import CodeConfig
-from mopd_nemo.verifiers.sandbox.choose import choose
+from mopd_nemo.verifiers.sandbox.layers import choose
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,9 @@ import typer
 from mopd_nemo.commands import ConfigFile, Overrides
 from mopd_nemo.config import Config, UserError
 from mopd_nemo.config.load import load_config
-from mopd_nemo.slurm.checks import memory_lines, problems_of
 from mopd_nemo.slurm.job import Job, Task, describe, parse_seeds, render
 from mopd_nemo.slurm.site import SiteConfig, load_site
-from mopd_nemo.slurm.submit import remove_job, sbatch, write_job
+from mopd_nemo.slurm.submit import memory_lines, problems_of, remove_job, sbatch, write_job
 
 
 def submit(

@@ -1,20 +1,25 @@
-"""`mopd train`."""
+"""`mopd train`, and `mopd sweep`: every combination of some settings, one run after the other."""
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import signal
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from mopd_nemo.commands import OptionalConfigFile, Overrides
+from mopd_nemo.commands import ConfigFile, OptionalConfigFile, Overrides
+from mopd_nemo.commands.report import compare_runs
 from mopd_nemo.config import UserError
 from mopd_nemo.config.load import load_config
+from mopd_nemo.files import read_rows
 from mopd_nemo.run.directory import RunDirectory
 
 
@@ -70,3 +75,84 @@ def _say_where(run: RunDirectory, complete: bool, console: Console) -> None:
     console.print(f"checkpoint  {checkpoint or 'none yet'}", soft_wrap=True, highlight=False)
     if not complete:
         console.print(f"continue    mopd train --resume {run.path}", soft_wrap=True, highlight=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRun:
+    """One combination."""
+
+    path: Path
+    overrides: list[str]
+
+
+def sweep(
+    config: ConfigFile,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory of the sweep; one run directory each.")],
+    overrides: Overrides = None,
+) -> None:
+    """Train every combination of some settings, one after the other, then compare. Continues where it was stopped.
+
+    mopd sweep --config configs/quickstart.yaml --output runs/methods method=mopd,sdpo,grpo seed=0,1,2
+    """
+    raise typer.Exit(run_sweep(config, overrides or [], output))
+
+
+def run_sweep(config_file: Path, overrides: Sequence[str], output: Path) -> int:
+    """Run what is missing, then compare all runs of `output`; the exit code of `mopd train` if one was stopped."""
+    runs = plan(config_file, overrides, output)
+    console = Console()
+    for number, run in enumerate(runs, start=1):
+        directory = RunDirectory(run.path)
+        complete, begun = is_complete(directory), directory.config_file.exists()
+        state = "done already" if complete else "resumed" if begun else "new"
+        console.rule(f"run {number} of {len(runs)}: {run.path.name} ({state})")
+        if complete:
+            continue
+        code = run_training(None, run.path, []) if begun else run_training(config_file, None, run.overrides)
+        if code:
+            console.print("The sweep stops here; the same command continues it.")
+            return code
+    compare_runs(sorted(path.parent for path in output.glob("*/config.yaml")), output)
+    return 0
+
+
+def plan(config_file: Path, overrides: Sequence[str], output: Path) -> list[PlannedRun]:
+    """Every combination of the values of `key=a,b`, each checked before the first run starts.
+
+    A list value keeps its commas: `optimizer.betas=[0.9,0.95]` is one value.
+
+    Raises:
+        UserError: nothing varies, a combination is no valid config, or a finished run was made with other settings.
+    """
+    fixed = [item for item in overrides if len(_values(item)) == 1]
+    varied = [_values(item) for item in overrides if len(_values(item)) > 1]
+    if not varied:
+        raise UserError("nothing varies: give at least one key several values, for example seed=0,1,2")
+    if any(item.startswith("run_dir=") for item in overrides):
+        raise UserError("run_dir: a sweep names its runs itself; say where with --output")
+    runs = []
+    for chosen in itertools.product(*varied):
+        path = output / ",".join(re.sub(r"[^\w.=+-]+", "_", item) for item in chosen)
+        run = PlannedRun(path, [*fixed, *chosen, f"run_dir={path}"])
+        wanted = load_config(config_file, run.overrides)
+        directory = RunDirectory(path)
+        if directory.config_file.exists() and directory.read_config() != wanted:
+            raise UserError(f"{path}: holds a run with other settings; remove it or choose another --output")
+        runs.append(run)
+    return runs
+
+
+def is_complete(run: RunDirectory) -> bool:
+    """Whether a run has made all its steps and its last evaluation."""
+    if not run.config_file.exists() or not run.metrics_file.exists():
+        return False
+    train = run.read_config().train
+    files = [run.metrics_file, run.eval_file] if train.eval_every else [run.metrics_file]
+    return all(file.exists() and any(row["step"] == train.num_steps for row in read_rows(file)) for file in files)
+
+
+def _values(item: str) -> list[str]:
+    """`seed=1,2` -> seed=1 and seed=2; commas inside brackets, braces or quotes do not separate."""
+    key, _, text = item.partition("=")
+    parts = re.findall(r"""(?:\[[^\]]*\]|\{[^}]*\}|"[^"]*"|'[^']*'|[^,])+""", text)
+    return [f"{key}={part}" for part in parts] or [item]

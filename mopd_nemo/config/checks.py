@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from mopd_nemo.config.base import seconds_of
-from mopd_nemo.config.nemo import NemoConfig, ParallelConfig, sequence_multiple, training_gpus
+from mopd_nemo.config.cluster import NemoConfig, ParallelConfig, sequence_multiple, training_gpus
 from mopd_nemo.config.plugins import METHODS, method_class
 from mopd_nemo.config.schema import Config, GenerationConfig, TeacherConfig
 

@@ -11,8 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from mopd_nemo.config.base import ConfigBlock, Duration, Fraction, seconds_of
-from mopd_nemo.config.nemo import NemoConfig
-from mopd_nemo.config.slurm import ClusterConfig
+from mopd_nemo.config.cluster import ClusterConfig, NemoConfig
 from mopd_nemo.config.verifiers import VerifierConfig
 
 

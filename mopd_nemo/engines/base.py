@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,3 +89,8 @@ class Engine(Protocol[Targets]):
     def load(self, directory: Path) -> None:
         """Continue exactly from what `save` wrote."""
         ...
+
+
+def seed_of(name: str) -> int:
+    """A seed below 2^56 for a name such as `train/0/17/3`: torch and vLLM both take it."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")

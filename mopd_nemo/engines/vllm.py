@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mopd_nemo.seeds import seed_of
+from mopd_nemo.engines.base import seed_of
 
 Sample = tuple[list[int], list[float], bool]
 """Token ids, their log-probabilities as sampled, and whether the model ended the response itself."""

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import get_args
 
+from mopd_nemo.chat import after_thinking
 from mopd_nemo.config import PeersConfig
 from mopd_nemo.peers.render import PeerContext
 from mopd_nemo.peers.select import Candidates, Kind, select_peers
-from mopd_nemo.thinking import after_thinking
 from mopd_nemo.types import Outcome, RolloutGroup
 
 

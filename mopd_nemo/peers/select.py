@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from mopd_nemo.chat import Chat
+from mopd_nemo.chat import Chat, opens_thinking, strip_thinking
 from mopd_nemo.config import PeersConfig
-from mopd_nemo.thinking import opens_thinking, strip_thinking
 from mopd_nemo.types import RolloutGroup
 
 Kind = Literal["success", "failure"]

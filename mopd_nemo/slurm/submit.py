@@ -1,17 +1,155 @@
-"""Write a job's directory and hand it to Slurm."""
+"""Find what would make a job fail before it waits in a queue, write its directory, and hand it to Slurm."""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import mopd_nemo
-from mopd_nemo.config import UserError
+from mopd_nemo.config import Config, UserError
 from mopd_nemo.config.load import dump_config
 from mopd_nemo.slurm.job import Job, render
+from mopd_nemo.slurm.memory import (
+    KNOWN,
+    Architecture,
+    architecture_of,
+    check_divisible,
+    estimate,
+    find_model,
+    generation_weights,
+)
+from mopd_nemo.slurm.site import SiteConfig
+
+
+def problems_of(job: Job) -> list[str]:
+    """Everything that would make the job fail, each with its remedy."""
+    return [
+        *model_problems(job.config, job.site),
+        *_paths(job),
+        *_models(job),
+        *_secrets(job.site),
+    ]
+
+
+def memory_lines(config: Config, site: SiteConfig) -> list[str]:
+    """The estimate of GPU memory for a person to read, and where it looks too much. Nothing is refused for it.
+
+    Empty for models of unknown size.
+    """
+    student, teacher = _architectures(config, site)
+    if student is None:
+        return []
+    gpu_gb = site.gpu_memory_gb
+    needed = estimate(config, student, teacher, gpu_gb)
+    lines = [
+        f"estimated GB on a GPU of {gpu_gb}: train {needed.train:.0f}, score {needed.score:.0f}, "
+        f"generate {needed.generate:.0f}"
+    ]
+    lines += [
+        f"{phase} may need {gb:.0f} GB a GPU, more than the {gpu_gb} GB there are (gpu_memory_gb): {remedy}"
+        for phase, remedy in _MEMORY_REMEDIES.items()
+        if (gb := getattr(needed, phase)) > gpu_gb
+    ]
+    share = config.nemo.generation.gpu_memory_utilization * gpu_gb
+    if (weights := generation_weights(config, student)) > 0.8 * share:
+        lines.append(
+            f"nemo.generation.tensor={config.nemo.generation.tensor}: {weights:.0f} GB of weights a GPU leave vLLM "
+            f"little of its {share:.0f} GB for responses: raise it, or nemo.generation.gpu_memory_utilization"
+        )
+    return lines
+
+
+_MEMORY_REMEDIES = {
+    "train": "raise nemo.student.tensor, pipeline or nemo.num_nodes, or lower train.tokens_per_micro_batch",
+    "score": "raise tensor of nemo.student (of nemo.teacher, when it is external), or set nemo.offload_optimizer",
+    "generate": "lower nemo.generation.gpu_memory_utilization",
+}
+
+
+def model_problems(config: Config, site: SiteConfig) -> list[str]:
+    """Models that cannot be sharded as configured, or do not go together. Models of unknown sizes are passed over."""
+    student, teacher = _architectures(config, site)
+    if student is None:
+        return []
+    problems = [check_divisible("student", student, config.nemo.student)]
+    if teacher is not None:
+        problems.append(check_divisible("teacher", teacher, config.nemo.teacher))
+        if teacher.vocab != student.vocab:
+            problems.append(
+                f"teacher.path={config.teacher.path} has a vocabulary of {teacher.vocab}, "
+                f"model.path={config.model.path} one of {student.vocab}: a teacher must have the student's"
+            )
+    return [problem for problem in problems if problem]
+
+
+def _architectures(config: Config, site: SiteConfig) -> tuple[Architecture | None, Architecture | None]:
+    """Sizes of the student and of an external teacher, where NeMo-RL runs them and they are known."""
+    if config.engine != "nemo":
+        return None, None
+    path = config.teacher.path
+    teacher = architecture_of(path, site.hf_home) if path else None
+    return architecture_of(config.model.path, site.hf_home), teacher
+
+
+def _paths(job: Job) -> Iterator[str]:
+    for mount in job.site.mounts:
+        if not Path(mount.split(":")[0]).exists():
+            yield f"mounts: {mount}: no such directory here; correct the site file, or list it under node_mounts"
+    image = job.site.image
+    if image and (image.startswith("/") or image.endswith(".sqsh")) and not Path(image).is_file():
+        yield f"image: {image}: no such file; `enroot import` makes it, see docs/cluster.md"
+    if problem := unwritable(job.directory):
+        yield problem
+    for key, source in (("data.train", job.config.data.train), ("data.eval", job.config.data.eval)):
+        if source != "arithmetic" and not (job.workdir / source).is_file():
+            yield f"{key}={source}: no such file in {job.workdir}; `mopd data list` names the sources that make it"
+
+
+def unwritable(directory: Path) -> str | None:
+    """Why a directory, which need not exist yet, cannot be written."""
+    existing = directory
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        return f"{directory}: {existing} is no directory; change root in the site file, or --output"
+    if not os.access(existing, os.W_OK | os.X_OK):
+        return f"{directory}: cannot write in {existing}; change root in the site file, or --output"
+    return None
+
+
+def _models(job: Job) -> Iterator[str]:
+    teacher = job.config.teacher
+    for key, path in (("model.path", job.config.model.path), ("teacher.path", teacher.path)):
+        if path is None or path.startswith("embedded:") or find_model(path, job.site.hf_home) or not job.site.offline:
+            continue
+        where = f"in hf_home={job.site.hf_home}" if job.site.hf_home else "here, and the site file names no hf_home"
+        fetch = (
+            f"; fetch it first: HF_HOME={job.site.hf_home or 'DIR'} hf download {path}" if _is_hub_name(path) else ""
+        )
+        yield f"{key}={path}: no such model {where}{fetch}"
+
+
+def _is_hub_name(path: str) -> bool:
+    return path in KNOWN or (path.count("/") == 1 and not path.startswith((".", "/", "~")))
+
+
+def _secrets(site: SiteConfig) -> Iterator[str]:
+    if site.secrets is None:
+        return
+    file = Path(site.secrets)
+    if not file.is_file():
+        yield f"secrets: {file}: no such file"
+        return
+    if file.stat().st_mode & 0o077:
+        yield f"secrets: {file}: others can read it; chmod 600 {file}"
+    for number, line in enumerate(file.read_text().splitlines(), start=1):
+        name = line.partition("=")[0].removeprefix("export ").strip()
+        if line.strip() and not line.startswith("#") and ("=" not in line or not name.isidentifier()):
+            yield f"secrets: {file}, line {number}: not of the form NAME=value"
 
 
 def write_job(job: Job) -> None:
@@ -67,7 +205,7 @@ def sbatch(script: Path, options: Sequence[str] = ()) -> str:
     return answer.stdout.strip().split(";")[0]
 
 
-_REMEDIES = {
+_SLURM_REMEDIES = {
     r"account": "account in the site file; yours are listed by: sacctmgr show associations user=$USER format=account",
     r"partition": "partition in the site file; there are: {partitions}",
     r"qos": "qos in the site file",
@@ -81,7 +219,7 @@ _REMEDIES = {
 def _reason(message: str) -> str:
     lines = [re.sub(r"^sbatch: (error: )?", "", line) for line in message.strip().splitlines()]
     text = " ".join(dict.fromkeys(lines)).strip()
-    for pattern, remedy in _REMEDIES.items():
+    for pattern, remedy in _SLURM_REMEDIES.items():
         if re.search(pattern, text, re.IGNORECASE):
             return f"{text}. Check {remedy.format(partitions=_partitions())}"
     return text

@@ -12,8 +12,7 @@ from typing import Any
 
 from mopd_nemo.config.plugins import load_class
 from mopd_nemo.config.verifiers import VerifierConfig
-from mopd_nemo.verifiers.answers import gold_text, is_plain_number
-from mopd_nemo.verifiers.arithmetic import ArithmeticVerifier
+from mopd_nemo.verifiers.answers import ArithmeticVerifier, gold_text, is_plain_number
 from mopd_nemo.verifiers.base import Verifier
 from mopd_nemo.verifiers.choice import ChoiceVerifier, gold_letter
 from mopd_nemo.verifiers.code import CodeVerifier, HiddenTests

@@ -1,4 +1,4 @@
-"""Finding and comparing final answers: the parts that need no algebra."""
+"""Final answers: how they are found, and compared without algebra. Task `arithmetic` needs no more than that."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import re
 from fractions import Fraction
 from typing import Any
 
-from mopd_nemo.verifiers.base import AnswerError
+from mopd_nemo.chat import after_thinking
+from mopd_nemo.types import Outcome, Verdict
+from mopd_nemo.verifiers.base import AnswerError, Verifier, missing_answer, with_gold
 from mopd_nemo.verifiers.notation import plain, tidy
 from mopd_nemo.verifiers.numbers import read_number
 from mopd_nemo.verifiers.units import split_unit
@@ -120,3 +122,17 @@ def gold_text(answer: Any) -> str:
     if not text:
         raise AnswerError(f"answer={answer!r}: a math answer cannot be empty")
     return text
+
+
+class ArithmeticVerifier(Verifier):
+    """The last `\\boxed{...}` must equal the answer as a number."""
+
+    def judge(self, response: str, answer: Any, finished: bool) -> Verdict:
+        found = last_boxed(after_thinking(response))
+        if found is None:
+            return missing_answer("No final answer in \\boxed{...} was found.", finished)
+        details = {"found": found}
+        if number_or_text(found) == number_or_text(str(answer)):
+            return Verdict(1.0, Outcome.CORRECT, details=details)
+        feedback = with_gold("The final answer is wrong.", f"The right answer is {answer}.", self._config.feedback)
+        return Verdict(0.0, Outcome.WRONG, feedback, details)

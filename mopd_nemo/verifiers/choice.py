@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from mopd_nemo.chat import after_thinking
 from mopd_nemo.config.verifiers import VerifierConfig
-from mopd_nemo.thinking import after_thinking
 from mopd_nemo.types import Outcome, Verdict
 from mopd_nemo.verifiers.answers import last_boxed
 from mopd_nemo.verifiers.base import AnswerError, Verifier, missing_answer, with_gold

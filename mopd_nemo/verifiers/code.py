@@ -15,13 +15,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from mopd_nemo.chat import after_thinking
 from mopd_nemo.config.verifiers import VerifierConfig
-from mopd_nemo.thinking import after_thinking
 from mopd_nemo.types import Outcome, Verdict
 from mopd_nemo.verifiers import outputs
 from mopd_nemo.verifiers.base import AnswerError, Verifier, missing_answer, shorten, with_gold
-from mopd_nemo.verifiers.sandbox.choose import choose
 from mopd_nemo.verifiers.sandbox.client import Program, Run, Sandbox, SandboxError
+from mopd_nemo.verifiers.sandbox.layers import choose
 
 _SHOWN_CHARACTERS = 400
 _ANY_BLOCK = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)

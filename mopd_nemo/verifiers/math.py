@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mopd_nemo.thinking import after_thinking
+from mopd_nemo.chat import after_thinking
 from mopd_nemo.types import Outcome, Verdict
 from mopd_nemo.verifiers import algebra as algebra  # now, so that a broken installation is found when workers start
 from mopd_nemo.verifiers.answers import final_answer, gold_text

@@ -10,30 +10,25 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any, Self, TypeVar
 
-from mopd_nemo.config import UserError
+from mopd_nemo.chat import OPEN, Chat, opens_thinking
 from mopd_nemo.config.verifiers import VerifierConfig
-from mopd_nemo.types import Outcome, Verdict
+from mopd_nemo.types import Outcome, Problem, Rollout, Verdict
 from mopd_nemo.verifiers import deadline, make_verifier, task_of
 from mopd_nemo.verifiers.base import AnswerError, decide
-from mopd_nemo.verifiers.sandbox.choose import Choice, choose
+from mopd_nemo.verifiers.sandbox.layers import Choice, choose
+from mopd_nemo.verifiers.worker import UndecidedError, Worker, WorkerEndedError
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-_START_SECONDS = 120.0
 _KEPT_ANSWERS = 64
 
 
@@ -55,13 +50,13 @@ class VerifierPool:
         self._config = config
         self._inline = {task: make_verifier(task, config) for task in tasks if not task_of(task).needs_worker}
         remote = sorted(task for task in tasks if task_of(task).needs_worker)
-        self._workers: list[_Worker] = []
-        self._idle: SimpleQueue[_Worker] = SimpleQueue()
+        self._workers: list[Worker] = []
+        self._idle: SimpleQueue[Worker] = SimpleQueue()
         self._threads: ThreadPoolExecutor | None = None
         self._encoded = _EncodedAnswers(config)
         self._gold_faults: dict[tuple[str, bytes], str] = {}
         if remote:
-            self._workers = [_Worker(config, remote) for _ in range(config.workers or os.cpu_count() or 1)]
+            self._workers = [Worker(config, remote) for _ in range(config.workers or os.cpu_count() or 1)]
             self._threads = ThreadPoolExecutor(len(self._workers), thread_name_prefix="verifier")
             for worker in self._workers:
                 self._idle.put(worker)
@@ -102,7 +97,7 @@ class VerifierPool:
         header = {"ask": "same", "task": task}
         seconds = self._config.math.seconds_per_answer
 
-        def ask(worker: _Worker) -> bool:
+        def ask(worker: Worker) -> bool:
             try:
                 return worker.ask((json.dumps(header).encode(), json.dumps([first, second]).encode()), seconds)["same"]
             except (UndecidedError, WorkerEndedError, KeyError):
@@ -134,14 +129,14 @@ class VerifierPool:
     def _ask_worker(self, header: dict[str, Any], answer: Any) -> Verdict:
         return self._with_worker(lambda worker: self._verdict(worker, header, answer))
 
-    def _with_worker(self, use: Callable[[_Worker], T]) -> T:
+    def _with_worker(self, use: Callable[[Worker], T]) -> T:
         worker = self._idle.get()
         try:
             return use(worker)
         finally:
             self._idle.put(worker)
 
-    def _verdict(self, worker: _Worker, header: dict[str, Any], answer: Any) -> Verdict:
+    def _verdict(self, worker: Worker, header: dict[str, Any], answer: Any) -> Verdict:
         try:
             encoded, seconds = self._encoded.get(header["task"], answer)
             started = time.monotonic()
@@ -156,7 +151,7 @@ class VerifierPool:
         verdict = replace(verdict, seconds=time.monotonic() - started)
         return decide(verdict, self._config.success_threshold)
 
-    def _undecided(self, worker: _Worker, task: str, answer: Any, error: Exception) -> Verdict:
+    def _undecided(self, worker: Worker, task: str, answer: Any, error: Exception) -> Verdict:
         """A response that is too hard to compare with a sound gold answer is not that answer."""
         fault = str(error)
         if task_of(task).compares:
@@ -165,7 +160,7 @@ class VerifierPool:
                 return Verdict(0.0, Outcome.WRONG, "The final answer is wrong.", {"undecided": str(error)})
         return verifier_error(fault)
 
-    def _gold_fault(self, worker: _Worker, task: str, answer: Any) -> str:
+    def _gold_fault(self, worker: Worker, task: str, answer: Any) -> str:
         header, encoded = {"ask": "gold", "task": task}, json.dumps(answer).encode()
         if (task, encoded) not in self._gold_faults:
             try:
@@ -222,115 +217,49 @@ def verifier_error(reason: str) -> Verdict:
     return Verdict(0.0, Outcome.VERIFIER_ERROR, details={"error": reason})
 
 
-class UndecidedError(Exception):
-    """A worker did not answer in time."""
+class PendingVerdicts:
+    """Judges the rollouts of some problems, whose ids must differ.
 
+    `add` may be called for any rollout as soon as it is finished; `collect` judges those that were not added, and waits
+    for all.
 
-class WorkerEndedError(Exception):
-    """The process is gone."""
+    Args:
+        chat: says whether a problem's prompt ends inside a thinking block, as templates of thinking-only models do. Its
+            responses then begin in one. None: no prompt does.
+    """
 
+    def __init__(self, pool: VerifierPool, chat: Chat | None) -> None:
+        self._pool = pool
+        self._chat = chat
+        self._in_thinking: dict[str, bool] = {}
+        self._futures: dict[tuple[str, int], Future[Verdict]] = {}
 
-class _Worker:
-    """One worker process and the socket to it. Used by one thread at a time; `close` may come from another."""
+    def add(self, problem: Problem, sample: int, rollout: Rollout) -> None:
+        """Start judging a problem's rollout number `sample`."""
+        text = OPEN + rollout.text if self._begins_in_thinking(problem) else rollout.text
+        future = self._pool.submit(problem.task, text, problem.answer, rollout.finished)
+        self._futures[problem.id, sample] = future
 
-    def __init__(self, config: VerifierConfig, tasks: Sequence[str]) -> None:
-        self._config = config
-        self._tasks = tasks
-        self._process: subprocess.Popen[bytes] | None = None
-        self._connection: Connection | None = None
-        self._lifeline = -1
-        self._ready = False
-        self._closed = False
-        self._lock = threading.Lock()
+    def _begins_in_thinking(self, problem: Problem) -> bool:
+        if self._chat is None:
+            return False
+        if problem.id not in self._in_thinking:
+            prompt = self._chat.decode(problem.prompt_ids, skip_special_tokens=False)
+            self._in_thinking[problem.id] = opens_thinking(prompt)
+        return self._in_thinking[problem.id]
 
-    def ask(self, request: tuple[bytes, bytes], seconds: float) -> dict[str, Any]:
-        """The worker's answer, of a new process if this one ends while it works.
-
-        Raises:
-            UndecidedError: it did not answer within `seconds`.
-            WorkerEndedError: both processes ended.
-        """
-        try:
-            self.get_ready()
-            return self._ask(request, seconds)
-        except WorkerEndedError:
-            self._kill()
-            if self._closed:
-                raise
-            self.get_ready()
-            return self._ask(request, seconds)
-
-    def begin(self) -> None:
-        """Start the process; it is ready some time later."""
-        with self._lock:
-            if self._closed:
-                raise WorkerEndedError("the pool is closed")
-            ours, theirs = socket.socketpair()
-            watched, self._lifeline = os.pipe()
-            arguments = [str(theirs.fileno()), str(watched), self._config.model_dump_json(), ",".join(self._tasks)]
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "mopd_nemo.verifiers.worker", *arguments],
-                pass_fds=(theirs.fileno(), watched),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is the parent's to handle
-                env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-            )
-            theirs.close()
-            os.close(watched)
-            self._connection = Connection(ours.detach())
-            self._ready = False
-
-    def close(self) -> None:
-        """Kill the process, for good."""
-        self._closed = True
-        self._kill()
-
-    def get_ready(self) -> None:
-        """Wait until the process has made its verifiers; start it if there is none.
-
-        Raises:
-            UserError: one cannot be made.
-        """
-        if self._process is None:
-            self.begin()
-        if not self._ready:
-            answer = self._receive(_START_SECONDS)
-            if answer is None or "error" in answer:
-                raise UserError(f"a verifier cannot start: {(answer or {}).get('error', 'it takes too long')}")
-            self._ready = True
-
-    def _ask(self, request: tuple[bytes, bytes], seconds: float) -> dict[str, Any]:
-        assert self._connection is not None
-        try:
-            for part in request:
-                self._connection.send_bytes(part)
-        except OSError as error:
-            raise WorkerEndedError("the worker process ended") from error
-        answer = self._receive(seconds)
-        if answer is None:
-            self._kill()
-            raise UndecidedError(f"not decided within {seconds:g} s")
-        return answer
-
-    def _receive(self, seconds: float) -> dict[str, Any] | None:
-        """The next message, or None when it does not come in time."""
-        assert self._connection is not None
-        try:
-            return json.loads(self._connection.recv_bytes()) if self._connection.poll(seconds) else None
-        except (OSError, EOFError) as error:
-            raise WorkerEndedError("the worker process ended") from error
-
-    def _kill(self) -> None:
-        with self._lock:
-            if self._process is None:
-                return
-            if self._process.poll() is None:
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            os.close(self._lifeline)
-            assert self._connection is not None
-            if not self._closed:  # else another thread may still be reading from it
-                self._connection.close()
-            self._process = None
+    def collect(self, problems: Sequence[Problem], samples: Sequence[Sequence[Rollout]]) -> list[tuple[Verdict, ...]]:
+        """Verdicts of all samples of all problems, in their order."""
+        for problem, rollouts in zip(problems, samples, strict=True):
+            for number, rollout in enumerate(rollouts):
+                if (problem.id, number) not in self._futures:
+                    self.add(problem, number, rollout)
+        verdicts = [
+            tuple(self._futures[problem.id, number].result() for number in range(len(rollouts)))
+            for problem, rollouts in zip(problems, samples, strict=True)
+        ]
+        errors = [v.details["error"] for group in verdicts for v in group if v.outcome is Outcome.VERIFIER_ERROR]
+        if errors:
+            total = sum(map(len, verdicts))
+            logger.warning("%d of %d responses could not be judged; the first: %s", len(errors), total, errors[0])
+        return verdicts

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from mopd_nemo.thinking import after_thinking
+from mopd_nemo.chat import after_thinking
 from mopd_nemo.types import Outcome, Verdict
 from mopd_nemo.verifiers.base import AnswerError, Verifier, missing_answer, with_gold
 

@@ -1,4 +1,4 @@
-"""A worker process: judges one response at a time until its parent goes away.
+"""A worker process that judges one response at a time: `Worker` drives it, `main` runs in it.
 
     python -m mopd_nemo.verifiers.worker CHANNEL LIFELINE CONFIG TASKS
 
@@ -11,17 +11,138 @@ import fcntl
 import json
 import os
 import resource
+import signal
+import socket
+import subprocess
 import sys
+import threading
+from collections.abc import Sequence
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from typing import Any
 
+from mopd_nemo.config import UserError
 from mopd_nemo.config.verifiers import VerifierConfig
 from mopd_nemo.verifiers import make_verifier
 from mopd_nemo.verifiers.base import Verifier
 
+_START_SECONDS = 120.0
 _MEMORY_BYTES = 8 << 30
 """Of the worker itself: an answer such as 9^(9^(9^9)) must not take the machine's memory before its time is over."""
+
+
+class UndecidedError(Exception):
+    """A worker did not answer in time."""
+
+
+class WorkerEndedError(Exception):
+    """The process is gone."""
+
+
+class Worker:
+    """One worker process and the socket to it. Used by one thread at a time; `close` may come from another."""
+
+    def __init__(self, config: VerifierConfig, tasks: Sequence[str]) -> None:
+        self._config = config
+        self._tasks = tasks
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+        self._lifeline = -1
+        self._ready = False
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def ask(self, request: tuple[bytes, bytes], seconds: float) -> dict[str, Any]:
+        """The worker's answer, of a new process if this one ends while it works.
+
+        Raises:
+            UndecidedError: it did not answer within `seconds`.
+            WorkerEndedError: both processes ended.
+        """
+        try:
+            self.get_ready()
+            return self._ask(request, seconds)
+        except WorkerEndedError:
+            self._kill()
+            if self._closed:
+                raise
+            self.get_ready()
+            return self._ask(request, seconds)
+
+    def begin(self) -> None:
+        """Start the process; it is ready some time later."""
+        with self._lock:
+            if self._closed:
+                raise WorkerEndedError("the pool is closed")
+            ours, theirs = socket.socketpair()
+            watched, self._lifeline = os.pipe()
+            arguments = [str(theirs.fileno()), str(watched), self._config.model_dump_json(), ",".join(self._tasks)]
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "mopd_nemo.verifiers.worker", *arguments],
+                pass_fds=(theirs.fileno(), watched),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is the parent's to handle
+                env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            )
+            theirs.close()
+            os.close(watched)
+            self._connection = Connection(ours.detach())
+            self._ready = False
+
+    def close(self) -> None:
+        """Kill the process, for good."""
+        self._closed = True
+        self._kill()
+
+    def get_ready(self) -> None:
+        """Wait until the process has made its verifiers; start it if there is none.
+
+        Raises:
+            UserError: one cannot be made.
+        """
+        if self._process is None:
+            self.begin()
+        if not self._ready:
+            answer = self._receive(_START_SECONDS)
+            if answer is None or "error" in answer:
+                raise UserError(f"a verifier cannot start: {(answer or {}).get('error', 'it takes too long')}")
+            self._ready = True
+
+    def _ask(self, request: tuple[bytes, bytes], seconds: float) -> dict[str, Any]:
+        assert self._connection is not None
+        try:
+            for part in request:
+                self._connection.send_bytes(part)
+        except OSError as error:
+            raise WorkerEndedError("the worker process ended") from error
+        answer = self._receive(seconds)
+        if answer is None:
+            self._kill()
+            raise UndecidedError(f"not decided within {seconds:g} s")
+        return answer
+
+    def _receive(self, seconds: float) -> dict[str, Any] | None:
+        """The next message, or None when it does not come in time."""
+        assert self._connection is not None
+        try:
+            return json.loads(self._connection.recv_bytes()) if self._connection.poll(seconds) else None
+        except (OSError, EOFError) as error:
+            raise WorkerEndedError("the worker process ended") from error
+
+    def _kill(self) -> None:
+        with self._lock:
+            if self._process is None:
+                return
+            if self._process.poll() is None:
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            os.close(self._lifeline)
+            assert self._connection is not None
+            if not self._closed:  # else another thread may still be reading from it
+                self._connection.close()
+            self._process = None
 
 
 def main() -> None:

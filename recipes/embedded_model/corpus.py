@@ -18,7 +18,7 @@ from mopd_nemo.config.verifiers import VerifierConfig
 from mopd_nemo.data.arithmetic import apply, evaluate, parse, random_expressions, to_problem
 from mopd_nemo.peers.render import ContextSection, render_user_turn
 from mopd_nemo.types import Message
-from mopd_nemo.verifiers.arithmetic import ArithmeticVerifier
+from mopd_nemo.verifiers.answers import ArithmeticVerifier
 
 RIGHT_FRACTION = 0.4
 """How often a plain question is answered rightly."""

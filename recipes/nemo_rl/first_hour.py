@@ -38,8 +38,7 @@ def ratio(run: str, key: str, other: str, step: str) -> None:
 def memory(run: str, used: str) -> None:
     """Most MiB that `nvidia-smi` has seen on a GPU, in parts of what is computed before a job is submitted."""
     from mopd_nemo.config.load import load_config
-    from mopd_nemo.slurm.architecture import KNOWN
-    from mopd_nemo.slurm.memory import estimate
+    from mopd_nemo.slurm.memory import KNOWN, estimate
 
     config = load_config(Path(run, "config.yaml"))
     needed = estimate(config, KNOWN[config.model.path], None, 80.0)

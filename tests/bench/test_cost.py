@@ -25,8 +25,8 @@ from bench.cost import (
     tensor_seconds,
     update_flops,
 )
-from mopd_nemo.config.nemo import ParallelConfig
-from mopd_nemo.slurm.architecture import KNOWN, Architecture, from_config
+from mopd_nemo.config.cluster import ParallelConfig
+from mopd_nemo.slurm.memory import KNOWN, Architecture, from_config
 
 B, S = 2, 12
 SIZES = {

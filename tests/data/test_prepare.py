@@ -14,7 +14,7 @@ import pytest
 
 from mopd_nemo.config import UserError
 from mopd_nemo.config.verifiers import VerifierConfig
-from mopd_nemo.data.jsonl import read_problems, write_problems
+from mopd_nemo.data.load import read_problems, write_problems
 from mopd_nemo.data.prepare import Prepared, prepare
 from mopd_nemo.data.rows import BadRows
 from mopd_nemo.data.sources import SOURCES, find_source

@@ -13,8 +13,7 @@ from mopd_nemo.engines.local.engine import LocalEngine
 from mopd_nemo.evaluation import evaluate
 from mopd_nemo.methods.mopd import Mopd
 from mopd_nemo.types import RolloutGroup
-from mopd_nemo.verifiers.pending import PendingVerdicts
-from mopd_nemo.verifiers.pool import VerifierPool
+from mopd_nemo.verifiers.pool import PendingVerdicts, VerifierPool
 from tests.conftest import QUICKSTART
 
 

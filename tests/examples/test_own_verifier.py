@@ -7,7 +7,7 @@ import pytest
 
 from mopd_nemo.config import UserError
 from mopd_nemo.config.verifiers import VerifierConfig
-from mopd_nemo.data.jsonl import read_problems
+from mopd_nemo.data.load import read_problems
 from mopd_nemo.types import Verdict
 from mopd_nemo.verifiers.pool import VerifierPool
 

@@ -9,7 +9,7 @@ from statistics import fmean
 import pytest
 from rich.console import Console
 
-from mopd_nemo.commands.complete import complete
+from mopd_nemo.commands.sample import complete
 from mopd_nemo.config.load import load_config
 from mopd_nemo.files import read_rows
 from mopd_nemo.run.directory import RunDirectory

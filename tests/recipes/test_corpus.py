@@ -3,7 +3,7 @@ from itertools import islice
 from mopd_nemo.chat import Chat
 from mopd_nemo.config.verifiers import VerifierConfig
 from mopd_nemo.data.arithmetic import make_problems, split_of
-from mopd_nemo.verifiers.arithmetic import ArithmeticVerifier
+from mopd_nemo.verifiers.answers import ArithmeticVerifier
 from recipes.embedded_model.corpus import BUGS, Example, attempt, examples, to_ids
 
 VERIFIER = ArithmeticVerifier(VerifierConfig())

@@ -12,7 +12,7 @@ import pytest
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import UserError
 from mopd_nemo.config.load import load_config
-from mopd_nemo.data.jsonl import read_problems
+from mopd_nemo.data.load import read_problems
 from mopd_nemo.types import Outcome
 from mopd_nemo.verifiers.pool import VerifierPool
 from recipes.real_model import fetch

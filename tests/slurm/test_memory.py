@@ -4,9 +4,8 @@ from pathlib import Path
 import pytest
 
 from mopd_nemo.config import Config, ModelConfig, TrainConfig
-from mopd_nemo.config.nemo import NemoConfig, ParallelConfig, VllmConfig
-from mopd_nemo.slurm.architecture import KNOWN, Architecture, architecture_of
-from mopd_nemo.slurm.memory import RESERVE_GB, check_divisible, estimate
+from mopd_nemo.config.cluster import NemoConfig, ParallelConfig, VllmConfig
+from mopd_nemo.slurm.memory import KNOWN, RESERVE_GB, Architecture, architecture_of, check_divisible, estimate
 
 EIGHT_B = KNOWN["Qwen/Qwen3-8B"]
 

@@ -20,11 +20,10 @@ from mopd_nemo.config.load import flatten, load_config
 from mopd_nemo.data.sources import SOURCES
 from mopd_nemo.run.directory import write_rows
 from mopd_nemo.run.display import WARM_UP_STEPS
-from mopd_nemo.slurm.architecture import architecture_of
-from mopd_nemo.slurm.checks import memory_lines, model_problems
 from mopd_nemo.slurm.job import Job, render
-from mopd_nemo.slurm.memory import estimate
+from mopd_nemo.slurm.memory import architecture_of, estimate
 from mopd_nemo.slurm.site import SiteConfig
+from mopd_nemo.slurm.submit import memory_lines, model_problems
 from recipes import paper_table
 from tests.analysis.test_compare import write_run
 from tests.conftest import QUICKSTART

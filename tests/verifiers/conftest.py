@@ -5,8 +5,7 @@ import functools
 import pytest
 
 from mopd_nemo.config.verifiers import CodeConfig
-from mopd_nemo.verifiers.sandbox.choose import try_layer
-from mopd_nemo.verifiers.sandbox.layers import LAYERS, Launch, LayerName
+from mopd_nemo.verifiers.sandbox.layers import LAYERS, Launch, LayerName, try_layer
 
 TIGHT = CodeConfig(seconds_per_test=1.0, memory_mb=256, output_mb=1, scratch_mb=8, processes=12)
 

@@ -1,6 +1,8 @@
 import pytest
 
-from mopd_nemo.verifiers.answers import final_answer, gold_text, last_boxed, number_or_text
+from mopd_nemo.config.verifiers import FeedbackConfig, VerifierConfig
+from mopd_nemo.types import Outcome
+from mopd_nemo.verifiers.answers import ArithmeticVerifier, final_answer, gold_text, last_boxed, number_or_text
 from mopd_nemo.verifiers.base import AnswerError
 
 
@@ -84,3 +86,19 @@ def test_gold_answers_in_the_forms_of_datasets(answer: object, gold: str) -> Non
 def test_bad_gold_answers_are_refused(answer: object) -> None:
     with pytest.raises(AnswerError):
         gold_text(answer)
+
+
+arithmetic = ArithmeticVerifier(VerifierConfig())
+
+
+def test_verdicts_of_arithmetic() -> None:
+    assert arithmetic.judge(r"7+5=2 \boxed{2}", "2", True).outcome is Outcome.CORRECT
+    assert arithmetic.judge(r"\boxed{3}", "2", True).outcome is Outcome.WRONG
+    assert arithmetic.judge("7+5=2", "2", True).outcome is Outcome.BAD_FORMAT
+    assert arithmetic.judge("7+5", "2", False).outcome is Outcome.TRUNCATED
+
+
+def test_feedback_has_the_answer_only_on_request() -> None:
+    assert "2" not in arithmetic.judge(r"\boxed{3}", "2", True).feedback
+    revealing = ArithmeticVerifier(VerifierConfig(feedback=FeedbackConfig(reveal_gold=True)))
+    assert "2" in revealing.judge(r"\boxed{3}", "2", True).feedback

@@ -6,7 +6,7 @@ import pytest
 
 from mopd_nemo.config.load import load_config
 from mopd_nemo.data.arithmetic import make_problems
-from mopd_nemo.data.jsonl import write_problems
+from mopd_nemo.data.load import write_problems
 from mopd_nemo.engines.base import Sampling
 from mopd_nemo.engines.local.engine import LocalEngine
 from mopd_nemo.files import read_rows

@@ -15,8 +15,7 @@ from mopd_nemo.config.verifiers import CodeConfig, FeedbackConfig, MathConfig, V
 from mopd_nemo.types import Message, Outcome, Problem, Rollout, Verdict
 from mopd_nemo.verifiers import TASKS, make_verifier
 from mopd_nemo.verifiers.base import decide
-from mopd_nemo.verifiers.pending import PendingVerdicts
-from mopd_nemo.verifiers.pool import VerifierPool
+from mopd_nemo.verifiers.pool import PendingVerdicts, VerifierPool
 from mopd_nemo.verifiers.sandbox.layers import LayerName
 
 ENDLESS = r"\boxed{9^{9^{9^{9^{9}}}}}"

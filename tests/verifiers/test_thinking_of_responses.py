@@ -6,8 +6,7 @@ import pytest
 
 from mopd_nemo.config.verifiers import ChoiceConfig, CodeConfig, VerifierConfig
 from mopd_nemo.types import Message, Outcome, Problem, Rollout
-from mopd_nemo.verifiers.pending import PendingVerdicts
-from mopd_nemo.verifiers.pool import VerifierPool
+from mopd_nemo.verifiers.pool import PendingVerdicts, VerifierPool
 from mopd_nemo.verifiers.sandbox.layers import LayerName
 
 ANSWERS: dict[str, tuple[str, Any]] = {

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from mopd_nemo.config import UserError
+from mopd_nemo.data.prepare import Source
 from mopd_nemo.data.sources import livecodebench, maths, sciknoweval, toolalpaca
-from mopd_nemo.data.sources.base import Source
 
 SOURCES: dict[str, Source] = {
     source.name: source

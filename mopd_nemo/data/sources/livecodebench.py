@@ -17,8 +17,8 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from mopd_nemo.data.prepare import Hub, Source, Splits, user
 from mopd_nemo.data.rows import Row, RowError, text_field
-from mopd_nemo.data.sources.base import Hub, Source, Splits, user
 from mopd_nemo.types import Problem
 from mopd_nemo.verifiers.code import HiddenTests
 

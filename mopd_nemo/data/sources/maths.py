@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from mopd_nemo.data.prepare import Hub, Source, all_for_evaluation, all_for_training, train_and_test, user
 from mopd_nemo.data.rows import Row, RowError, text_field
-from mopd_nemo.data.sources.base import Hub, Source, all_for_evaluation, all_for_training, train_and_test, user
 from mopd_nemo.types import Problem
 
 PROMPT = "{problem}\n\nReason step by step, and put the final answer inside \\boxed{{}}."

@@ -10,8 +10,8 @@ import math
 from collections.abc import Mapping
 from functools import partial
 
+from mopd_nemo.data.prepare import Hub, Source, Splits
 from mopd_nemo.data.rows import Row, RowError, text_field
-from mopd_nemo.data.sources.base import Hub, Source, Splits
 from mopd_nemo.types import Message, Problem
 from mopd_nemo.verifiers.choice import gold_letter
 

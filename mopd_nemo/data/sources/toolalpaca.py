@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+from mopd_nemo.data.prepare import Source, train_and_test, user
 from mopd_nemo.data.rows import Row, RowError, text_field
-from mopd_nemo.data.sources.base import Source, train_and_test, user
 from mopd_nemo.types import Problem
 from mopd_nemo.verifiers.tool import gold_calls
 

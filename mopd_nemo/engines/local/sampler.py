@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mopd_nemo.engines.base import Progress, Sampling
+from mopd_nemo.engines.base import Progress, Sampling, seed_of
 from mopd_nemo.engines.local import llama
 from mopd_nemo.engines.local.model import LanguageModel
-from mopd_nemo.seeds import seed_of
 
 BLOCK = 64
 """Tokens of the vocabulary whose probabilities are summed together before one of them is looked for."""

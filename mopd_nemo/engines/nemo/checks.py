@@ -10,7 +10,7 @@ from transformers import AutoConfig
 
 from mopd_nemo.config import Config, UserError
 from mopd_nemo.config.checks import teacher_prompt
-from mopd_nemo.config.nemo import ParallelConfig
+from mopd_nemo.config.cluster import ParallelConfig
 from mopd_nemo.embedded import resolve_model_path
 from mopd_nemo.engines.models import check_positions, check_vocabularies
 

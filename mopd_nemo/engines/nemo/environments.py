@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 
+from mopd_nemo.chat import OPEN, opens_thinking
 from mopd_nemo.config import UserError
 from mopd_nemo.config.verifiers import VerifierConfig
-from mopd_nemo.thinking import OPEN, opens_thinking
 from mopd_nemo.types import Outcome, Verdict
 from mopd_nemo.verifiers import TASKS
 from mopd_nemo.verifiers.pool import VerifierPool

@@ -13,7 +13,7 @@ from typing import Any
 
 import mopd_nemo
 from mopd_nemo.config import Config, UserError
-from mopd_nemo.config.nemo import NemoConfig, training_gpus
+from mopd_nemo.config.cluster import NemoConfig, training_gpus
 from mopd_nemo.engines.nemo.policy_config import student_policy, teacher_policy
 from mopd_nemo.engines.vllm import Sample, sample_on_worker
 

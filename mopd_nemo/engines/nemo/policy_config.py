@@ -10,7 +10,7 @@ from typing import Any
 
 from mopd_nemo.config import Config
 from mopd_nemo.config.checks import teacher_prompt
-from mopd_nemo.config.nemo import ParallelConfig, sequence_multiple
+from mopd_nemo.config.cluster import ParallelConfig, sequence_multiple
 from mopd_nemo.embedded import resolve_model_path
 
 ITERATIONS = 10**6

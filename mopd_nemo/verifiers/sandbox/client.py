@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mopd_nemo.config.verifiers import CodeConfig
-from mopd_nemo.verifiers.sandbox.layers import Launch
 
 _START_SECONDS = 30.0
 _GRACE_SECONDS = 5.0
@@ -27,6 +26,16 @@ _GRACE_SECONDS = 5.0
 
 class SandboxError(Exception):
     """The sandbox did not start, or broke; not a finding about the program."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How to start a fork server."""
+
+    command: tuple[str, ...]
+    environment: dict[str, str]
+    isolated: bool = True
+    """Programs get namespaces and a scratch directory of their own inside."""
 
 
 @dataclass(frozen=True, slots=True)

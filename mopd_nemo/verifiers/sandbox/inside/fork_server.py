@@ -17,16 +17,18 @@ import importlib
 import json
 import os
 import signal
+import struct
 import sys
 from collections.abc import Iterable
 
 sys.path[0] = os.path.dirname(os.path.abspath(__file__))
 
 import linux
-import runner
-from frames import CONTROL_IN, CONTROL_OUT, receive, send
+from rules import extended_builtins
 from runner_process import RunnerProcess, limits_of
 
+CONTROL_IN, CONTROL_OUT = 10, 11
+"""Where the fork server keeps the pipes to the verifier, as programs get descriptors 0 to 3."""
 WARM = """
     abc array ast bisect cmath collections collections.abc contextlib copy dataclasses datetime decimal enum
     fractions functools heapq io itertools json math numbers operator queue random re statistics string threading
@@ -78,6 +80,31 @@ def _import_all(names: "Iterable[str]") -> None:
             importlib.import_module(name)
 
 
+def _read_exactly(count: int) -> bytes:
+    chunks = []
+    while count:
+        chunk = os.read(CONTROL_IN, min(count, 1 << 20))
+        if not chunk:
+            os._exit(0)  # the verifier is gone
+        chunks.append(chunk)
+        count -= len(chunk)
+    return b"".join(chunks)
+
+
+def receive() -> dict:
+    """The verifier's next message; ends this process when the verifier is gone."""
+    (length,) = struct.unpack(">I", _read_exactly(4))
+    return json.loads(_read_exactly(length))
+
+
+def send(message: dict) -> None:
+    """Send one message to the verifier."""
+    body = json.dumps(message).encode()
+    data = memoryview(struct.pack(">I", len(body)) + body)
+    while data:
+        data = data[os.write(CONTROL_OUT, data) :]
+
+
 def main() -> None:
     """Serve programs until the verifier goes away."""
     options = json.loads(sys.argv[1])
@@ -89,7 +116,7 @@ def main() -> None:
     os.dup2(null, 1)
     sys.path += options["paths"]
     _import_all(WARM)
-    BUILTINS.update(runner.extended_builtins())
+    BUILTINS.update(extended_builtins())
     linux.forbid_new_privileges()
     gc.disable()
     gc.freeze()  # forks then share these pages

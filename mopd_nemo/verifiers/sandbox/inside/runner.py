@@ -1,7 +1,6 @@
 """What a runner does: the candidate's source on one input after another. Nothing here is trusted once it has begun."""
 
 import atexit
-import builtins
 import contextlib
 import json
 import linecache
@@ -17,8 +16,7 @@ from collections import deque
 from decimal import Decimal
 from fractions import Fraction
 
-import paper_rules
-import prelude
+from rules import first_function, paper_namespace
 
 SOURCE = "solution.py"
 FIRST_FD = 20
@@ -28,16 +26,6 @@ _RECURSION_LIMIT = 50_000
 """LiveCodeBench's."""
 _INTEGER_DIGITS = 50_000
 """LiveCodeBench's limit of what `int` reads and `str` writes. Python's own is 4,300."""
-
-
-def extended_builtins() -> dict:
-    """Python's builtins and the names of the prelude, in one dictionary.
-
-    A module that looks names up there sees both, and copies nothing: after a fork every object touched is a page to
-    copy.
-    """
-    names = {name: value for name, value in vars(prelude).items() if not name.startswith("__")}
-    return names | vars(builtins)
 
 
 def run_tests(request: dict, known: dict, seconds: float) -> int:
@@ -76,7 +64,7 @@ def _run(request: dict, known: dict, cache: dict) -> int:
     try:
         module = types.ModuleType("__main__" if function is None else "solution")
         sys.modules[module.__name__] = module
-        module.__dict__.update(paper_rules.namespace() if rules == "paper" else {"__builtins__": known})
+        module.__dict__.update(paper_namespace() if rules == "paper" else {"__builtins__": known})
         if "code" not in cache:
             cache["code"] = compile(source, SOURCE, "exec")
         text = "" if function is None else sys.stdin.read()
@@ -126,7 +114,7 @@ def _call(module: dict, name: str, text: str, rules: str) -> None:
 
 def _find(module: dict, name: str, rules: str):
     if rules == "paper":
-        return module[name] if name in module else paper_rules.first_function(module)
+        return module[name] if name in module else first_function(module)
     if "Solution" in module:
         return getattr(module["Solution"](), name)
     return module[name]

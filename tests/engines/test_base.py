@@ -1,4 +1,4 @@
-from mopd_nemo.seeds import seed_of
+from mopd_nemo.engines.base import seed_of
 
 
 def test_a_seed_is_a_function_of_its_name_that_torch_and_vllm_take() -> None:

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from mopd_nemo.config.load import load_config
-from mopd_nemo.slurm.checks import memory_lines, model_problems, problems_of, unwritable
 from mopd_nemo.slurm.job import Job
 from mopd_nemo.slurm.site import SiteConfig
+from mopd_nemo.slurm.submit import memory_lines, model_problems, problems_of, unwritable
 from tests.conftest import QUICKSTART
 
 PAPER = Path(__file__).parents[2] / "configs" / "paper"

@@ -1,7 +1,8 @@
-"""The restrictions under which the paper's code runs solutions, for comparison with its numbers.
+"""The names that a program finds: under the official rules, and under the restrictions of the paper's code.
 
-Most of Python's builtins are missing there, exception classes among them, and so are many modules: correct programs
-fail. See docs/verifiers.md for what that costs.
+LiveCodeBench runs every solution behind many imports, so many solutions rely on them. In the paper's code most of
+Python's builtins are missing, exception classes among them, and so are many modules: correct programs fail. See
+docs/verifiers.md for what that costs.
 """
 
 import builtins
@@ -9,6 +10,44 @@ import io
 import sys
 import types
 import typing
+
+PRELUDE = """
+from string import *
+from re import *
+from datetime import *
+from collections import *
+from heapq import *
+from bisect import *
+from copy import *
+from math import *
+from random import *
+from statistics import *
+from itertools import *
+from functools import *
+from operator import *
+from io import *
+from sys import *
+from json import *
+from builtins import *
+from typing import *
+import bisect
+import builtins
+import collections
+import copy
+import datetime
+import functools
+import heapq
+import io
+import itertools
+import json
+import math
+import operator
+import random
+import re
+import statistics
+import string
+import sys
+"""
 
 _BUILTINS = """
     abs all any bool bytes callable chr dict enumerate filter float format frozenset hash hex input int isinstance
@@ -31,8 +70,19 @@ _TYPING = """
     """.split()  # noqa: SIM905
 
 
-def namespace() -> dict:
-    """A module namespace with the restricted builtins; also closes this process's modules to the candidate."""
+def extended_builtins() -> dict:
+    """Python's builtins and the names of the prelude, in one dictionary.
+
+    A module that looks names up there sees both, and copies nothing: after a fork every object touched is a page to
+    copy.
+    """
+    names: dict = {}
+    exec(PRELUDE, names)
+    return {name: value for name, value in names.items() if not name.startswith("__")} | vars(builtins)
+
+
+def paper_namespace() -> dict:
+    """A module namespace with the paper's restricted builtins; also closes this process's modules to the candidate."""
     sys.stdin = io.StringIO(sys.stdin.read())  # no sys.stdin.buffer
     for name in _BLOCKED_EVERYWHERE:
         sys.modules[name] = None  # type: ignore[assignment]

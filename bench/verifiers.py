@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mopd_nemo.config.verifiers import VerifierConfig
-from mopd_nemo.verifiers.outputs import same_text
+from mopd_nemo.verifiers.code import same_text
 from mopd_nemo.verifiers.pool import VerifierPool
 from mopd_nemo.verifiers.sandbox.inside.rules import PRELUDE
 

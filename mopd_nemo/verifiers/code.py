@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from typing import Any
 
@@ -18,12 +18,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from mopd_nemo.chat import after_thinking
 from mopd_nemo.config.verifiers import VerifierConfig
 from mopd_nemo.types import Outcome, Verdict
-from mopd_nemo.verifiers import outputs
 from mopd_nemo.verifiers.base import AnswerError, Verifier, missing_answer, shorten, with_gold
 from mopd_nemo.verifiers.sandbox.client import Program, Run, Sandbox, SandboxError
 from mopd_nemo.verifiers.sandbox.layers import choose
 
 _SHOWN_CHARACTERS = 400
+_INTEGER_DIGITS = 50_000
+"""LiveCodeBench's limit."""
 _ANY_BLOCK = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
 
 
@@ -46,7 +47,7 @@ class HiddenTests(BaseModel):
             raise ValueError(f"{len(self.inputs)} inputs and {len(self.outputs)} outputs: need as many, at least one")
         if self.fn_name is not None:
             for text in (*(line for i in self.inputs for line in i.split("\n")), *self.outputs):
-                outputs.loads(text)
+                loads(text)
         return self
 
     @classmethod
@@ -147,14 +148,6 @@ class CodeVerifier(Verifier):
         self._sandbox.close()
 
 
-_COMPARISONS: dict[tuple[str, bool], Callable[[str, str], bool]] = {
-    ("official", False): outputs.same_text,
-    ("official", True): outputs.same_value,
-    ("paper", False): outputs.same_text_in_paper,
-    ("paper", True): outputs.same_value_in_paper,
-}
-
-
 def last_block(response: str) -> str | None:
     """What stands between the last two lines with a fence, as LiveCodeBench reads it."""
     lines = response.split("\n")
@@ -170,27 +163,127 @@ def longest_block(response: str) -> str | None:
 
 
 def _readable(value: str) -> str:
-    """A returned value as Python would print it, without the tags it travelled with."""
+    """A returned value as Python would print it."""
     if not value:
         return "(nothing was returned)"
     try:
-        return repr(_untagged(json.loads(value)))
+        return repr(_from_plain(loads(value)))
     except (ValueError, TypeError, ArithmeticError, RecursionError):
         return value
 
 
-def _untagged(value: Any) -> Any:
+def loads(text: str) -> Any:
+    """JSON, with integers of up to 50,000 digits. Python's own limit is 4,300, and is one for the whole process.
+
+    Raises:
+        ValueError: it is not JSON, or a number is longer.
+    """
+    return json.loads(text, parse_int=_integer)
+
+
+def _integer(text: str) -> int:
+    if len(text.lstrip("-")) > _INTEGER_DIGITS:
+        raise ValueError(f"an integer of more than {_INTEGER_DIGITS} digits")
+    return int(text) if len(text) <= 4300 else int(Decimal(text))
+
+
+# When an output is the expected one. The comparison is made here, outside the sandbox, on plain data.
+
+
+def same_text(printed: str, expected: str) -> bool:
+    """LiveCodeBench's rule for stdout: line by line without outer spaces; lines of numbers compare as numbers."""
+    got, want = (text.strip().split("\n") for text in (printed, expected))
+    return len(got) == len(want) and all(_same_line(g.strip(), w.strip()) for g, w in zip(got, want, strict=True))
+
+
+def _same_line(got: str, want: str) -> bool:
+    if got == want:
+        return True
+    tokens, expected = got.split(), want.split()
+    if len(tokens) != len(expected):
+        return False
+    try:
+        # Exact decimals: 1.0 is 1, but neighbouring large integers stay apart.
+        return [Decimal(token) for token in tokens] == [Decimal(token) for token in expected]
+    except InvalidOperation:
+        return False
+
+
+def same_value(value: str, expected: str) -> bool:
+    """LiveCodeBench's rule for functions: equal as Python values, where a returned tuple counts as a list."""
+    try:
+        got = _from_plain(loads(value))
+    except (ValueError, TypeError, ArithmeticError, RecursionError):
+        return False
+    if isinstance(got, tuple):
+        got = list(got)
+    return bool(got == loads(expected))
+
+
+class _Foreign:
+    """An object that is not plain data: equal to nothing."""
+
+    __hash__ = object.__hash__
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __eq__(self, other: object) -> bool:
+        return False
+
+    def __repr__(self) -> str:
+        return f"<{self._name}>"
+
+
+def _from_plain(value: Any) -> Any:
+    """Undo the tags that the sandbox puts on what JSON cannot tell apart."""
     if isinstance(value, list):
-        return [_untagged(item) for item in value]
-    if isinstance(value, dict):
-        ((tag, content),) = value.items()
-        if tag == "dict":
-            return {str(_untagged(key)): _untagged(item) for key, item in content}
-        if tag == "fraction":
+        return [_from_plain(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    ((tag, content),) = value.items()
+    match tag:
+        case "dict":
+            return {_from_plain(key): _from_plain(item) for key, item in content}
+        case "tuple":
+            return tuple(_from_plain(item) for item in content)
+        case "set" | "frozenset":
+            return {_from_plain(item) for item in content}
+        case "fraction":
             return Fraction(*content)
-        if tag == "decimal":
+        case "decimal":
             return Decimal(content)
-        if tag == "complex":
+        case "complex":
             return complex(*content)
-        return [_untagged(item) for item in content] if tag != "object" else f"<{content}>"
+    return _Foreign(content)
+
+
+def same_text_in_paper(printed: str, expected: str) -> bool:
+    """The paper's code: the whole text, newlines as spaces, character by character."""
+    got, want = (text.strip().replace("\n", " ").replace("\r", "") for text in (printed, expected))
+    return got == want
+
+
+def same_value_in_paper(value: str, expected: str) -> bool:
+    """The paper's code: equal as sorted JSON, where tuples are lists but 3.0 is not 3."""
+    try:
+        got = _to_json(_from_plain(json.loads(value)))
+        return json.dumps(got, sort_keys=True) == json.dumps(json.loads(expected), sort_keys=True)
+    except (ValueError, TypeError, ArithmeticError, RecursionError):
+        return False
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_to_json(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _to_json(item) for key, item in value.items()}
     return value
+
+
+_COMPARISONS: dict[tuple[str, bool], Callable[[str, str], bool]] = {
+    ("official", False): same_text,
+    ("official", True): same_value,
+    ("paper", False): same_text_in_paper,
+    ("paper", True): same_value_in_paper,
+}

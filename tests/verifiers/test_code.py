@@ -202,18 +202,20 @@ def test_cheats_do_not_pass(official: CodeVerifier, name: str) -> None:
     assert judge(official, FUNCTIONS["function"], PAIRS).outcome is Outcome.CORRECT
 
 
-EXACT = {
+VALUES = {
     "Fraction(7, 3)": "from fractions import Fraction\ndef f(n): return Fraction(n, 3)",
     "Decimal('7.5')": "from decimal import Decimal\ndef f(n): return Decimal(n) + Decimal('0.5')",
     "(7+1j)": "def f(n): return n + 1j",
+    "(7, {1: 'a'})": "def f(n): return n, {1: 'a'}",
+    "<range>": "def f(n): return range(n)",
 }
 
 
-@pytest.mark.parametrize("shown", EXACT)
-def test_exact_numbers_are_compared_by_value_and_shown_as_python_prints_them(
+@pytest.mark.parametrize("shown", VALUES)
+def test_returned_values_are_compared_by_value_and_shown_as_python_prints_them(
     official: CodeVerifier, shown: str
 ) -> None:
-    verdict = judge(official, EXACT[shown], {"inputs": ["7"], "outputs": ["7"], "fn_name": "f"})
+    verdict = judge(official, VALUES[shown], {"inputs": ["7"], "outputs": ["7"], "fn_name": "f"})
     assert verdict.outcome is Outcome.WRONG
     assert f"Your output:\n{shown}" in verdict.feedback
 

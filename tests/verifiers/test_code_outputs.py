@@ -1,6 +1,6 @@
 import pytest
 
-from mopd_nemo.verifiers.outputs import same_text, same_text_in_paper, same_value, same_value_in_paper
+from mopd_nemo.verifiers.code import same_text, same_text_in_paper, same_value, same_value_in_paper
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
 from mopd_nemo.analysis import plots
 from mopd_nemo.analysis.page import svgs, write_page
 from mopd_nemo.analysis.plots import save_figure
-from mopd_nemo.analysis.textdiff import diff
 from mopd_nemo.config import UserError
 from mopd_nemo.files import read_rows, write_json
 from mopd_nemo.run.directory import RunDirectory
@@ -32,6 +32,8 @@ SOLVED = 0.5
 """A held-out problem counts as solved when more than this share of its samples is right."""
 
 Runs = Mapping[str, RunDirectory]
+Part = tuple[bool, str]
+"""A stretch of a text, and before it whether it differs from the other text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,3 +277,29 @@ def _figures(runs: Runs, histories: Mapping[str, History], patterns: Mapping[str
         ),
     }
     return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+def diff(left: str, right: str) -> tuple[list[Part], list[Part]]:
+    """Two texts as parts, by line and by word inside changed lines. Joined, the parts give the texts."""
+    a, b = left.splitlines(keepends=True), right.splitlines(keepends=True)
+    sides: tuple[list[Part], list[Part]] = ([], [])
+    for tag, a0, a1, b0, b1 in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+        old, new = "".join(a[a0:a1]), "".join(b[b0:b1])
+        if tag == "replace":
+            _add(sides, *_words(old, new))
+        else:
+            _add(sides, [(tag != "equal", old)], [(tag != "equal", new)])
+    return sides
+
+
+def _words(left: str, right: str) -> tuple[list[Part], list[Part]]:
+    a, b = (re.findall(r"\s+|\w+|[^\w\s]", text) for text in (left, right))
+    sides: tuple[list[Part], list[Part]] = ([], [])
+    for tag, a0, a1, b0, b1 in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+        _add(sides, [(tag != "equal", "".join(a[a0:a1]))], [(tag != "equal", "".join(b[b0:b1]))])
+    return sides
+
+
+def _add(sides: tuple[list[Part], list[Part]], left: Sequence[Part], right: Sequence[Part]) -> None:
+    for side, parts in zip(sides, (left, right), strict=True):
+        side += [part for part in parts if part[1]]

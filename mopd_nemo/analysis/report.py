@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -14,7 +13,7 @@ from matplotlib.figure import Figure
 
 from mopd_nemo.analysis import plots
 from mopd_nemo.analysis.page import svgs, write_page
-from mopd_nemo.analysis.plots import to_svg
+from mopd_nemo.analysis.teacher_signal import RESULT_FILE
 from mopd_nemo.config import Config
 from mopd_nemo.config.load import flatten
 from mopd_nemo.config.plugins import method_class
@@ -231,26 +230,12 @@ def _cards(metrics: Rows, evals: Rows) -> list[tuple[str, str]]:
 
 def _signal(directory: Path) -> dict[str, Any] | None:
     """The teacher-signal result of a run, if `mopd analyze teacher-signal` has been there."""
-    from mopd_nemo.analysis.teacher_signal import metrics as names
-    from mopd_nemo.analysis.teacher_signal import output
-    from mopd_nemo.analysis.teacher_signal.conditions import CONDITIONS, CONTROLS, LABELS
-
-    file = directory / output.RESULT_FILE
+    file = directory / RESULT_FILE
     if not file.is_file():
         return None
-    result = json.loads(file.read_text())
-    figure = plots.metric_grid(result["common"], names.LABELS, LABELS, names.CHANCE, CONTROLS, "")
-    return {
-        "result": result,
-        "readings": output.READINGS,
-        "headings": output.HEADINGS,
-        "explanations": output.EXPLANATIONS,
-        "metrics": names.LABELS,
-        "conditions": LABELS,
-        "first_control": CONTROLS[0],
-        "best": output.best_cells(result, CONDITIONS),
-        "figure": to_svg(figure) if figure else None,
-    }
+    from mopd_nemo.analysis.teacher_signal.output import page_values
+
+    return page_values(file)
 
 
 def _outcomes(metrics: Rows, evals: Rows) -> dict[str, Any] | None:

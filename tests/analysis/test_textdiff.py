@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mopd_nemo.analysis.textdiff import diff
+from mopd_nemo.analysis.cases import diff
 
 TEXT = st.text(alphabet="ab \n=+1", max_size=40)
 

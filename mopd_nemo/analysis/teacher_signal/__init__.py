@@ -1,4 +1,6 @@
 """Agreement of a teacher's scores with the verifier, by what the teacher reads (paper section 5.3, appendix A).
 
-rollouts -> contexts (conditions) -> scores (scoring) -> six metrics per prompt (metrics) -> three readings (table)
+rollouts -> contexts (conditions) -> scores (scoring) -> six metrics, in three readings (metrics) -> files (output)
 """
+
+RESULT_FILE = "teacher_signal.json"

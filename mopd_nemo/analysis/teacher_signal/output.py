@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from mopd_nemo.analysis.page import markdown_table
-from mopd_nemo.analysis.plots import metric_grid, save_figure
-from mopd_nemo.analysis.teacher_signal import metrics
+from mopd_nemo.analysis.plots import metric_grid, save_figure, to_svg
+from mopd_nemo.analysis.teacher_signal import RESULT_FILE, metrics
 from mopd_nemo.analysis.teacher_signal.conditions import CONDITIONS, CONTROLLED, CONTROLS, LABELS
+from mopd_nemo.analysis.teacher_signal.metrics import (
+    CLASSES,
+    READINGS,
+    one_class_fraction,
+    scored_prompt,
+    signal_table,
+)
 from mopd_nemo.analysis.teacher_signal.scoring import ScoreStore
-from mopd_nemo.analysis.teacher_signal.table import CLASSES, READINGS, one_class_fraction, scored_prompt, signal_table
 from mopd_nemo.files import write_json, write_text
 from mopd_nemo.run.rollouts import RecordedGroup
-
-RESULT_FILE = "teacher_signal.json"
 
 HEADINGS = {
     "common": "The same responses in every condition",
@@ -155,12 +160,29 @@ def _value(cell: Mapping[str, float | None], with_interval: bool, sign: str = ""
     return f"{text} ({cell['low']:{sign}.3f} to {cell['high']:{sign}.3f})" if with_interval else text
 
 
-def best_cells(result: Mapping[str, Any], conditions: Sequence[str]) -> set[tuple[str, str, str]]:
+def page_values(file: Path) -> dict[str, Any]:
+    """A result file as the report's template needs it."""
+    result = json.loads(file.read_text())
+    figure = metric_grid(result["common"], metrics.LABELS, LABELS, metrics.CHANCE, CONTROLS, "")
+    return {
+        "result": result,
+        "readings": READINGS,
+        "headings": HEADINGS,
+        "explanations": EXPLANATIONS,
+        "metrics": metrics.LABELS,
+        "conditions": LABELS,
+        "first_control": CONTROLS[0],
+        "best": _best_cells(result),
+        "figure": to_svg(figure) if figure else None,
+    }
+
+
+def _best_cells(result: Mapping[str, Any]) -> set[tuple[str, str, str]]:
     """(reading, metric, condition) of the best mean of each column."""
     best = set()
     for reading in READINGS:
         for metric in metrics.METRICS:
-            means = {name: result[reading][name][metric]["mean"] for name in conditions}
+            means = {name: result[reading][name][metric]["mean"] for name in CONDITIONS}
             if any(mean is None for mean in means.values()):
                 continue
             choose = min if metric in metrics.LOWER_IS_BETTER else max

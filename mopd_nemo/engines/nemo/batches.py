@@ -60,7 +60,7 @@ def train_batch(
     length_multiple: int,
     count_multiple: int,
 ) -> dict[str, Any]:
-    """A batch for `Policy.train` with `LessonLoss`.
+    """A batch for `Policy.train` with `BatchLoss`.
 
     Args:
         weights: for each row [parts, response tokens].

@@ -32,12 +32,12 @@ class Backend:
 
 BACKENDS = {
     "megatron": Backend(
-        "mopd_nemo.engines.nemo.workers.megatron_actor.MegatronTeacherWorker",
+        "mopd_nemo.engines.nemo.workers.megatron.MegatronTeacherWorker",
         "nemo_rl.models.policy.workers.megatron_policy_worker.MegatronPolicyWorker",
         {},
     ),
     "dtensor": Backend(
-        "mopd_nemo.engines.nemo.workers.dtensor_actor.DTensorTeacherWorker",
+        "mopd_nemo.engines.nemo.workers.dtensor.DTensorTeacherWorker",
         "nemo_rl.models.policy.workers.dtensor_policy_worker_v2.DTensorPolicyWorkerV2",
         {"checkpointing_cfg": {"model_save_format": "safetensors", "save_consolidated": True, "is_async": False}},
     ),

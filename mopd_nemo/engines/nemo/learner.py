@@ -1,4 +1,4 @@
-"""Updates of the student on a cluster: a batch becomes calls of `Policy.train` with `LessonLoss`."""
+"""Updates of the student on a cluster: a batch becomes calls of `Policy.train` with `BatchLoss`."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Learner:
     ) -> dict[str, float]:
         from nemo_rl.distributed.batched_data_dict import BatchedDataDict
 
-        from mopd_nemo.engines.nemo.workers.loss import SIGNALS, LessonLoss
+        from mopd_nemo.engines.nemo.workers.loss import SIGNALS, BatchLoss
 
         weighted = [self._weighted(term, batch, targets) for term in terms]
         used = sorted({i for term in terms for i in term.examples})
@@ -103,7 +103,7 @@ class Learner:
         watch = min(self._config.divergence.k, self._vocab_size)
         clip = self._config.rollout.importance_clip if "sampler" in data else None
         student_support = self._config.divergence.support == "student_topk"
-        loss = LessonLoss(
+        loss = BatchLoss(
             [term.objective for term in weighted],
             clip,
             self._vocab_size,

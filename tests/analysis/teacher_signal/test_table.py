@@ -5,7 +5,7 @@ import math
 import pytest
 
 from mopd_nemo.analysis.teacher_signal.conditions import CONDITIONS
-from mopd_nemo.analysis.teacher_signal.table import ScoredPrompt, one_class_fraction, signal_table
+from mopd_nemo.analysis.teacher_signal.metrics import ScoredPrompt, one_class_fraction, signal_table
 
 GOOD, BAD = (-0.1, -0.2, -0.8, -0.9), (-0.9, -0.8, -0.2, -0.1)
 MIXED = (1.0, 1.0, 0.0, 0.0)

@@ -15,7 +15,7 @@ from tests.integration.nemo.test_loss import LESSONS, VOCAB, K, lesson_rows
 
 def update(worker: Any, number: int) -> float:
     """One update on a lesson; the gradient's norm."""
-    from mopd_nemo.engines.nemo.workers.loss import LessonLoss
+    from mopd_nemo.engines.nemo.workers.loss import BatchLoss
 
     lesson = list(LESSONS)[number]
     batch = train_batch(*lesson_rows(lesson), None, pad_id=0, length_multiple=1, count_multiple=2)
@@ -23,7 +23,7 @@ def update(worker: Any, number: int) -> float:
     data, _ = dealt(worker, batch, batch_size=size)
     worker.prepare_for_training()
     worker.set_learning_rate(rate=1e-3)
-    result = worker.train(data, LessonLoss(LESSONS[lesson], 2.0, VOCAB, watch=K, student_support=True), gbs=size, mbs=1)
+    result = worker.train(data, BatchLoss(LESSONS[lesson], 2.0, VOCAB, watch=K, student_support=True), gbs=size, mbs=1)
     return float(result["grad_norm"])
 
 

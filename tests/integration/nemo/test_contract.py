@@ -105,8 +105,8 @@ def test_worker_is_an_actor_that_ray_can_send() -> None:
     from nemo_rl.models.policy.workers.dtensor_policy_worker_v2 import DTensorPolicyWorkerV2Impl
     from nemo_rl.models.policy.workers.megatron_policy_worker import MegatronPolicyWorkerImpl
 
-    from mopd_nemo.engines.nemo.workers.dtensor_actor import DTensorTeacherWorker
-    from mopd_nemo.engines.nemo.workers.megatron_actor import MegatronTeacherWorker
+    from mopd_nemo.engines.nemo.workers.dtensor import DTensorTeacherWorker
+    from mopd_nemo.engines.nemo.workers.megatron import MegatronTeacherWorker
 
     for worker, base in (
         (MegatronTeacherWorker, MegatronPolicyWorkerImpl),
@@ -130,19 +130,19 @@ def test_what_is_asked_of_an_asynchronous_save_is_a_call_without_arguments() -> 
 def test_loss_travels_to_workers() -> None:
     import ray.cloudpickle
 
-    from mopd_nemo.engines.nemo.workers.loss import LessonLoss
+    from mopd_nemo.engines.nemo.workers.loss import BatchLoss
     from mopd_nemo.losses.objectives import Divergence
 
-    loss = ray.cloudpickle.loads(ray.cloudpickle.dumps(LessonLoss([Divergence()], 2.0, 428, 8, True)))
-    assert loss.objectives == (Divergence(),) and type(loss) is LessonLoss
+    loss = ray.cloudpickle.loads(ray.cloudpickle.dumps(BatchLoss([Divergence()], 2.0, 428, 8, True)))
+    assert loss.objectives == (Divergence(),) and type(loss) is BatchLoss
 
 
 def test_loss_follows_the_protocol() -> None:
     from nemo_rl.algorithms.loss.interfaces import LossInputType, LossType
 
-    from mopd_nemo.engines.nemo.workers.loss import LessonLoss
+    from mopd_nemo.engines.nemo.workers.loss import BatchLoss
 
-    assert LessonLoss.loss_type is LossType.TOKEN_LEVEL and LessonLoss.input_type is LossInputType.LOGIT
+    assert BatchLoss.loss_type is LossType.TOKEN_LEVEL and BatchLoss.input_type is LossInputType.LOGIT
 
 
 @pytest.fixture(params=CONFIGS, ids=lambda path: path.name)

@@ -1,4 +1,4 @@
-"""Updates by NeMo-RL's real worker with `LessonLoss`, under every cut, against one process."""
+"""Updates by NeMo-RL's real worker with `BatchLoss`, under every cut, against one process."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def loss_on(model: Any, lesson: str) -> Tensor:
 
 def updates(cuts: list[str]) -> dict[str, Any]:
     """On each rank and for each cut: NeMo-RL's results of an update on each lesson, and the model at the end."""
-    from mopd_nemo.engines.nemo.workers.loss import LessonLoss
+    from mopd_nemo.engines.nemo.workers.loss import BatchLoss
 
     found = {}
     for name in cuts:
@@ -118,7 +118,7 @@ def updates(cuts: list[str]) -> dict[str, Any]:
             data, _ = dealt(worker, batch, batch_size=size)
             worker.prepare_for_training()
             worker.set_learning_rate(rate=RATE)
-            loss = LessonLoss(LESSONS[lesson], 2.0, VOCAB, watch=K, student_support=True)
+            loss = BatchLoss(LESSONS[lesson], 2.0, VOCAB, watch=K, student_support=True)
             results.append(worker.train(data, loss, gbs=size, mbs=2))
         found[name] = results, worker.exported()
     return found

@@ -67,7 +67,7 @@ def noted(name: str, own: Any, waits: list[str]) -> Any:
 def packed(sequences: int) -> tuple[Any, dict[str, Any], Tensor]:
     from nemo_rl.distributed.batched_data_dict import BatchedDataDict
 
-    from mopd_nemo.engines.nemo.workers.loss import LessonLoss
+    from mopd_nemo.engines.nemo.workers.loss import BatchLoss
 
     size = LENGTH - 1
     data: Any = BatchedDataDict(
@@ -82,7 +82,7 @@ def packed(sequences: int) -> tuple[Any, dict[str, Any], Tensor]:
         }
     )
     objective = Divergence("reverse_kl", support="teacher_topk", k=K)
-    loss = LessonLoss([objective], None, VOCABULARY, watch=None, student_support=True, backend="dtensor")
+    loss = BatchLoss([objective], None, VOCABULARY, watch=None, student_support=True, backend="dtensor")
     return loss, data, torch.arange(0, sequences * LENGTH + 1, LENGTH)
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import ray
 import torch
 import torch.distributed as dist
 from nemo_rl.models.automodel.data import get_microbatch_iterator
 from nemo_rl.models.automodel.train import TopkLogitsPostProcessor, forward_with_post_processing_fn
-from nemo_rl.models.policy.workers.dtensor_policy_worker_v2 import get_train_context
+from nemo_rl.models.policy.utils import get_runtime_env_for_policy_worker
+from nemo_rl.models.policy.workers.dtensor_policy_worker_v2 import DTensorPolicyWorkerV2Impl, get_train_context
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -31,6 +33,11 @@ class DTensorTeacherMethods(TeacherMethods):
     def _shard_name(self) -> str:
         """Every rank holds a part of its own: what tensor parallelism leaves is cut over the data-parallel ranks."""
         return f"shard_{dist.get_rank():05d}_of_{dist.get_world_size():05d}.pt"
+
+
+@ray.remote(runtime_env=get_runtime_env_for_policy_worker("dtensor_policy_worker_v2"))
+class DTensorTeacherWorker(DTensorTeacherMethods, DTensorPolicyWorkerV2Impl):
+    """The Ray actor that trains, and scores as a teacher."""
 
 
 @torch.no_grad()

@@ -51,7 +51,7 @@ class _Rows:
     """Those of the R tokens that each part is about."""
 
 
-class LessonLoss:
+class BatchLoss:
     """What `Policy.train` is given. See `batches.train_batch` for the data that it reads.
 
     Args:

@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import ray
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from nemo_rl.models.megatron.data import ProcessedMicrobatch, get_microbatch_iterator
 from nemo_rl.models.megatron.train import TopkLogitsPostProcessor, megatron_forward_backward
+from nemo_rl.models.policy.utils import get_runtime_env_for_policy_worker
+from nemo_rl.models.policy.workers.megatron_policy_worker import MegatronPolicyWorkerImpl
 from torch import Tensor, nn
 
 from mopd_nemo.engines.nemo.batches import joined
@@ -76,6 +79,11 @@ class MegatronTeacherMethods(TeacherMethods):
         expert = parallel_state.get_expert_model_parallel_rank()
         expert_tensor = parallel_state.get_expert_tensor_parallel_rank()
         return f"shard_pp{pipeline:02d}_tp{tensor:02d}_ep{expert:02d}_et{expert_tensor:02d}.pt"
+
+
+@ray.remote(runtime_env=get_runtime_env_for_policy_worker("megatron_policy_worker"))
+class MegatronTeacherWorker(MegatronTeacherMethods, MegatronPolicyWorkerImpl):
+    """The Ray actor that trains, and scores as a teacher."""
 
 
 @torch.no_grad()

@@ -1,11 +1,7 @@
-"""Several runs side by side: which setting gives what, over seeds, with what uncertainty and at what cost.
-
-Writes compare.md, compare.csv, each figure as PNG and PDF, and compare.html, which holds everything.
-"""
+"""Several runs side by side: which setting gives what, over seeds, with what uncertainty and at what cost."""
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,26 +9,16 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from matplotlib.figure import Figure
+import numpy as np
 
-from mopd_nemo.analysis import plots
-from mopd_nemo.analysis.page import markdown_table, svgs, write_page
-from mopd_nemo.analysis.plots import COLOURS, LINES, MARKERS, new_axes, save_figure
+from mopd_nemo.analysis.contrasts import MARGIN, Contrasts, contrasts
 from mopd_nemo.config import UserError
 from mopd_nemo.config.load import flatten
-from mopd_nemo.evaluation import bootstrap_interval, pass_at_k
-from mopd_nemo.files import read_rows, write_text
+from mopd_nemo.files import read_rows
 from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.run.display import PHASES, WARM_UP_STEPS
+from mopd_nemo.run.rollouts import num_successes, read_groups
 
-_SIZE = (7.2, 4.2)
-_LEGEND_CHARACTERS = 100
-"""That fit beside each other below the axes."""
-_ACCURACY_NOTE = (
-    "Percent. ± is the standard deviation over seeds; the interval is a 95 % bootstrap by problem at the last "
-    "evaluation. 'Over all evaluations' is the mean of the curve after the start: high for what learns early and stays."
-)
-_TIME_NOTE = f"Mean seconds per phase, without the first {WARM_UP_STEPS} steps."
 _NOT_SETTINGS = {"run_dir", "name", "seed", "gkd.completions"}
 
 
@@ -47,6 +33,11 @@ class RunResult:
     evals: list[dict[str, Any]]
     correct: dict[str, tuple[int, int]]
     """Per held-out problem, right samples and samples of the last evaluation."""
+
+    @property
+    def seed(self) -> int:
+        """Of all that the run drew."""
+        return self.config["seed"]
 
     @property
     def num_rollouts(self) -> int:
@@ -67,14 +58,12 @@ class Setting:
         values = [run.evals[row][metric] for run in self.runs]
         return fmean(values), stdev(values) if len(values) > 1 else float("nan")
 
-    def interval(self, k: int | None = None) -> tuple[float, float]:
-        """95 % bootstrap interval by problem of the last evaluation, averaged over seeds: of mean@n, or of pass@k."""
-        per_problem: dict[str, list[float]] = {}
-        for run in self.runs:
-            for problem, (right, samples) in run.correct.items():
-                value = right / samples if k is None else pass_at_k(right, samples, k)
-                per_problem.setdefault(problem, []).append(value)
-        return bootstrap_interval([fmean(values) for values in per_problem.values()])
+    def by_problem(self) -> dict[int, np.ndarray]:
+        """By seed, the share of right samples of every problem at the last evaluation, by id."""
+        return {
+            run.seed: np.array([right / samples for _, (right, samples) in sorted(run.correct.items())])
+            for run in self.runs
+        }
 
     def seconds(self) -> dict[str, float]:
         """Mean seconds of each phase and of the whole step, after the first steps."""
@@ -103,22 +92,26 @@ class Comparison:
     num_samples: int
     """n of mean@n."""
     warnings: list[str]
-    baseline: Setting | None
-    """The setting that step times are compared with."""
+    baseline: Setting
+    """The setting that the others are compared with."""
+    contrasts: Contrasts
+    """What mean@n of the last evaluation allows to say."""
 
 
-def compare(paths: Sequence[Path], baseline: str | None = None) -> Comparison:
+def compare(paths: Sequence[Path], baseline: str | None = None, margin: float = MARGIN) -> Comparison:
     """Read and group runs, in the order given.
 
     Args:
-        baseline: label of the setting that step times are compared with. Default: `sdpo`, as in the paper, if there is
-            such a setting.
+        paths: run directories, or directories that hold some, such as a sweep's.
+        baseline: label of the setting that the others are compared with. Default: `sdpo`, as in the paper, if there is
+            such a setting, else the first.
+        margin: difference in mean@n, as a fraction, below which settings count as equal.
 
     Raises:
-        UserError: a path is no run, a run has no step or no evaluation, evaluations cannot be compared, or there is no
-            such baseline.
+        UserError: a path holds no run, a run has no step or no evaluation, evaluations cannot be compared, two runs
+            are the same experiment, or there is no such baseline.
     """
-    runs = [_read(path) for path in paths]
+    runs = [_read(path) for path in find_runs(paths)]
     shared = {key for key in runs[0].config if all(run.config.get(key) == runs[0].config[key] for run in runs)}
     varied = [key for key in runs[0].config if key not in shared and key not in _NOT_SETTINGS]
     labels: dict[str, list[RunResult]] = {}
@@ -128,10 +121,42 @@ def compare(paths: Sequence[Path], baseline: str | None = None) -> Comparison:
     if len(sizes) > 1 or len({frozenset(run.correct) for run in runs}) > 1:
         raise UserError("the runs were evaluated on different problems or numbers of samples: compare like with like")
     settings = {label: Setting(label, members) for label, members in labels.items()}
+    for setting in settings.values():
+        _refuse_twins(setting)
     if baseline is not None and baseline not in settings:
         raise UserError(f"--baseline {baseline}: no such setting; there are: {', '.join(settings)}")
-    warnings = _warnings(runs, list(settings.values()))
-    return Comparison(list(settings.values()), varied, sizes.pop(), warnings, settings.get(baseline or "sdpo"))
+    base = baseline or ("sdpo" if "sdpo" in settings else next(iter(settings)))
+    return Comparison(
+        list(settings.values()),
+        varied,
+        sizes.pop(),
+        _warnings(runs, list(settings.values())),
+        settings[base],
+        contrasts({label: setting.by_problem() for label, setting in settings.items()}, base, margin),
+    )
+
+
+def find_runs(paths: Sequence[Path]) -> list[Path]:
+    """Run directories among `paths`, and those inside of the others.
+
+    Files are passed over: the table of an earlier comparison may lie beside the runs that `SWEEP/*` names.
+
+    Raises:
+        UserError: a path is missing, or a directory neither is a run nor holds one.
+    """
+    found: dict[Path, None] = {}
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path}: no such directory")
+        if path.is_dir():
+            is_run = (path / "config.yaml").is_file()
+            inside = [path] if is_run else sorted(file.parent for file in path.glob("*/config.yaml"))
+            if not inside:
+                raise UserError(f"{path}: neither a run directory (no config.yaml in it) nor one that holds runs")
+            found |= dict.fromkeys(inside)
+    if not found:
+        raise UserError(f"no run directory among {', '.join(map(str, paths))}")
+    return list(found)
 
 
 def _read(path: Path) -> RunResult:
@@ -143,10 +168,7 @@ def _read(path: Path) -> RunResult:
     rollouts = run.rollouts_file(evals[-1]["step"], "eval")
     if not rollouts.exists():
         raise UserError(f"{rollouts}: missing; intervals by problem need the samples of the last evaluation")
-    correct: dict[str, tuple[int, int]] = {}
-    for row in read_rows(rollouts):
-        right, samples = correct.get(row["problem"], (0, 0))
-        correct[row["problem"]] = (right + (row["success"] is True), samples + 1)
+    correct = {group.problem_id: (num_successes(group.rows), len(group.rows)) for group in read_groups(rollouts)}
     return RunResult(path, flatten(run.read_config()), read_rows(run.metrics_file), evals, correct)
 
 
@@ -158,6 +180,15 @@ def _label(run: RunResult, varied: Sequence[str]) -> str:
     if "method" not in varied:
         parts += [f"{key}={run.config[key]}" for key in varied if key.startswith("teacher.")]
     return " ".join(parts) or run.config["method"]
+
+
+def _refuse_twins(setting: Setting) -> None:
+    """Two runs of one seed are one experiment: counted as two, they would make intervals too narrow."""
+    by_seed: dict[int, RunResult] = {}
+    for run in setting.runs:
+        other = by_seed.setdefault(run.seed, run)
+        if other is not run:
+            raise UserError(f"{other.path} and {run.path}: the same settings and seed ({run.seed}); leave one out")
 
 
 def _warnings(runs: Sequence[RunResult], settings: Sequence[Setting]) -> list[str]:
@@ -174,184 +205,53 @@ def _warnings(runs: Sequence[RunResult], settings: Sequence[Setting]) -> list[st
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
-    """A metric of a setting, as fractions."""
-
-    before: float
-    """At the first evaluation."""
-    mean: float
-    """At the last one, over seeds."""
-    std: float
-    """Over seeds; NaN with one."""
-    low: float
-    high: float
-    """95 % bootstrap bounds by problem."""
-
-    def cells(self) -> list[str]:
-        """Mean with its deviation, and bounds, for people."""
-        deviation = "" if math.isnan(self.std) else f" ± {100 * self.std:.1f}"
-        return [_percent(self.mean) + deviation, f"{_percent(self.low)} to {_percent(self.high)}"]
-
-
-@dataclass(frozen=True, slots=True)
 class Row:
-    """What a setting reached, and what it cost."""
+    """What a setting reached, and what it cost. Accuracies are fractions, means over seeds at the last evaluation."""
 
     setting: str
     seeds: int
-    mean: Score
-    """Of mean@n."""
-    best: Score
-    """Of pass@n."""
+    before: float
+    """mean@n at the first evaluation."""
+    mean: float
+    """mean@n."""
+    std: float
+    """Of mean@n over seeds; NaN with one."""
+    best: float
+    """pass@n."""
+    best_std: float
+    """Of pass@n over seeds."""
     all_evaluations: float
     """Mean of the mean@n curve after the start: high for a setting that learns early and stays."""
     ever_solved: float
     seconds: dict[str, float]
     """By phase, and `step`."""
-    over_baseline: float | None
+    over_baseline: float
     """Step time over the baseline's, less 1."""
 
 
 def rows(comparison: Comparison) -> list[Row]:
     """One row a setting."""
     n = comparison.num_samples
-    base = comparison.baseline.seconds()["step"] if comparison.baseline else None
+    base = comparison.baseline.seconds()["step"]
     table = []
     for setting in comparison.settings:
         seconds = setting.seconds()
         curve = [mean for _, mean, _ in setting.curve(f"mean@{n}", "evals")][1:]
+        mean, std = setting.over_seeds(f"mean@{n}")
+        best, best_std = setting.over_seeds(f"pass@{n}")
         table.append(
             Row(
                 setting=setting.label,
                 seeds=len(setting.runs),
-                mean=_score(setting, f"mean@{n}", None),
-                best=_score(setting, f"pass@{n}", n),
+                before=setting.over_seeds(f"mean@{n}", row=0)[0],
+                mean=mean,
+                std=std,
+                best=best,
+                best_std=best_std,
                 all_evaluations=fmean(curve) if curve else math.nan,
                 ever_solved=setting.ever_solved(),
                 seconds=seconds,
-                over_baseline=seconds["step"] / base - 1.0 if base else None,
+                over_baseline=seconds["step"] / base - 1.0,
             )
         )
     return table
-
-
-def _score(setting: Setting, metric: str, k: int | None) -> Score:
-    before, _ = setting.over_seeds(metric, row=0)
-    return Score(before, *setting.over_seeds(metric), *setting.interval(k))
-
-
-def accuracy_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Heading and cells: what each setting reached."""
-    n = comparison.num_samples
-    heading = ["setting", "seeds", "before", f"mean@{n}", "95 % by problem", "over all evaluations"]
-    heading += [f"pass@{n}", "95 % by problem", "ever solved"]
-    body = [
-        [
-            *(row.setting, str(row.seeds), _percent(row.mean.before), *row.mean.cells()),
-            *(_percent(row.all_evaluations), *row.best.cells(), f"{row.ever_solved:.0f}"),
-        ]
-        for row in rows(comparison)
-    ]
-    return heading, body
-
-
-def time_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Heading and cells: seconds per phase and step."""
-    columns = (*PHASES, "step")
-    heading = ["setting", *columns]
-    if comparison.baseline:
-        heading.append(f"step time over {comparison.baseline.label}")
-    body = []
-    for row in rows(comparison):
-        cells = [row.setting, *(f"{row.seconds[name]:.2f}" for name in columns)]
-        if row.over_baseline is not None:
-            cells.append(f"{100 * row.over_baseline:+.1f} %")
-        body.append(cells)
-    return heading, body
-
-
-def write_csv(comparison: Comparison, file: Path) -> None:
-    """Every number, unrounded."""
-    n = comparison.num_samples
-    table = []
-    for row in rows(comparison):
-        flat: dict[str, float | str] = {"setting": row.setting, "seeds": row.seeds}
-        for metric, score in ((f"mean@{n}", row.mean), (f"pass@{n}", row.best)):
-            flat |= {f"{metric}/before": score.before, metric: score.mean, f"{metric}/std": score.std}
-            flat |= {f"{metric}/low": score.low, f"{metric}/high": score.high}
-        flat |= {f"mean@{n}/all_evaluations": row.all_evaluations, "ever_solved": row.ever_solved}
-        flat |= {f"seconds/{phase}": seconds for phase, seconds in row.seconds.items()}
-        if row.over_baseline is not None:
-            flat["step_time_over_baseline"] = row.over_baseline
-        table.append(flat)
-    with file.open("w", newline="", encoding="utf-8") as out:
-        writer = csv.DictWriter(out, fieldnames=list(table[0]))
-        writer.writeheader()
-        writer.writerows(table)
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}"
-
-
-def figures(comparison: Comparison) -> dict[str, Figure | None]:
-    """Figures by file name."""
-    n = comparison.num_samples
-    seconds = {s.label: [row for run in s.runs for row in run.metrics[WARM_UP_STEPS:]] for s in comparison.settings}
-    return {
-        "held_out": _curves(comparison, f"mean@{n}", "evals", f"held-out mean@{n}", "%", 100.0),
-        "training_success": _curves(comparison, "success_rate", "metrics", "success of training rollouts", "%", 100.0),
-        "ever_solved": _curves(
-            comparison, "ever_solved", "metrics", "training problems solved at least once", "problems", 1.0
-        ),
-        "seconds": plots.phase_seconds(seconds),
-    }
-
-
-def _curves(comparison: Comparison, metric: str, kind: str, title: str, unit: str, scale: float) -> Figure:
-    figure, axes = new_axes(f"{title} (mean over seeds, band: one standard deviation)", "step", unit, _SIZE)
-    for number, setting in enumerate(comparison.settings):
-        points = setting.curve(metric, kind)
-        steps = [step for step, _, _ in points]
-        means = [scale * mean for _, mean, _ in points]
-        low, high = ([scale * (mean + sign * std) for _, mean, std in points] for sign in (-1, 1))
-        colour = COLOURS[number % len(COLOURS)]
-        marker = MARKERS[number % len(MARKERS)] if kind == "evals" else None
-        line = LINES[number // len(COLOURS) % len(LINES)]
-        axes.plot(steps, means, line, color=colour, marker=marker, markersize=4, linewidth=1.5, label=setting.label)
-        axes.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
-    longest = max((len(setting.label) for setting in comparison.settings), default=1)
-    columns = min(max(_LEGEND_CHARACTERS // (longest + 6), 1), 3)
-    figure.legend(frameon=False, fontsize=8, ncols=columns, loc="outside lower center")
-    return figure
-
-
-def write_comparison(comparison: Comparison, directory: Path) -> Path:
-    """Write all files; the path of the HTML page."""
-    directory.mkdir(parents=True, exist_ok=True)
-    drawn = figures(comparison)
-    for name, figure in drawn.items():
-        if figure is not None:
-            save_figure(figure, directory / name)
-    write_csv(comparison, directory / "compare.csv")
-    write_text(directory / "compare.md", render_markdown(comparison))
-    return write_page(
-        directory / "compare.html",
-        "compare.html.j2",
-        title=f"{len(comparison.settings)} settings, {sum(len(s.runs) for s in comparison.settings)} runs",
-        warnings=comparison.warnings,
-        tables=[
-            ("Accuracy", _ACCURACY_NOTE, accuracy_table(comparison)),
-            ("Time", _TIME_NOTE, time_table(comparison)),
-        ],
-        figures=svgs(drawn.values()),
-        settings=comparison.settings,
-    )
-
-
-def render_markdown(comparison: Comparison) -> str:
-    """Both tables with their notes."""
-    parts = [f"**{warning}**" for warning in comparison.warnings]
-    parts += [markdown_table(*accuracy_table(comparison)), _ACCURACY_NOTE]
-    parts += [markdown_table(*time_table(comparison)), _TIME_NOTE]
-    return "\n\n".join(parts) + "\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -21,13 +22,13 @@ Overrides = Annotated[
 def print_table(
     head: Sequence[str], body: Iterable[Sequence[str]], console: Console | None = None, title: str | None = None
 ) -> None:
-    """Print a table whose first column is text, as wide as its longest word, and whose others are numbers."""
+    """Print a table whose first column is text and whose others are numbers; their headings stand word over word."""
     rows = [list(cells) for cells in body]
+    head = [head[0], *(re.sub(r" (?=\w)", "\n", name) for name in head[1:])]
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
-    words = [word for cells in rows for word in cells[0].split()]
-    table.add_column(head[0], min_width=max(map(len, words), default=0))
-    for name in head[1:]:
-        table.add_column(name, justify="right", min_width=6)
+    for number, cells in enumerate(zip(head, *rows, strict=True)):
+        longest = max((len(word) for cell in cells for word in cell.split()), default=0)
+        table.add_column(cells[0], justify="right" if number else "left", min_width=longest, overflow="fold")
     for cells in rows:
         table.add_row(*cells)
     (console or Console()).print(table)

@@ -11,6 +11,9 @@ from rich.console import Console
 
 from mopd_nemo.commands import print_table
 
+MARGIN = 2.0
+"""Points. As `mopd_nemo.analysis.contrasts.MARGIN`, which is too slow to import here."""
+
 
 def report(
     run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Run directories.")],
@@ -30,29 +33,34 @@ def report(
 
 
 def compare(
-    run_dirs: Annotated[list[Path], typer.Argument(help="Run directories.")],
+    run_dirs: Annotated[list[Path], typer.Argument(help="Run directories, or directories of runs such as a sweep's.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the comparison.")] = Path("comparison"),
     baseline: Annotated[
         str | None,
         typer.Option(
-            help="Setting that step times are compared with, by its label. Default: sdpo, where there is one."
+            help="Setting that the others are compared with, by its label. Default: sdpo, where there is one, "
+            "else the first."
         ),
     ] = None,
+    margin: Annotated[
+        float, typer.Option(min=0.0, help="Settings whose mean@n differs by less count as equal, in points.")
+    ] = MARGIN,
 ) -> None:
-    """Compare runs: mean and spread over seeds, intervals by problem, time per phase, curves."""
-    compare_runs(run_dirs, output, baseline)
+    """Compare runs: accuracy with intervals over seeds and problems, differences and what they allow to say, times."""
+    compare_runs(run_dirs, output, baseline, margin)
 
 
-def compare_runs(paths: Sequence[Path], output: Path, baseline: str | None = None) -> None:
+def compare_runs(paths: Sequence[Path], output: Path, baseline: str | None = None, margin: float = MARGIN) -> None:
     """Compare runs, print the tables and write the files."""
-    from mopd_nemo.analysis.compare import accuracy_table, compare, time_table, write_comparison
+    from mopd_nemo.analysis.compare import compare
+    from mopd_nemo.analysis.compare_page import sections, write_comparison
 
-    comparison = compare(paths, baseline)
+    comparison = compare(paths, baseline, margin / 100.0)
     console = Console()
-    for heading, body in (accuracy_table(comparison), time_table(comparison)):
-        narrow = [[cell.replace(" ± ", "±").replace(" to ", "–") for cell in cells] for cells in body]
-        print_table(heading, narrow, console)
+    for title, note, (heading, body) in sections(comparison):
+        print_table(heading, body, console, title)
+        console.print(note, style="dim", highlight=False)
         console.print()
     for warning in comparison.warnings:
-        console.print(f"[yellow]{warning}[/]")
+        console.print(f"[yellow]{warning}[/]", highlight=False)
     console.print(str(write_comparison(comparison, output)), soft_wrap=True, highlight=False)

@@ -4,7 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from mopd_nemo.analysis.compare import compare, rows, write_comparison
+from mopd_nemo.analysis.compare import compare, rows
+from mopd_nemo.analysis.compare_page import write_comparison
+from mopd_nemo.analysis.contrasts import MARGIN
+from mopd_nemo.commands.report import MARGIN as DEFAULT_POINTS
+from mopd_nemo.commands.report import compare_runs
 from mopd_nemo.config import UserError
 from mopd_nemo.config.load import load_config
 from mopd_nemo.files import write_rows
@@ -28,7 +32,19 @@ def write_run(path: Path, right: list[int], seconds: float = 1.0, steps: int = 8
     mean = sum(right) / (8 * len(right))
     evals = [{"step": 0, "mean@8": 0.25, "pass@8": 0.5}, {"step": 8, "mean@8": mean, "pass@8": 1.0}]
     write_rows(run.eval_file, evals)
-    samples = [{"problem": f"p{i}", "rollout": r, "success": r < c} for i, c in enumerate(right) for r in range(8)]
+    samples = [
+        {
+            "step": 8,
+            "problem": f"p{i}",
+            "rollout": r,
+            "response": "",
+            "reward": float(r < c),
+            "outcome": "correct" if r < c else "wrong",
+            "success": r < c,
+        }
+        for i, c in enumerate(right)
+        for r in range(8)
+    ]
     write_rows(run.rollouts_file(8, "eval"), samples)
     return path
 
@@ -43,35 +59,40 @@ def test_table_over_seeds(tmp_path: Path) -> None:
     comparison = compare(paths)
     mopd, sdpo = rows(comparison)
     assert [setting.label for setting in comparison.settings] == ["mopd", "sdpo"]
-    assert (mopd.seeds, mopd.mean.mean, mopd.mean.before) == (2, 0.875, 0.25)
-    assert mopd.mean.std == pytest.approx(0.125 * 2**0.5)
-    # Two problems, 1.0 and 0.75 on average over seeds: resampling gives means between these.
-    assert (mopd.mean.low, mopd.mean.high) == (0.75, 1.0)
-    assert sdpo.mean.std == 0.0 and sdpo.mean.low == sdpo.mean.high == 0.25
+    assert (mopd.seeds, mopd.mean, mopd.before) == (2, 0.875, 0.25)
+    assert mopd.std == pytest.approx(0.125 * 2**0.5)
+    assert sdpo.std == 0.0
+    (contrast,) = comparison.contrasts.against_baseline
+    assert (contrast.setting, contrast.mean, contrast.seeds) == ("mopd", 0.625, (0, 1))
     assert mopd.over_baseline == pytest.approx(0.25), "the slow first steps are left out"
     assert mopd.ever_solved == 14.0
     assert not comparison.warnings
 
 
-def test_any_setting_can_be_the_baseline_of_step_times(tmp_path: Path) -> None:
-    paths = [write_run(tmp_path / m, [4], seconds=s, method=m) for m, s in (("grpo", 1.0), ("mopd", 3.0))]
-    assert [row.over_baseline for row in rows(compare(paths))] == [None, None], "there is no sdpo"
-    assert [row.over_baseline for row in rows(compare(paths, "grpo"))] == [0.0, 2.0]
-    with pytest.raises(UserError, match="--baseline opd: no such setting; there are: grpo, mopd"):
+def test_any_setting_can_be_the_baseline(tmp_path: Path) -> None:
+    paths = [write_run(tmp_path / m, [4, 5], seconds=s, method=m) for m, s in (("mopd", 3.0), ("grpo", 1.0))]
+    assert compare(paths).contrasts.baseline == "mopd", "the first, as there is no sdpo"
+    assert [row.over_baseline for row in rows(compare(paths, "grpo"))] == [2.0, 0.0]
+    assert [each.setting for each in compare(paths, "grpo").contrasts.against_baseline] == ["mopd"]
+    with pytest.raises(UserError, match="--baseline opd: no such setting; there are: mopd, grpo"):
         compare(paths, "opd")
 
 
+def test_the_margin_of_the_command_is_that_of_the_analysis() -> None:
+    assert DEFAULT_POINTS == 100 * MARGIN
+
+
 def test_labels_name_what_differs(tmp_path: Path) -> None:
-    paths = [write_run(tmp_path / str(i), [4], peers__failures=i, peers__successes=2 - i) for i in (0, 1)]
+    paths = [write_run(tmp_path / str(i), [4, 4], peers__failures=i, peers__successes=2 - i) for i in (0, 1)]
     labels = [setting.label for setting in compare(paths).settings]
     assert labels == ["peers.successes=2 peers.failures=0", "peers.successes=1 peers.failures=1"]
 
 
 def test_uneven_comparisons_are_said(tmp_path: Path) -> None:
     paths = [
-        write_run(tmp_path / "a", [4]),
-        write_run(tmp_path / "b", [4], method="grpo", steps=6),
-        write_run(tmp_path / "c", [4], method="grpo", seed=1),
+        write_run(tmp_path / "a", [4, 4]),
+        write_run(tmp_path / "b", [4, 4], method="grpo", steps=6),
+        write_run(tmp_path / "c", [4, 4], method="grpo", seed=1),
     ]
     warnings = " ".join(compare(paths).warnings)
     assert "rollout budgets differ: 768, 1,024" in warnings
@@ -84,14 +105,51 @@ def test_uneven_comparisons_are_said(tmp_path: Path) -> None:
         (lambda run: run.eval_file.unlink(), "eval.jsonl has no rows; set train.eval_every"),
         (lambda run: run.metrics_file.write_text(""), "metrics.jsonl has no rows; train it first"),
         (lambda run: run.rollouts_file(8, "eval").unlink(), "intervals by problem need the samples"),
-        (lambda run: run.config_file.unlink(), "not a run directory"),
+        (lambda run: run.config_file.unlink(), "neither a run directory"),
     ],
 )
 def test_runs_that_cannot_be_compared_are_named(tmp_path: Path, breakage, message: str) -> None:
-    good, bad = write_run(tmp_path / "good", [4]), write_run(tmp_path / "bad", [4], seed=1)
+    good, bad = write_run(tmp_path / "good", [4, 4]), write_run(tmp_path / "bad", [4, 4], seed=1)
     breakage(RunDirectory(bad))
     with pytest.raises(UserError, match=message):
         compare([good, bad])
+
+
+def test_a_sweep_is_compared_as_documented(tmp_path: Path) -> None:
+    """`sweep --output S` puts its tables beside the runs; `compare S/*` and `compare S` mean its runs."""
+    runs = [write_run(tmp_path / "s" / m, [4, 8], method=m) for m in ("mopd", "sdpo")]
+    (tmp_path / "s" / "compare.csv").write_text("setting\n")
+    for paths in ([tmp_path / "s"], sorted((tmp_path / "s").iterdir()), [*runs, tmp_path / "s"]):
+        assert [run.path for setting in compare(paths).settings for run in setting.runs] == runs
+
+
+def test_what_holds_no_run_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "table.csv").write_text("")
+    for name, message in (("empty", "neither a run directory"), ("nowhere", "no such"), ("table.csv", "no run direc")):
+        with pytest.raises(UserError, match=message):
+            compare([tmp_path / name])
+
+
+def test_the_same_experiment_twice_is_no_second_seed(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a and .*/b: the same settings and seed \(0\); leave one out"):
+        compare([write_run(tmp_path / name, [4, 8]) for name in "ab"])
+
+
+def test_tables_fit_a_terminal_of_80_columns(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("mopd_nemo.analysis.compare_page.write_comparison", lambda *_: "compare.html")
+    paths = [
+        write_run(tmp_path / f"{f}{s}", [4, 8, f], seconds=100.0, peers__failures=f, peers__successes=2, seed=s)
+        for f in (0, 1)
+        for s in (0, 1)
+    ]
+    compare_runs(paths, tmp_path / "out")
+    lines = capsys.readouterr().out.splitlines()
+    assert not [line for line in lines if "…" in line]
+    time = [line.split() for line in lines if "100.00" in line]
+    assert [(words[0], words[-2]) for words in time] == [("peers.failures=0", "+0.0"), ("peers.failures=1", "+0.0")]
+    assert any("not told apart" in line for line in lines)
 
 
 def test_different_problems_are_not_compared(tmp_path: Path) -> None:

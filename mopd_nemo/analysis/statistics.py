@@ -75,7 +75,7 @@ class Experiment:
         def lacking(effect: float) -> float:
             return float(stats.norm.sf((bounds - effect) / error).mean()) - power
 
-        return float(optimize.brentq(lacking, 0.0, bounds.max() + 10.0 * error))
+        return optimize.root_scalar(lacking, bracket=(0.0, bounds.max() + 10.0 * error)).root
 
     def _bounds(self, alpha: float) -> tuple[float, np.ndarray]:
         """True standard error, and what means must exceed in repetitions, whose mean squares are drawn anew."""

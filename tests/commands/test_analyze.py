@@ -31,7 +31,7 @@ def test_help_explains_every_analysis() -> None:
 def test_teacher_signal_of_a_run_then_its_report(runs: dict[str, RunDirectory]) -> None:
     run = runs["a"]
     text = mopd("analyze", "teacher-signal", "--rollouts", str(run.path))
-    assert "2 successes + 1 failure" in text and "point biserial" in text
+    assert "2 successes + 1 failure" in text and "biserial" in text
     result = json.loads((run.path / "teacher_signal" / "teacher_signal.json").read_text())
     assert result["about"] == {"rollouts": "eval_000002.jsonl", "scored by": "embedded:arithmetic"}
     assert result["num_prompts"] == 4 and result["all_prompts"]["none"]["num_prompts"] == 4

@@ -14,7 +14,7 @@ from mopd_nemo.config import Config
 from mopd_nemo.engines.base import Engine, Progress, Sampling
 from mopd_nemo.peers.metrics import group_metrics
 from mopd_nemo.types import Problem, Rollout, RolloutGroup
-from mopd_nemo.verifiers import task_of
+from mopd_nemo.verifiers import verifier_class
 from mopd_nemo.verifiers.pool import PendingVerdicts, VerifierPool
 
 NUM_RESAMPLES = 2000
@@ -57,7 +57,7 @@ def evaluation_metrics(groups: Sequence[RolloutGroup], n: int, verifiers: Verifi
     num_correct = [sum(flags) for flags in correct]
     low, high = bootstrap_interval([c / n for c in num_correct])
     ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k < n] + [n]
-    voting = [group for group in groups if task_of(group.problem.task).votes]
+    voting = [group for group in groups if verifier_class(group.problem.task).votes]
     votes = [votes_of(group, verifiers) for group in voting]
     right = [[verdict.success is True for verdict in group.verdicts] for group in voting]
     observed = group_metrics(groups)

@@ -21,7 +21,7 @@ from mopd_nemo.config.load import load_config
 from mopd_nemo.config.verifiers import VerifierConfig
 from mopd_nemo.files import explain, read_models, replacing, to_line
 from mopd_nemo.types import Outcome, Verdict
-from mopd_nemo.verifiers import task_of
+from mopd_nemo.verifiers import verifier_class
 from mopd_nemo.verifiers.pool import VerifierPool
 
 _AHEAD = 256
@@ -74,7 +74,7 @@ def verify(
 
 def _verify_file(task: str, source: Path, output: Path, config: VerifierConfig, feedback: bool) -> Counter[str]:
     """Judge every row of `source`; how many rows had each outcome."""
-    task_of(task, key="--task")
+    verifier_class(task, key="--task")
     if not source.is_file():
         raise UserError(f"--input {source}: no such file")
     with source.open(encoding="utf-8") as file:
@@ -122,7 +122,7 @@ def _begin(task: str, row: _Row, where: str, pool: VerifierPool) -> _Judging:
     if answer is None:
         return _Judging(row.id, None, f"{where}: {field}: missing")
     try:
-        task_of(task).check_answer(answer)
+        verifier_class(task).check_answer(answer)
     except ValueError as error:
         return _Judging(row.id, None, f"{where}: {error}")
     return _Judging(row.id, pool.submit(task, row.response, answer, row.finished), where)

@@ -15,7 +15,7 @@ from mopd_nemo.data.arithmetic import SIZES, make_problems
 from mopd_nemo.data.rows import BadRows
 from mopd_nemo.files import explain, read_models, write_rows
 from mopd_nemo.types import Message, Problem
-from mopd_nemo.verifiers import task_of
+from mopd_nemo.verifiers import verifier_class
 from mopd_nemo.verifiers.pool import VerifierPool
 
 
@@ -89,10 +89,10 @@ class _Row(BaseModel):
         if self.messages is not None and (not self.messages or self.messages[-1]["role"] != "user"):
             raise ValueError("`messages` must end with a user turn")
         try:
-            task = task_of(self.task)
+            verifier = verifier_class(self.task)
         except UserError as error:
             raise ValueError(str(error)) from error
-        task.check_answer(self.answer)
+        verifier.check_answer(self.answer)
         return self
 
     def to_problem(self) -> Problem:

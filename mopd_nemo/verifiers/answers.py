@@ -127,6 +127,13 @@ def gold_text(answer: Any) -> str:
 class ArithmeticVerifier(Verifier):
     """The last `\\boxed{...}` must equal the answer as a number."""
 
+    needs_worker = False
+    votes = True
+
+    @staticmethod
+    def check_answer(answer: Any) -> None:
+        gold_text(answer)
+
     def judge(self, response: str, answer: Any, finished: bool) -> Verdict:
         found = last_boxed(after_thinking(response))
         if found is None:

@@ -17,11 +17,13 @@ class Verifier(ABC):
     """Judges responses of one task."""
 
     needs_worker: ClassVar[bool] = True
-    """Judging may take long or run hostile input: it happens in a worker process that can be killed. Read of a verifier
-    that a problem names as `module:Name`; `verifiers.TASKS` says it of the built-in ones."""
+    """Judging may take long or run hostile input: it happens in a worker process that can be killed."""
 
     votes: ClassVar[bool] = False
-    """Verdicts hold the answer that was found as `details["found"]`, so that a majority can be taken. Read likewise."""
+    """Verdicts hold the answer that was found as `details["found"]`, so that a majority can be taken."""
+
+    compares: ClassVar[bool] = False
+    """Judging is comparing with the gold answer: a response that cannot be compared in time is wrong."""
 
     def __init__(self, config: VerifierConfig) -> None:
         self._config = config
@@ -40,7 +42,7 @@ class Verifier(ABC):
 
     @staticmethod  # noqa: B027
     def check_answer(answer: Any) -> None:
-        """Whether a gold answer has the right form, checked when problems are read. Like `needs_worker`, of your own.
+        """Whether a gold answer has the right form, checked when problems are read.
 
         Raises:
             AnswerError: it has not.
@@ -52,6 +54,16 @@ class Verifier(ABC):
         Raises:
             AnswerError: it cannot.
         """
+
+    @classmethod
+    def is_sound(cls, answer: Any) -> bool:
+        """Whether a gold answer of the right form is surely one to judge by, so that `check_gold` need not be asked."""
+        return cls.check_gold is Verifier.check_gold
+
+    @staticmethod
+    def seconds_to_judge(answer: Any, config: VerifierConfig) -> float:
+        """Seconds after which a worker that has not judged a response is killed."""
+        return config.math.seconds_per_answer
 
     def same(self, first: str, second: str) -> bool:
         """Whether two answers found in responses (`details["found"]`) are one, for a vote."""

@@ -32,6 +32,13 @@ Two letters, `B and D`, are no answer."""
 class ChoiceVerifier(Verifier):
     """The letter inside the last `<answer>` tags; `lenient` also finds it elsewhere."""
 
+    needs_worker = False
+    votes = True
+
+    @staticmethod
+    def check_answer(answer: Any) -> None:
+        gold_letter(answer)
+
     def __init__(self, config: VerifierConfig) -> None:
         super().__init__(config)
         self._lenient = config.choice.format == "lenient"

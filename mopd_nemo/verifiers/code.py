@@ -68,6 +68,15 @@ class HiddenTests(BaseModel):
 class CodeVerifier(Verifier):
     """Runs programs; owns one sandbox."""
 
+    @staticmethod
+    def check_answer(answer: Any) -> None:
+        HiddenTests.read(answer)
+
+    @staticmethod
+    def seconds_to_judge(answer: Any, config: VerifierConfig) -> float:
+        # Twice: a sandbox that breaks is replaced, and the program tried again.
+        return 2 * (30.0 + (config.code.seconds_per_test + 6.0) * len(HiddenTests.read(answer).inputs))
+
     def __init__(self, config: VerifierConfig) -> None:
         super().__init__(config)
         self._sandbox = Sandbox(choose(config.code).launch, config.code)

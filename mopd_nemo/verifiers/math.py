@@ -5,18 +5,34 @@ Some comparisons never end; this verifier runs in a worker process that is kille
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 from mopd_nemo.chat import after_thinking
+from mopd_nemo.config.verifiers import VerifierConfig
 from mopd_nemo.types import Outcome, Verdict
-from mopd_nemo.verifiers import algebra as algebra  # now, so that a broken installation is found when workers start
-from mopd_nemo.verifiers.answers import final_answer, gold_text
+from mopd_nemo.verifiers.answers import final_answer, gold_text, is_plain_number
 from mopd_nemo.verifiers.base import AnswerError, Verifier, missing_answer, with_gold
 from mopd_nemo.verifiers.equality import equals_itself, equivalent
 
 
 class MathVerifier(Verifier):
     """The last boxed answer, or else one stated in words, must be equivalent to the gold answer."""
+
+    votes = True
+    compares = True
+
+    def __init__(self, config: VerifierConfig) -> None:
+        super().__init__(config)
+        importlib.import_module("mopd_nemo.verifiers.algebra")  # a broken installation is found before the first answer
+
+    @staticmethod
+    def check_answer(answer: Any) -> None:
+        gold_text(answer)
+
+    @classmethod
+    def is_sound(cls, answer: Any) -> bool:
+        return is_plain_number(answer)
 
     def judge(self, response: str, answer: Any, finished: bool) -> Verdict:
         gold = gold_text(answer)

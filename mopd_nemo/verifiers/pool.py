@@ -22,7 +22,7 @@ from typing import Any, Self, TypeVar
 from mopd_nemo.chat import OPEN, Chat, opens_thinking
 from mopd_nemo.config.verifiers import VerifierConfig
 from mopd_nemo.types import Outcome, Problem, Rollout, Verdict
-from mopd_nemo.verifiers import deadline, make_verifier, task_of
+from mopd_nemo.verifiers import verifier_class
 from mopd_nemo.verifiers.base import AnswerError, decide
 from mopd_nemo.verifiers.sandbox.layers import Choice, choose
 from mopd_nemo.verifiers.worker import UndecidedError, Worker, WorkerEndedError
@@ -48,8 +48,8 @@ class VerifierPool:
             code = config.code.model_copy(update={"sandbox": self.sandbox.layer})
             config = config.model_copy(update={"code": code})
         self._config = config
-        self._inline = {task: make_verifier(task, config) for task in tasks if not task_of(task).needs_worker}
-        remote = sorted(task for task in tasks if task_of(task).needs_worker)
+        self._inline = {task: verifier_class(task)(config) for task in tasks if not verifier_class(task).needs_worker}
+        remote = sorted(task for task in tasks if verifier_class(task).needs_worker)
         self._workers: list[Worker] = []
         self._idle: SimpleQueue[Worker] = SimpleQueue()
         self._threads: ThreadPoolExecutor | None = None
@@ -80,7 +80,7 @@ class VerifierPool:
 
     def gold_fault(self, task: str, answer: Any) -> Future[str]:
         """Why a gold answer, whose form is right, cannot be judged by; empty when it can. Each is looked at once."""
-        if task_of(task).is_plain(answer):
+        if verifier_class(task).is_sound(answer):
             return _done("")
         if self._threads is not None and task not in self._inline:
             return self._threads.submit(self._with_worker, lambda worker: self._gold_fault(worker, task, answer))
@@ -154,7 +154,7 @@ class VerifierPool:
     def _undecided(self, worker: Worker, task: str, answer: Any, error: Exception) -> Verdict:
         """A response that is too hard to compare with a sound gold answer is not that answer."""
         fault = str(error)
-        if task_of(task).compares:
+        if verifier_class(task).compares:
             fault = self._gold_fault(worker, task, answer)
             if not fault:
                 return Verdict(0.0, Outcome.WRONG, "The final answer is wrong.", {"undecided": str(error)})
@@ -205,7 +205,7 @@ class _EncodedAnswers:
             key = (task, id(answer))
             if key not in self._entries:
                 encoded = json.dumps(answer).encode()
-                self._entries[key] = answer, encoded, deadline(task, answer, self._config)
+                self._entries[key] = answer, encoded, verifier_class(task).seconds_to_judge(answer, self._config)
                 if len(self._entries) > _KEPT_ANSWERS:
                     self._entries.popitem(last=False)
             _, encoded, seconds = self._entries[key]

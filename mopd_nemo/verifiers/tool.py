@@ -44,6 +44,13 @@ class FormatError(ValueError):
 class ToolVerifier(Verifier):
     """Every gold call must be made once, with equal arguments, and no other call. Their order does not matter."""
 
+    needs_worker = False
+    votes = True
+
+    @staticmethod
+    def check_answer(answer: Any) -> None:
+        gold_calls(answer)
+
     def judge(self, response: str, answer: Any, finished: bool) -> Verdict:
         gold = gold_calls(answer)
         try:

@@ -23,7 +23,7 @@ from typing import Any
 
 from mopd_nemo.config import UserError
 from mopd_nemo.config.verifiers import VerifierConfig
-from mopd_nemo.verifiers import make_verifier
+from mopd_nemo.verifiers import verifier_class
 from mopd_nemo.verifiers.base import Verifier
 
 _START_SECONDS = 120.0
@@ -154,7 +154,7 @@ def main() -> None:
     connection = Connection(int(channel))
     config = VerifierConfig.model_validate_json(config_json)
     try:
-        verifiers = {task: make_verifier(task, config) for task in tasks.split(",")}
+        verifiers = {task: verifier_class(task)(config) for task in tasks.split(",")}
     except Exception as error:
         connection.send_bytes(json.dumps({"error": _describe(error)}).encode())
         return

@@ -19,7 +19,7 @@ from mopd_nemo.data.prepare import Prepared, prepare
 from mopd_nemo.data.rows import BadRows
 from mopd_nemo.data.sources import SOURCES, find_source
 from mopd_nemo.types import Problem
-from mopd_nemo.verifiers import TASKS, make_verifier
+from mopd_nemo.verifiers import TASKS, verifier_class
 
 
 def write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
@@ -337,5 +337,5 @@ def test_skipping_bad_rows_is_a_setting_of_the_reader(tmp_path: Path) -> None:
 def test_every_source_names_a_task_that_exists() -> None:
     config = VerifierConfig()
     for task in ("choice", "tool", "arithmetic"):
-        make_verifier(task, config).close()
+        verifier_class(task)(config).close()
     assert set(TASKS) == {"math", "choice", "tool", "code", "arithmetic"}

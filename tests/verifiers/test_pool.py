@@ -13,7 +13,7 @@ import pytest
 from mopd_nemo.config import UserError
 from mopd_nemo.config.verifiers import CodeConfig, FeedbackConfig, MathConfig, VerifierConfig
 from mopd_nemo.types import Message, Outcome, Problem, Rollout, Verdict
-from mopd_nemo.verifiers import TASKS, make_verifier
+from mopd_nemo.verifiers import TASKS, verifier_class
 from mopd_nemo.verifiers.base import decide
 from mopd_nemo.verifiers.pool import PendingVerdicts, VerifierPool
 from mopd_nemo.verifiers.sandbox.layers import LayerName
@@ -244,7 +244,7 @@ def test_feedback_holds_the_gold_answer_in_no_task_unless_asked(best_layer: Laye
     revealing = config(best_layer).model_copy(update={"feedback": FeedbackConfig(reveal_gold=True)})
     for task, (response, answer) in cases.items():
         for settings, shown in ((config(best_layer), False), (revealing, True)):
-            verifier = make_verifier(task, settings)
+            verifier = verifier_class(task)(settings)
             verdict = verifier.judge(response, answer, True)
             verifier.close()
             assert verdict.outcome is Outcome.WRONG and verdict.feedback

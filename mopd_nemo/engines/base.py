@@ -1,4 +1,4 @@
-"""The seam between the pipeline and what runs the models."""
+"""The seam: what the pipeline asks of an engine, which runs the models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mopd_nemo.methods.batch import TrainBatch
 from mopd_nemo.types import Rollout
 
 Progress = Callable[[float], None]
-"""Called with the fraction done of a long phase, 0 to 1."""
+"""Called with the fraction of a phase that is done, 0 to 1."""
 
 OnRollout = Callable[[int, int, Rollout], None]
 """Called with the index of the prompt, the index of the sample and the rollout, as soon as it is finished."""
@@ -47,7 +47,7 @@ class Engine(Protocol[Targets]):
     ) -> list[list[Rollout]]:
         """`num_samples` responses for each prompt, in order; the same seed gives the same ones.
 
-        An engine that knows when a rollout is finished says so through `on_rollout`, once for each, in any order.
+        An engine that can tell when a single rollout is finished calls `on_rollout` then, in any order.
         """
         ...
 
@@ -79,7 +79,7 @@ class Engine(Protocol[Targets]):
         ...
 
     def update_teacher(self) -> None:
-        """Let the teacher follow the student, as `teacher.kind` says."""
+        """Move the teacher after the student, as `teacher.kind` says."""
         ...
 
     def save(self, directory: Path) -> None:
@@ -87,7 +87,7 @@ class Engine(Protocol[Targets]):
         ...
 
     def load(self, directory: Path) -> None:
-        """Continue exactly from what `save` wrote."""
+        """Continue exactly from a checkpoint of `save`."""
         ...
 
 

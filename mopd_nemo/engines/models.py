@@ -1,4 +1,4 @@
-"""Checks that every engine makes of a model's directory before it loads weights: tokenizer, vocabulary, positions."""
+"""Tokenizers, and checks of a model's vocabulary and positions before any weights are loaded; for every engine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer
 
-from mopd_nemo.config import UserError
+from mopd_nemo.chat import Chat
+from mopd_nemo.config import ModelConfig, UserError
 from mopd_nemo.embedded import resolve_model_path
 
 
@@ -18,11 +19,17 @@ def load_tokenizer(path: str, *, key: str) -> Any:
         raise UserError(f"{key}={path}: cannot load a tokenizer: {first_line(error)}") from error
 
 
+def load_chat(model: ModelConfig) -> Chat:
+    """The student's tokenizer and chat template."""
+    tokenizer = load_tokenizer(model.path, key="model.path")
+    return Chat(tokenizer, model.chat_template_kwargs, model.end_tokens, source=model.path)
+
+
 def check_vocabularies(student: str, teacher: str) -> None:
-    """Student and teacher must give the same meaning to every token id. Reads tokenizers and configs, no weights.
+    """Student and teacher have the same vocabulary. Reads tokenizers and configs, no weights.
 
     Raises:
-        UserError: naming what differs.
+        UserError: they differ.
     """
     pair = {"model.path": student, "teacher.path": teacher}
     vocabularies = [load_tokenizer(path, key=key).get_vocab() for key, path in pair.items()]
@@ -41,12 +48,12 @@ def check_vocabularies(student: str, teacher: str) -> None:
 
 
 def check_positions(model: Any, name: str, key: str, prompt: int, response: int) -> None:
-    """A prompt and a response fit the positions of a model.
+    """A prompt with a response fits the positions of a model.
 
     Args:
         model: its `transformers` config.
         name: of the model, used in errors.
-        key: of the config, which limits the prompt.
+        key: config key that limits the prompt.
 
     Raises:
         UserError: they do not.
@@ -60,5 +67,5 @@ def check_positions(model: Any, name: str, key: str, prompt: int, response: int)
 
 
 def first_line(error: Exception) -> str:
-    """Of its message, or its type."""
+    """The first line of its message, or its type."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

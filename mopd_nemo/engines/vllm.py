@@ -1,8 +1,8 @@
-"""Sampling with vLLM, for both engines: several responses of one prompt from one request, so that it is read once.
+"""Sampling with vLLM, for both engines: one request gives several responses, so a prompt is read once.
 
-NeMo-RL's own `generate` takes one response a row and its temperature from the start of the run; training and evaluation
-differ in both. There `sample_on_worker` runs on its workers, by Ray's `__ray_call__`. This module imports nothing that
-NeMo-RL's environments lack.
+NeMo-RL's own `generate` gives one response a row, at a temperature that is fixed for the run; training and evaluation
+differ in both. So `sample_on_worker` runs inside NeMo-RL's workers, by Ray's `__ray_call__`. This module imports
+nothing that NeMo-RL's environments lack.
 """
 
 from __future__ import annotations
@@ -29,10 +29,9 @@ def sample(
 
     Args:
         llm: a `vllm.LLM`.
-        prompts: (number in the whole batch, token ids); the number is part of the seed, so that a prompt's responses do
-            not depend on which worker draws them.
-        seed: None leaves the draws to the engine's own generator, one for all rows: vLLM draws for a row with a seed in
-            a kernel of its own.
+        prompts: (number in the whole batch, token ids). The number is part of the seed, so that a prompt's responses do
+            not depend on the worker that draws them.
+        seed: None uses the engine's own generator for all rows. vLLM launches a kernel for each row with a seed.
     """
     from vllm import SamplingParams
     from vllm.inputs import TokensPrompt

@@ -1,4 +1,4 @@
-"""One chunk of rows: loss, signals, and the gradient at the logits.
+"""One chunk of response tokens: loss, signals, and the gradient at the logits.
 
 Shape suffixes: C tokens of the chunk, V local columns, K support or top-k, N chosen tokens, D distributions: the
 student and, where it has logits, the teacher.
@@ -39,27 +39,27 @@ class Kernels(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ChunkStats:
-    """What one pass over a chunk's logits has found."""
+    """Values that losses and signals read off a chunk of logits."""
 
     support_ids_CK: Tensor | None
-    """Tokens that the loss compares; None for the whole vocabulary."""
+    """Ids of the tokens on which the loss compares student and teacher; None: the whole vocabulary."""
     support_DCK: Tensor | None
     """Their log-probabilities."""
     sampled_DC: Tensor | None
     """Log-probabilities of the sampled token."""
     student_top_CK: Tensor | None
-    """Ids of the student's likeliest tokens, where signals are wanted; the next two likewise."""
+    """Ids of the student's likeliest tokens. This field and the next two are None without signals."""
     student_top_DCK: Tensor | None
     """Their log-probabilities."""
     teacher_top_CK: Tensor | None
     """Ids of the teacher's likeliest tokens."""
     entropies: list[Tensor]
-    """Of the D distributions, where signals are wanted."""
+    """Of the D distributions; empty without signals."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkLoss:
-    """The loss of any chunk of the rows that `token_loss` was given."""
+    """The loss of `token_loss`, for any chunk of its tokens."""
 
     objective: Objective
     tokens: Tokens
@@ -109,12 +109,12 @@ class ChunkLoss:
 
     @property
     def divergence(self) -> Divergence | None:
-        """The objective, where it looks beyond the sampled token."""
+        """The objective, if it compares more than the sampled token."""
         return self.objective if isinstance(self.objective, Divergence) else None
 
     @property
     def support(self) -> str:
-        """Where the loss looks: `full`, `student_topk`, `teacher_topk`, `given` or `sampled`."""
+        """Tokens that the loss compares: `full`, `student_topk`, `teacher_topk`, `given` or `sampled`."""
         if self.divergence is None:
             return "sampled"
         if self.topk is not None:
@@ -131,7 +131,7 @@ class ChunkLoss:
         `teacher/advantage`: log Q(y_t) - log P(y_t) of the sampled token; negative where the teacher disagrees.
         `sampler/gap`: |log P(y_t) - sampler's log-probability|; only rounding when sampling at temperature 1.
         `sampler/ratio`: P(y_t) / the sampler's probability, before any clipping; 1 on average for an exact sampler.
-        Those that need what is not there, such as a teacher's logits, are left out.
+        A signal is left out where its input is missing, such as a teacher's logits.
         """
         if not self.watch:
             return []
@@ -143,7 +143,7 @@ class ChunkLoss:
         return [*names, "sampler/gap", "sampler/ratio"] if self.tokens.sampler_logprobs_T is not None else names
 
     def _read(self, logits: list[tuple[Tensor, bool]]) -> list[dense.Chunk]:
-        """Normalisers over all columns."""
+        """Both distributions with their log-partitions over all columns."""
         watch = bool(self.watch)
         chunks = [
             kernels_for(logits_CV).read(
@@ -154,7 +154,7 @@ class ChunkLoss:
         return self.shard.normalise(chunks)
 
     def _stats(self, chunks: list[dense.Chunk], tokens: Tokens, topk: TopK | None) -> ChunkStats:
-        """The ids that loss and signals speak of, with their log-probabilities. One pick for all of them."""
+        """Ids and log-probabilities for loss and signals. One collective picks them all."""
         watch = min(self.watch, self.shard.size) if self.watch else None
 
         def top_CK(which: int, k: int) -> Tensor:
@@ -197,7 +197,7 @@ class ChunkLoss:
     def _on_support(
         self, support_DCK: Tensor, topk: TopK | None, tokens: Tokens, weights_C: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """loss_C of an objective that sees a few log-probabilities, and its weighted derivative there."""
+        """loss_C of an objective on a few log-probabilities, and its weighted derivative at the student's."""
         student_CK, *teacher = support_DCK
         teacher_CK = topk.logprobs_TK if topk is not None else (teacher[0] if teacher else None)
         if weights_C is None:
@@ -224,7 +224,7 @@ class ChunkLoss:
 
 
 def kernels_for(logits_CV: Tensor) -> Kernels:
-    """The passes that fit the tensor: Triton's on a GPU, except in float64."""
+    """The implementation for a tensor: Triton on a GPU, except in float64; PyTorch elsewhere."""
     if logits_CV.is_cuda and logits_CV.dtype != torch.float64:
         from mopd_nemo.losses import dense_triton
 

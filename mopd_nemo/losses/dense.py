@@ -25,7 +25,7 @@ BLOCK = 32
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A chunk of logits that has been read once."""
+    """A chunk of logits with its statistics."""
 
     values_CV: Tensor
     """Logits, up to a constant of the row."""

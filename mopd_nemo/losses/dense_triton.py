@@ -199,13 +199,13 @@ def _gradient_kernel(
 
 @triton.jit
 def _load(pointers, mask):
-    """float32 logits; so low that they count nothing where there are none."""
+    """float32 logits; -1e30, whose exponential is 0, outside the mask."""
     return tl.where(mask, tl.load(pointers, mask=mask, other=0.0).to(tl.float32), -1e30)
 
 
 @triton.jit
 def _log_mixture(p, q, ALPHA: tl.constexpr):
-    """log((1-α)p + αq), finite where both underflow: there every term has a factor 0."""
+    """log((1-α)p + αq); finite where both underflow, because p and q then multiply it by 0."""
     return tl.log(tl.maximum((1.0 - ALPHA) * p + ALPHA * q, 1e-37))
 
 

@@ -1,4 +1,4 @@
-"""Where a distribution over the vocabulary comes from, a few rows at a time, and the tokens that it is asked about.
+"""Logits of a student or a teacher, given or computed a few rows at a time, and the tokens that a loss reads.
 
 Shape suffixes: T response tokens, R rows of logits of which T are response tokens, C tokens of a chunk, V vocabulary
 (the local columns when it is sharded), H hidden size, K support.
@@ -20,7 +20,7 @@ Gradients = list[Tensor | None]
 
 @dataclass(frozen=True, slots=True)
 class Logits:
-    """Logits that exist already, of any float type."""
+    """Logits that are given, of any float type."""
 
     logits_RV: Tensor
     rows_T: Tensor | None = None
@@ -38,7 +38,7 @@ class Logits:
 
     @property
     def tensors(self) -> Tensors:
-        """What a gradient may be asked for."""
+        """Those that may need a gradient."""
         return self.logits_RV, None, None
 
     @property
@@ -47,11 +47,11 @@ class Logits:
         return self.logits_RV.dtype
 
     def over(self, tensors: Tensors) -> Logits:
-        """The same with other tensors."""
+        """The same rows of other tensors."""
         return Logits(tensors[0], self.rows_T)
 
     def rows(self, shard: Shard, dtype: torch.dtype, needed: Sequence[bool] = ()) -> LogitsRows:
-        """Chunks of rows, and the way back of their gradient where `needed` says so."""
+        """The logits by chunks, and their backward pass to the tensors that `needed` marks."""
         return LogitsRows(self, shard, needed)
 
 
@@ -76,7 +76,7 @@ class Head:
 
     @property
     def tensors(self) -> Tensors:
-        """What a gradient may be asked for."""
+        """Those that may need a gradient."""
         return self.hidden_TH, self.weight_VH, self.bias_V
 
     @property
@@ -92,7 +92,7 @@ class Head:
         return Head(hidden_TH, weight_VH, bias_V)
 
     def rows(self, shard: Shard, dtype: torch.dtype, needed: Sequence[bool] = ()) -> HeadRows:
-        """Chunks of rows, and the way back of their gradient where `needed` says so."""
+        """The logits by chunks, and their backward pass to the tensors that `needed` marks."""
         return HeadRows(self, shard, dtype, needed)
 
 
@@ -110,23 +110,23 @@ class TopK:
         """T."""
         return self.ids_TK.shape[0]
 
-    def __getitem__(self, part: slice) -> TopK:
+    def __getitem__(self, part: slice | Tensor) -> TopK:
         return TopK(self.ids_TK[part], self.logprobs_TK[part])
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """The sampled response tokens, laid end to end, and what is known about each."""
+    """The sampled response tokens, laid end to end, with the values of each that some losses need."""
 
     ids_T: Tensor
     advantages_T: Tensor | None = None
     """For a policy gradient."""
     old_logprobs_T: Tensor | None = None
-    """Of the policy that a policy-gradient ratio refers to; None means this one."""
+    """Of the policy in the denominator of a policy-gradient ratio; None: the student itself."""
     sampler_logprobs_T: Tensor | None = None
     """As the sampler reported them."""
 
-    def __getitem__(self, part: slice) -> Tokens:
+    def __getitem__(self, part: slice | Tensor) -> Tokens:
         optional = (self.advantages_T, self.old_logprobs_T, self.sampler_logprobs_T)
         return Tokens(self.ids_T[part], *(None if x is None else x[part] for x in optional))
 
@@ -164,7 +164,7 @@ class HeadRows:
         return torch.addmm(self._bias_V, self._hidden_TH[part], self._weight_VH.T)
 
     def backpropagate(self, part: slice, grad_CV: Tensor) -> None:
-        """Take the gradient at the logits of these rows."""
+        """Add the share of these rows, given the gradient at their logits."""
         hidden, weight, bias = self._grads
         if hidden is not None:
             hidden[part] = grad_CV @ self._weight_VH

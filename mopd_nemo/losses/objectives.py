@@ -22,11 +22,11 @@ class Objective:
     """What to minimise at each response token, or on each pair of responses."""
 
     name: ClassVar[str]
-    """Of its metric, `loss/NAME`."""
+    """The metric is `loss/NAME`."""
     reads_teacher: ClassVar[bool] = False
     """It compares the student with a teacher."""
     reads_sampler: ClassVar[bool] = False
-    """Its expectation is over the sampler's tokens, so that importance weights apply."""
+    """It is an expectation over sampled tokens, so importance weights correct for another sampler."""
     reads_old_policy: ClassVar[bool] = False
     """It reads log-probabilities of the policy before the step's first update."""
     pairs: ClassVar[bool] = False

@@ -110,9 +110,9 @@ def token_divergence(
 
 
 def sampled_reverse_kl(student_logits_TV: Tensor, teacher_logits_TV: Tensor, sampled_ids_T: Tensor) -> Tensor:
-    """The reverse KL seen through the sampled token alone, in its score-function form.
+    """The reverse KL estimated from the sampled token alone, in its score-function form.
 
-    loss_t = stop_gradient(log P(y_t) - log Q(y_t)) · log P(y_t): its value is no divergence, but its gradient is an
+    loss_t = stop_gradient(log P(y_t) - log Q(y_t)) · log P(y_t). Its value is no divergence. Its gradient is an
     unbiased estimate of that of KL(P‖Q) when y_t was sampled from P.
 
     Returns:
@@ -146,14 +146,14 @@ def _divergence(student_TK: Tensor, teacher_TK: Tensor, kind: DivergenceKind, al
 
 
 def _kl(p_TK: Tensor, q_TK: Tensor) -> Tensor:
-    """KL(p‖q) of log-distributions, summed over outcomes. One that p cannot give adds nothing."""
+    """KL(p‖q) of log-distributions, summed over outcomes. An outcome of probability 0 under p adds nothing."""
     impossible_TK = p_TK == -torch.inf
     p_TK, q_TK = p_TK.masked_fill(impossible_TK, 0.0), q_TK.masked_fill(impossible_TK, 0.0)
     return (p_TK.exp() * (p_TK - q_TK)).masked_fill(impossible_TK, 0.0).sum(-1)
 
 
 def _logaddexp(a_TK: Tensor, b_TK: Tensor) -> Tensor:
-    """log(e^a + e^b), with a gradient of zero where both are -inf, for which PyTorch's is NaN."""
+    """log(e^a + e^b), with gradient zero where both are -inf: PyTorch's gradient there is NaN."""
     impossible_TK = (a_TK == -torch.inf) & (b_TK == -torch.inf)
     sum_TK = torch.logaddexp(a_TK.masked_fill(impossible_TK, 0.0), b_TK.masked_fill(impossible_TK, 0.0))
     return sum_TK.masked_fill(impossible_TK, -torch.inf)
@@ -194,7 +194,7 @@ def clipped_policy_gradient(
 def importance_weights(trainer_logprobs_T: Tensor, sampler_logprobs_T: Tensor, clip: float = 2.0) -> Tensor:
     """min(P_trainer(y_t) / P_sampler(y_t), clip), without gradient.
 
-    Corrects for a sampler (another engine, another precision) that drew y_t from not quite the trainer's P.
+    Corrects for a sampler, such as another engine or precision, whose distribution differs slightly from the trainer's.
     """
     log_ratio_T = trainer_logprobs_T.detach() - sampler_logprobs_T
     return log_ratio_T.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp().clamp(max=clip)

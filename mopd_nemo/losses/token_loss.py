@@ -1,9 +1,9 @@
-"""The one loss that engines call: any objective, per response token, without [tokens, vocabulary] ever being whole.
+"""The one loss that engines call: any objective, per response token, without a whole [tokens, vocabulary] tensor.
 
-Rows are taken a chunk at a time: logits of the chunk, the loss, and at once the gradient at those logits, which a head
-turns into gradients of its hidden states and weight. Where the weight of every token is known beforehand this happens
-in the forward pass and costs four matrix products: student logits, teacher logits, and two for the gradients.
-Otherwise the backward pass makes the logits again.
+Rows are taken a chunk at a time: the logits of the chunk, the loss, and at once the gradient at those logits, which a
+head turns into gradients of its hidden states and weight. Where the weight of every token is known beforehand, this
+happens in the forward pass and costs four matrix products: student logits, teacher logits, and two for the gradients.
+Otherwise the backward pass computes the logits again.
 
 Shape suffixes: T response tokens, C tokens of a chunk, V local columns of the vocabulary, H hidden size, K support, N
 chosen tokens.
@@ -32,7 +32,7 @@ MIN_CHUNK = 256
 
 @dataclass(frozen=True, slots=True)
 class TokenLoss:
-    """What `token_loss` gives back."""
+    """Result of `token_loss`."""
 
     total: Tensor
     """Σ weights·loss, or Σ loss where no weights were given; differentiable."""
@@ -61,8 +61,8 @@ def token_loss(
         student: hidden states and head, or logits, of the response tokens; row t predicts token t.
         tokens: the sampled tokens.
         teacher: needed by `Divergence` and `SampledReverseKL`; never differentiated.
-        weights_T: weight of each token in the total, such as `token_weights` gives. With a `Head` the gradient is then
-            made in the forward pass, which saves making the logits twice; `total` must be what is differentiated.
+        weights_T: weight of each token in the total, such as `token_weights` gives. With a `Head`, the forward pass
+            then computes the gradient of `total` too, which saves computing the logits twice.
         importance_clip: multiply each loss by `importance_weights` of the student against
             `tokens.sampler_logprobs_T`, at most this.
         vocab: tensor parallelism and padding. The rows must be the same on every rank of the group, each with its own
@@ -112,7 +112,7 @@ def token_loss(
 
 @dataclass(frozen=True, slots=True)
 class _Sweep:
-    """All chunks, one after the other."""
+    """The passes over all chunks."""
 
     chunk_loss: ChunkLoss
     student: Head | Logits
@@ -144,7 +144,7 @@ class _Sweep:
 
 
 class _WeightedSum(torch.autograd.Function):
-    """Σ weights·loss whose gradient is ready when the forward pass ends; loss_T and signals beside it."""
+    """Σ weights·loss, whose gradient the forward pass computes; beside it loss_T and signals."""
 
     @staticmethod
     def forward(ctx: Any, sweep: _Sweep, gradients: bool, weights_T: Tensor, *tensors: Any):
@@ -162,7 +162,7 @@ class _WeightedSum(torch.autograd.Function):
 
 
 def _scaled(value: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """value·factor in one pass; in place where the type allows, for a head's gradient is large.
+    """value·factor in one pass; in place where the type allows, because a head's gradient is large.
 
     In place, autograd's version check then refuses a second backward pass.
     """
@@ -172,7 +172,7 @@ def _scaled(value: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class _PerToken(torch.autograd.Function):
-    """loss_T whose gradient is made, logits and all, in the backward pass; signals beside it."""
+    """loss_T and signals. The backward pass computes the logits again."""
 
     @staticmethod
     def forward(ctx: Any, sweep: _Sweep, *tensors: Any):
@@ -190,7 +190,7 @@ class _PerToken(torch.autograd.Function):
 
 
 def _chunks(num_tokens: int, most: int) -> list[slice]:
-    """Equal chunks of at most `most` rows; of whole tiles of a matrix product where there are several."""
+    """Equal chunks of at most `most` rows. Several chunks have a multiple of 128 rows, a tile of a matrix product."""
     if num_tokens == 0:
         return []
     count = -(-num_tokens // most)
@@ -223,7 +223,7 @@ def _check(
 
 
 def _check_topk(objective: Objective, teacher: TopK) -> None:
-    """A teacher's likeliest tokens are enough for a divergence on them, and for nothing else that reads a teacher."""
+    """A teacher's likeliest tokens suffice for a divergence on just these tokens."""
     match objective:
         case SampledReverseKL():
             raise ValueError("SampledReverseKL needs the teacher's log-probability of the sampled token: not TopK")

@@ -1,7 +1,7 @@
-"""A vocabulary whose columns are spread over the ranks of a tensor-parallel group.
+"""A vocabulary whose columns are sharded over the ranks of a tensor-parallel group.
 
-Rank r of W holds columns r·width to (r + 1)·width, as Megatron cuts them; without a group it holds all. Nothing here is
-differentiable: `token_loss` writes its gradients itself.
+Rank r of W holds columns r·width to (r + 1)·width, as Megatron shards them; without a group it holds all. Nothing here
+is differentiable: `token_loss` computes its own gradients.
 
 Shape suffixes: R rows, C rows of a chunk, D distributions handled together, V local columns, K, N chosen tokens.
 """
@@ -27,7 +27,7 @@ class Vocab:
     group: dist.ProcessGroup | None = None
     """The tensor-parallel process group; None when every rank holds all columns."""
     size: int | None = None
-    """Tokens of the whole vocabulary; columns beyond it are padding and do not exist. None: no padding."""
+    """Tokens of the whole vocabulary; columns beyond are padding, which is ignored. None: no padding."""
 
     def shard(self, width: int) -> Shard:
         """The part that this rank holds, given how many columns its tensors have.

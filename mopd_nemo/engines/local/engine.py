@@ -1,4 +1,4 @@
-"""The local engine: the verbs of `engines.base.Engine` over a Hugging Face model in this process.
+"""The local engine: `engines.base.Engine` over a Hugging Face model in this process, and its teacher.
 
 Shape suffixes: T response tokens laid end to end, R of one response, C tokens of a chunk, H hidden size, V vocabulary.
 """
@@ -26,12 +26,12 @@ from mopd_nemo.engines.local.model import (
 )
 from mopd_nemo.engines.local.sampler import sample
 from mopd_nemo.engines.local.vllm_backend import VllmBackend, check_backend
-from mopd_nemo.engines.models import check_positions, check_vocabularies, load_tokenizer
+from mopd_nemo.engines.models import check_positions, check_vocabularies, load_chat
 from mopd_nemo.methods.batch import TrainBatch
 from mopd_nemo.types import Rollout
 
 SCORING_BATCH, SCORING_ROWS = 2, 4
-"""A pass without gradients keeps the activations of one layer only. Its batches have twice the tokens of an update's
+"""A pass without gradients keeps the activations of one layer only. So its batches have twice the tokens of an update's
 micro-batch, and at least four times the longest sequence: responses share a long context only within a batch."""
 
 LOGIT_BUDGET = 2**26
@@ -41,7 +41,7 @@ Ids = tuple[int, ...]
 
 
 class LocalEngine:
-    """Student, teacher and optimiser in this process. See `engines.base.Engine` for the contract."""
+    """Student, teacher and optimiser in this process. `engines.base.Engine` documents the methods."""
 
     def __init__(self, config: Config) -> None:
         check_backend(config)
@@ -50,10 +50,7 @@ class LocalEngine:
         device = resolve_device(config.model.device)
         if config.teacher.path is not None:
             check_vocabularies(path, config.teacher.path)
-        model = config.model
-        self.chat = Chat(
-            load_tokenizer(path, key="model.path"), model.chat_template_kwargs, model.end_tokens, source=model.path
-        )
+        self.chat = load_chat(config.model)
         self.student = load_model(path, key="model.path", dtype=dtype, weights=torch.float32, device=device)
         self.teacher = Teacher(self.student, config)
         self._check_lengths()
@@ -111,8 +108,8 @@ class LocalEngine:
     ) -> tuple[list[Tensor | None], dict[str, float]]:
         """Per example with a teacher prompt, the teacher's hidden states that predict its response: [tokens, H].
 
-        The teacher's head is applied in `update`, chunk by chunk, where the student's own top-k is known: the same
-        work, and [tokens, vocabulary] is never kept.
+        `update` applies the teacher's head chunk by chunk, where the student's own top-k is known. That is the same
+        work, and no [tokens, vocabulary] tensor is kept.
         """
         hidden: list[Tensor | None] = [None] * len(batch.examples)
         scored = [i for i, example in enumerate(batch.examples) if example.teacher_prompt_ids is not None]
@@ -171,7 +168,7 @@ class LocalEngine:
         self._learner.optimizer.load_state_dict(state)
 
     def _budget(self, lengths: Sequence[int]) -> int:
-        """Tokens of a batch without gradients, given those of the rows."""
+        """Tokens of a batch in a pass without gradients, given the lengths of its sequences."""
         return max(SCORING_BATCH * self._config.train.tokens_per_micro_batch, SCORING_ROWS * max(lengths, default=0))
 
     def _check_lengths(self) -> None:
@@ -186,8 +183,8 @@ class LocalEngine:
 class Teacher:
     """The model whose distribution the student follows; `model` is None without a teacher.
 
-    `live` shares the student's weights, so it moves with every update. `ema` is a float32 copy. `frozen` and
-    `external` never move and are loaded from their model directory, so only `ema` has a state of its own to save.
+    `live` shares the student's weights, so it moves with every update. `ema` is a float32 copy. `frozen` and `external`
+    never move and are loaded from their model directory, so a checkpoint needs only the weights of `ema`.
     """
 
     def __init__(self, student: LanguageModel, config: Config) -> None:
@@ -213,7 +210,7 @@ class Teacher:
 
     @torch.no_grad()
     def follow(self, student: LanguageModel) -> None:
-        """For `ema`: teacher ← (1 - rate)·teacher + rate·student, in float32. Other kinds do not move."""
+        """For `ema`: teacher ← (1 - rate)·teacher + rate·student, in float32. The other kinds do nothing here."""
         if self._config.kind != "ema":
             return
         assert self.model is not None
@@ -222,7 +219,7 @@ class Teacher:
             average.lerp_(current[name], self._config.ema_rate)
 
     def save(self, directory: Path) -> None:
-        """Write what a resume cannot find elsewhere, as a Hugging Face model."""
+        """Write an `ema` teacher as a Hugging Face model. The other kinds are found elsewhere on a resume."""
         if self._config.kind == "ema" and self.model is not None:
             self.model.module.save_pretrained(directory / "teacher")
 
@@ -239,7 +236,7 @@ def load_weights(model: LanguageModel, directory: Path) -> None:
 
 
 def _end_ids(model: LanguageModel, chat: Chat) -> frozenset[int]:
-    """Tokens that end a response: the chat's, and those of the model's generation config."""
+    """Tokens that end a response: those of the chat and those of the model's generation config."""
     listed = model.module.generation_config.eos_token_id
     ids = listed if isinstance(listed, list) else [listed]
     return chat.end_ids | {index for index in ids if index is not None}
@@ -257,7 +254,7 @@ def response_logprobs(
     """Log-probability (nats, temperature 1) of every response token after its prompt, in order.
 
     Args:
-        prompts: one per response; equal pairs are computed once.
+        prompts: one per response; equal (prompt, response) pairs are computed once.
         responses: token ids, at least one each.
         max_tokens: of a batch, as `LanguageModel.batches` counts them.
 

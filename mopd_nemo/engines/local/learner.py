@@ -1,8 +1,8 @@
-"""The optimiser over the student: a batch becomes one or several updates.
+"""The optimiser of the student: one or several updates from a batch.
 
-Each example is read once, for all terms that it belongs to.
+Each example passes the model once, for all terms that it belongs to.
 
-Shape suffixes: T response tokens of a micro-batch, M of them that a term looks at, N pairs, H hidden size.
+Shape suffixes: T response tokens of a micro-batch, M of them in a term, N pairs, H hidden size.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from mopd_nemo.losses.token_loss import token_loss
 from mopd_nemo.methods.batch import LossTerm, TrainBatch
 
 Targets = Sequence[Tensor | None]
-"""Per example, the teacher's hidden states that predict its response [response tokens, H], where a teacher reads it."""
+"""Per example with a teacher prompt, the teacher's hidden states that predict its response: [response tokens, H]."""
 
 
 class Learner:
     """AdamW over the student.
 
     Args:
-        teacher: whose hidden states `step` is given; None when no example has a teacher.
+        teacher: its hidden states are the targets of `step`; None: no example has a teacher.
     """
 
     def __init__(self, student: LanguageModel, teacher: LanguageModel | None, config: Config) -> None:
@@ -63,7 +63,7 @@ class Learner:
             return {"update/skipped": 1.0}
         passes = _Passes(self._student, self._teacher, batch, targets, self._config)
         if len(updates) > 1 and any(term.objective.reads_old_policy for term in batch.terms):
-            # From the second update on, the policy is no longer the one that the ratios refer to.
+            # The ratios refer to the policy before the first update.
             for micro_batch in self._micro_batches(batch, batch.terms):
                 passes.remember_logprobs(micro_batch)
         totals: defaultdict[str, float] = defaultdict(float)
@@ -133,7 +133,7 @@ class _Passes:
 
     @torch.no_grad()
     def remember_logprobs(self, micro_batch: Sequence[int]) -> None:
-        """Keep the student's log-probabilities as they are now: the ratios of later updates refer to them."""
+        """Keep the student's present log-probabilities, which the ratios of later updates refer to."""
         with self._student.computing():
             student = self._head(self._student, self._hidden_TH(micro_batch))
             loss_T = token_loss(LogLikelihood(), student, self._tokens(micro_batch)).loss_T
@@ -241,5 +241,5 @@ class _Passes:
 
 
 def _share(on_progress: Progress | None, number: int, count: int) -> Progress | None:
-    """Progress of one of `count` equal stretches."""
+    """Progress within the `number`-th of `count` equal parts."""
     return (lambda done: on_progress((number + done) / count)) if on_progress else None

@@ -29,18 +29,18 @@ GROWTH = 128
 """Positions by which the cache grows at least."""
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""From a layer's number, its scaled queries_TKGD, keys_TKD and values_TKD to what they attend to, of queries' size."""
+"""Attention: from a layer's index, scaled queries_TKGD, keys_TKD and values_TKD to outputs of the queries' size."""
 
 
 def is_like_llama(module: Any) -> bool:
-    """Whether `LlamaLayers` do what the model's own forward does. Tests compare them for every class listed."""
+    """Whether `LlamaLayers` computes the model's own forward pass. Tests compare the two for every class listed."""
     if type(module).__name__ not in LIKE_LLAMA:
         return False
     matrices = [type(m) for m in module.modules() if isinstance(m, nn.Linear | nn.Embedding)]
     return (
         getattr(module.config, "sliding_window", None) is None
         and module.config.rope_parameters["rope_type"] in ROPES
-        and len(matrices) == 2 + 7 * len(module.base_model.layers)  # as they were made: no adapters
+        and len(matrices) == 2 + 7 * len(module.base_model.layers)  # no adapters
         and set(matrices) == {nn.Linear, nn.Embedding}  # not quantised
     )
 
@@ -48,9 +48,9 @@ def is_like_llama(module: Any) -> bool:
 def read_prompts(
     model: LanguageModel, prompts: Sequence[Sequence[int]], num_samples: int, max_tokens: int
 ) -> tuple[Tensor, LlamaDecoder]:
-    """See `decoding.read_prompts`."""
+    """See `sampler.read_prompts`."""
     device, lengths_U = model.device, torch.tensor([len(prompt) for prompt in prompts], device=model.device)
-    # Padding comes last, so causality alone keeps it out.
+    # Causal attention never reads padding on the right.
     ids_UP = pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True).to(device)
     count, width = ids_UP.shape
     layers = LlamaLayers(model, width + max_tokens)
@@ -72,11 +72,11 @@ def read_prompts(
 
 
 class LlamaDecoder:
-    """See `decoding.Decoder` for its methods.
+    """A `sampler.Decoder`.
 
     Args:
-        positions_B: of the first tokens that the sequences will get.
-        max_tokens: how many they can get.
+        positions_B: of the first response tokens.
+        max_tokens: of each response.
     """
 
     def __init__(self, layers: LlamaLayers, prompts: SharedPrompts, positions_B: Tensor, max_tokens: int) -> None:
@@ -100,7 +100,7 @@ class LlamaDecoder:
         self._prompts.keep(order_B)
 
     def _attend(self, layer: int, queries_BKGD: Tensor, keys_BKD: Tensor, values_BKD: Tensor) -> Tensor:
-        """One softmax over prompt and response: the prompt is one more position, whose score is the prompt's mass."""
+        """One softmax over prompt and response. The prompt is one more position, whose score is the log of its mass."""
         keys_BKSD, values_BKSD = self._seen_L2BKSD[layer].unbind(0)
         keys_BKSD[:, :, -1], values_BKSD[:, :, -1] = keys_BKD, values_BKD
         prompt_BKGD, mass_BKG = self._prompts.attend(layer, queries_BKGD)
@@ -116,12 +116,16 @@ class LlamaDecoder:
 
 
 class SharedPrompts:
-    """Keys and values of prompts, and the attention of their samples' queries to them.
+    """Keys and values of prompts, kept once, and the attention of all running sequences to them.
+
+    The queries of all sequences of a prompt meet its keys in one product. Sequences end at different times, so each
+    prompt has as many slots for queries as the prompt with the most running sequences needs. Slots that a prompt does
+    not need repeat the queries of some sequence, and their results are discarded.
 
     Args:
-        cache_L2UKPD: keys and values. Padding stands on the right and is finite.
+        cache_L2UKPD: keys and values. Padding is on the right and finite.
         lengths_U: without padding.
-        num_samples: sequences of each prompt, which come prompt by prompt.
+        num_samples: sequences of each prompt, prompt by prompt.
     """
 
     def __init__(self, cache_L2UKPD: Tensor, lengths_U: Tensor, num_samples: int) -> None:
@@ -133,7 +137,7 @@ class SharedPrompts:
         self._lay_out()
 
     def attend(self, layer: int, queries_BKGD: Tensor) -> tuple[Tensor, Tensor]:
-        """What each query attends to in its own prompt alone, and the logarithm of its scores' exponentials' sum.
+        """Attention of each query to its own prompt alone, and the log-sum-exp of its scores.
 
         Returns:
             attended_BKGD, mass_BKG.
@@ -151,7 +155,7 @@ class SharedPrompts:
         )
 
     def keep(self, order_B: Tensor) -> None:
-        """See `decoding.Decoder.keep`. Prompts without running sequences leave too."""
+        """See `sampler.Decoder.keep`. Prompts without running sequences are dropped too."""
         self._prompts_B = self._prompts_B[order_B]
         left_U = torch.bincount(self._prompts_B, minlength=len(self._penalty_UP)) == 0
         if left_U.any():
@@ -164,7 +168,7 @@ class SharedPrompts:
         self._lay_out()
 
     def _lay_out(self) -> None:
-        """Which sequence's queries each slot takes, and where each sequence finds what comes of them."""
+        """Which sequence's queries fill each slot, and from which slot each sequence reads its result."""
         heads, rows_B = self._cache_L2UKPD.shape[3], torch.arange(len(self._prompts_B), device=self._prompts_B.device)
         heads_K = torch.arange(heads, device=rows_B.device)
         counts_U = torch.bincount(self._prompts_B)
@@ -182,9 +186,9 @@ class SharedPrompts:
 
 
 def compact_order(ended_B: Tensor) -> Tensor:
-    """Which row moves to each place when finished rows leave a batch, so that as few as possible move.
+    """The row that each place of a batch gets when finished rows leave, so that as few rows as possible move.
 
-    The last running rows take the places of those that ended; the others stay where they are.
+    The last running rows take the places of those that ended. The others stay.
     """
     running = (~ended_B).nonzero().squeeze(-1)
     count = len(running)
@@ -194,17 +198,17 @@ def compact_order(ended_B: Tensor) -> Tensor:
 
 
 def move_rows(cache_L2BKCD: Tensor, order_B: Tensor) -> None:
-    """Bring row `order_B[i]` of a cache to position i; those that stay where they are cost nothing."""
+    """Move row `order_B[i]` of a cache to position i. Rows that stay cost nothing."""
     moved = (order_B != torch.arange(len(order_B), device=order_B.device)).nonzero().squeeze(-1)
     if len(moved):
         cache_L2BKCD[:, :, moved] = cache_L2BKCD[:, :, order_B[moved]]
 
 
 class LlamaLayers:
-    """A model's weights as they are now, in the precision of its computation.
+    """A snapshot of a model's weights in the precision of its computation.
 
     Args:
-        num_positions: that are asked for at most.
+        num_positions: most positions of a sequence.
     """
 
     def __init__(self, model: LanguageModel, num_positions: int) -> None:
@@ -225,7 +229,7 @@ class LlamaLayers:
         return torch.empty(shape, dtype=self._dtype, device=self._rope_S2D.device)
 
     def hidden_TH(self, ids_T: Tensor, positions_T: Tensor, attend: Attend) -> Tensor:
-        """What comes out of the last layer."""
+        """Output of the last layer."""
         rope = self._rope_S2D.index_select(0, positions_T).unsqueeze(2).unbind(1)
         hidden_TH = self._embedding(ids_T)
         for number, layer in enumerate(self._layers):
@@ -252,7 +256,7 @@ class _Product:
     """Linear layers that read the same input, as one product in the precision of the computation.
 
     Args:
-        norm_H: weight of the norm that their input comes from, which becomes part of theirs.
+        norm_H: weight of the norm before them, which is multiplied into theirs.
     """
 
     def __init__(self, modules: list[nn.Linear], dtype: torch.dtype, norm_H: Tensor | None = None) -> None:
@@ -302,7 +306,7 @@ class _Layer:
         hidden_TH += self._down(self._activation(gate).mul_(up))
 
     def _rotated(self, x_TND: Tensor, rope_T1D: Sequence[Tensor]) -> Tensor:
-        """Query and key heads, normed where the model does; half of each head turns against the other half."""
+        """Query and key heads after the head norm, if the model has one, and the rotary embedding."""
         cos_T1D, sin_T1D = rope_T1D
         x_TND = (self._norm(x_TND) if self._norms_heads else x_TND) * self._factor_ND
         return (x_TND * cos_T1D).addcmul_(x_TND.roll(self._size // 2, -1), sin_T1D)

@@ -1,6 +1,6 @@
-"""A causal LM split where training needs it: hidden states of chosen rows, and the head that turns them into logits.
+"""A causal LM split into its body, which gives hidden states of chosen positions, and its head, which gives logits.
 
-Shape suffixes: B sequences, S positions, R wanted ones, T response tokens, H hidden size, V vocabulary.
+Shape suffixes: B sequences, S positions, R chosen positions, T response tokens, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass
 class TokenCounts:
-    """Tokens that response passes have computed."""
+    """Positions that forward passes have computed."""
 
     positions: int = 0
     padding: int = 0
 
     def metrics(self, phase: str, tokens_alone: int) -> dict[str, float]:
-        """Positions computed, tokens that the same rows have each by itself, and the share of padding."""
+        """Positions computed, the sum of the sequences' lengths (`tokens_alone`), and the share of padding."""
         if not self.positions:
             return {}
         share = self.padding / self.positions
@@ -65,16 +65,16 @@ class LanguageModel:
         self.reads_trees = _reads_trees(self)
 
     def computing(self) -> AbstractContextManager[Any]:
-        """The context in which this model computes: autocast when weights are wider than `dtype`."""
+        """The context for forward passes: autocast when weights are wider than `dtype`."""
         weights = next(self.module.parameters()).dtype
         return nullcontext() if weights == self.dtype else torch.autocast(self.device.type, self.dtype)
 
     def hidden_BSH(self, ids_BS: Tensor) -> Tensor:
-        """Last hidden states of right-padded sequences. Padding comes last, so causality alone keeps it out."""
+        """Last hidden states of right-padded sequences. Causal attention never reads padding on the right."""
         return self.module.base_model(input_ids=ids_BS, use_cache=False).last_hidden_state
 
     def batches(self, units: Sequence[Sequence[Sequence[int]]], max_tokens: int) -> list[list[int]]:
-        """Numbers of units, each of sequences that stay together, in micro-batches for `response_hidden_TH`."""
+        """Indices of units in micro-batches for `response_hidden_TH`. The sequences of a unit stay together."""
         if self.reads_trees:
             return tree_batches(units, max_tokens)
         return micro_batches([sum(map(len, unit)) for unit in units], max_tokens)
@@ -82,13 +82,13 @@ class LanguageModel:
     def response_hidden_TH(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Tensor:
         """Hidden states that predict the response tokens of a batch, laid end to end.
 
-        Response token t of a sequence with P prompt tokens is predicted at position P - 1 + t. What sequences have in
-        common from their beginning is computed once, where the model can read trees.
+        Response token t of a sequence with P prompt tokens is predicted at position P - 1 + t. Shared prefixes are
+        computed once where `reads_trees`.
         """
         return (self.hidden_by_tree_TH if self.reads_trees else self.hidden_by_row_TH)(prompts, responses)
 
     def hidden_by_tree_TH(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Tensor:
-        """`response_hidden_TH` by one packed sequence."""
+        """`response_hidden_TH` from one packed sequence."""
         sequences, starts = _read(prompts, responses)
         tree = build_tree(sequences, self.device)
         self.counts.positions += len(tree.ids_S)
@@ -98,7 +98,7 @@ class LanguageModel:
             return self._tree_hidden_SH(tree).index_select(0, rows_T)
 
     def hidden_by_row_TH(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Tensor:
-        """`response_hidden_TH` by a padded batch."""
+        """`response_hidden_TH` from a padded batch."""
         sequences, starts = _read(prompts, responses)
         ids_BS = pad_sequence([torch.tensor(sequence) for sequence in sequences], batch_first=True)
         self.counts.positions += ids_BS.numel()
@@ -139,10 +139,7 @@ def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
 
 
 def _read(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[int]]:
-    """What is read of each sequence, and where the states that predict its response begin.
-
-    The last token predicts nothing that is asked for.
-    """
+    """Sequences without their last token, which predicts nothing, and the first position that predicts a response."""
     sequences = [[*prompt, *response[:-1]] for prompt, response in zip(prompts, responses, strict=True)]
     return sequences, [len(prompt) - 1 for prompt in prompts]
 
@@ -156,9 +153,9 @@ def load_model(path: str, *, key: str, dtype: torch.dtype, weights: torch.dtype,
         weights: storage precision.
 
     Raises:
-        UserError: it cannot be loaded, or its logits are not simply its head applied to its hidden states.
+        UserError: it cannot be loaded, or its logits are not its head applied to its hidden states.
     """
-    transformers_logging.disable_progress_bar()  # its bars would tear the live display
+    transformers_logging.disable_progress_bar()  # it would break the live display
     try:
         module = AutoModelForCausalLM.from_pretrained(resolve_model_path(path), dtype=weights).to(device)
     except (OSError, ValueError) as error:
@@ -169,7 +166,7 @@ def load_model(path: str, *, key: str, dtype: torch.dtype, weights: torch.dtype,
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` or a device name as a device that is there."""
+    """The device of `auto` or of a name, checked to exist."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -185,9 +182,9 @@ def resolve_device(name: str) -> torch.device:
 
 @torch.no_grad()
 def _reads_trees(model: LanguageModel) -> bool:
-    """Whether the model can compute common beginnings once: found by trying, since architectures differ.
+    """Whether `hidden_by_tree_TH` gives what `hidden_by_row_TH` gives, by trying both on short sequences.
 
-    Windows that reach back a limited way would not show in a short trial, so they are read off the config.
+    A short trial cannot reveal a limited attention window, so windows are read from the config.
     """
     config = model.module.config.get_text_config()
     windowed = any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or [])
@@ -218,7 +215,7 @@ def _reads_trees(model: LanguageModel) -> bool:
 
 @torch.no_grad()
 def _check_plain_head(model: LanguageModel, key: str, path: str) -> None:
-    """Some models scale or cap their logits after the head; then head(hidden) would train the wrong distribution."""
+    """Refuse a model that scales or caps its logits after the head: head(hidden) would be another distribution."""
     ids_BS = torch.arange(4, device=model.device).unsqueeze(0)
     with model.computing():
         logits = model.module(input_ids=ids_BS, use_cache=False).logits
@@ -231,17 +228,17 @@ def _check_plain_head(model: LanguageModel, key: str, path: str) -> None:
 
 
 def _last_feed_forward(module: Any) -> nn.Module | None:
-    """The feed-forward block of a model's last layer, where the architecture has it under its usual name.
+    """The feed-forward block of a model's last layer, if it has the usual name.
 
-    It is computed only at positions whose hidden states are wanted, not for contexts that only give keys and values.
+    Nothing attends to its output, so it is computed only at the positions whose hidden states are needed.
     """
     layers = getattr(module.base_model, "layers", None)
     return getattr(layers[-1], "mlp", None) if isinstance(layers, nn.ModuleList) and len(layers) else None
 
 
 @contextmanager
-def _computed_at(block: nn.Module | None, wanted_R: Tensor) -> Iterator[None]:
-    """Inside, the block maps [1, S, H] to [1, S, H]: zeros everywhere but at the wanted positions, each given once."""
+def _computed_at(block: nn.Module | None, chosen_R: Tensor) -> Iterator[None]:
+    """Inside, the block is applied to the positions `chosen_R`, each given once; its output is 0 elsewhere."""
     if block is None:
         yield
         return
@@ -250,10 +247,10 @@ def _computed_at(block: nn.Module | None, wanted_R: Tensor) -> Iterator[None]:
     def select(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         nonlocal length
         length = inputs[0].shape[1]
-        return (inputs[0].index_select(1, wanted_R), *inputs[1:])
+        return (inputs[0].index_select(1, chosen_R), *inputs[1:])
 
     def spread(_: nn.Module, __: tuple[Tensor, ...], found_1RH: Tensor) -> Tensor:
-        return found_1RH.new_zeros(1, length, found_1RH.shape[-1]).index_copy_(1, wanted_R, found_1RH)
+        return found_1RH.new_zeros(1, length, found_1RH.shape[-1]).index_copy_(1, chosen_R, found_1RH)
 
     hooks = block.register_forward_pre_hook(select), block.register_forward_hook(spread)
     try:

@@ -1,13 +1,12 @@
-"""Sequences with common beginnings as one packed sequence, in which every common beginning is computed once.
+"""Sequences with shared prefixes as one packed sequence, in which every shared prefix is computed once.
 
-Rollouts of one problem share its prompt, and most of their teacher contexts: canonical peers make the contexts of a
-group equal but for a few. The sequences are arranged in a tree. Every layer except attention acts on each token
-independently, so the tree's tokens are packed end to end, without padding, and attention lets each token see its
-ancestors.
+Rollouts of one problem share its prompt, and with canonical peers most of their teacher contexts. The sequences are
+arranged in a tree. Every layer except attention acts on each token independently, so the tree's tokens are packed end
+to end, without padding, and attention lets each token see its ancestors.
 
-Shape suffixes: S tokens of the tree, Q and C places of all that ask and of all that is looked at in a pass, E heads ×
-head size, F segments of a family, N heads, R tokens of the longest of them, K these and their ancestors, D head size,
-B tokens of a block, W tokens that it may look at at most.
+Shape suffixes: S tokens of the tree, Q queries and C keys of all families in one pass, E heads × head size, F segments
+of a family, N heads, R tokens of the longest of them, K these and their ancestors, D head size, B tokens of a block, W
+tokens that it may see at most.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ ATTENTION = "prefix_tree"
 """Name of this attention among those of transformers: plain `sdpa` wherever no tree is given."""
 
 MIN_SHARED = 16
-"""Shorter common runs are computed for each sequence: a segment costs attention calls of its own."""
+"""A shorter shared run is computed for each sequence, because a segment costs attention calls of its own."""
 
 BLOCK = 128
-"""Tokens of a segment that ask in one call: it looks at no key after them."""
+"""Queries of a segment in one attention call, which sees no key after them."""
 
 Ids = Sequence[int]
 
@@ -52,80 +51,81 @@ class PrefixTree:
 
     ids_S: Tensor
     positions_S: Tensor
-    """Place of each token in its own sequence."""
+    """Position of each token in its own sequence."""
     places: list[list[int]]
-    """Per sequence, where each of its tokens stands in the packed sequence."""
+    """Per sequence, the index of each of its tokens in the packed sequence."""
     families: list[Family]
     queries_Q: Tensor
-    """Of the families' segments, one after the other, where they stand; a short segment repeats its last token."""
+    """Indices of the segments' tokens, family by family. A short segment repeats its last token."""
     keys_C: Tensor
-    """The same with the ancestors before each segment."""
+    """The same, with the ancestors before each segment."""
     outputs_S: Tensor
-    """Where among the queries each token of the packed sequence is found."""
+    """Index among the queries of each token of the packed sequence."""
     mask_BW: Tensor
-    """0 where a token of a block may look, -inf after it. Of a block with fewer tokens before it: the last columns."""
+    """0 for keys that a token of a block may see, -inf after it. A block with fewer keys uses the last columns."""
 
 
 def build_tree(sequences: Sequence[Ids], device: torch.device) -> PrefixTree:
     """The tree of some sequences, each with at least one token."""
-    ids: list[int] = []
-    positions: list[int] = []
-    places: list[list[int]] = [[] for _ in sequences]
-    families: list[Family] = []
-    queries: list[int] = []
-    keys: list[int] = []
+    builder = _Builder(sequences)
+    builder.add_below(_sorted(sequences), 0)
+    # A short segment repeats its last query: reversed, the first of the repetitions wins.
+    found = dict(zip(reversed(builder.queries), reversed(range(len(builder.queries))), strict=True))
+    outputs = [found[place] for place in range(len(builder.ids))]
+    ids, positions, queries, keys, outputs = (
+        torch.tensor(numbers, dtype=torch.long, device=device)
+        for numbers in (builder.ids, builder.positions, builder.queries, builder.keys, outputs)
+    )
+    mask_BW = _mask_BW(builder.families, device)
+    return PrefixTree(ids, positions, builder.places, builder.families, queries, keys, outputs, mask_BW)
 
-    def attend(ancestors: list[int], segments: list[list[int]]) -> None:
+
+class _Builder:
+    """The lists of a `PrefixTree` while segments are added to it."""
+
+    def __init__(self, sequences: Sequence[Ids]) -> None:
+        self.ids: list[int] = []
+        self.positions: list[int] = []
+        self.places: list[list[int]] = [[] for _ in sequences]
+        self.families: list[Family] = []
+        self.queries: list[int] = []
+        self.keys: list[int] = []
+        self._sequences = sequences
+
+    def add_below(self, members: list[int], depth: int) -> None:
+        """Add the segments after the first `depth` tokens, which the members, sorted, have in common."""
+        ancestors = list(self.places[members[0]])
+        segments: list[list[int]] = []
+        runs = list(_runs(self._sequences, members, depth))
+        for run, length in runs:
+            segment = list(range(len(self.ids), len(self.ids) + length))
+            self.ids.extend(self._sequences[run[0]][depth : depth + length])
+            self.positions.extend(range(depth, depth + length))
+            for member in run:
+                self.places[member].extend(segment)
+            segments.append(segment)
+        for similar in _of_similar_length(segments):
+            self._add_family(ancestors, similar)
+        for run, length in runs:
+            if longer := [member for member in run if len(self._sequences[member]) > depth + length]:
+                self.add_below(longer, depth + length)
+
+    def _add_family(self, ancestors: list[int], segments: list[list[int]]) -> None:
+        """Attention of some segments, the longest first, to their ancestors and themselves."""
         longest = len(segments[0])
         for segment in segments:
             filled = segment + segment[-1:] * (longest - len(segment))
-            queries.extend(filled)
-            keys.extend(ancestors)
-            keys.extend(filled)
-        families.append(Family(len(segments), longest, len(ancestors) + longest))
-
-    def add_segments(members: list[int], depth: int) -> None:
-        """Lay down what follows the first `depth` tokens, which the members, sorted, have in common."""
-        ancestors = list(places[members[0]])
-        segments: list[list[int]] = []
-        runs = list(_runs(sequences, members, depth))
-        for run, length in runs:
-            segment = list(range(len(ids), len(ids) + length))
-            ids.extend(sequences[run[0]][depth : depth + length])
-            positions.extend(range(depth, depth + length))
-            for member in run:
-                places[member].extend(segment)
-            segments.append(segment)
-        for similar in _of_similar_length(segments):
-            attend(ancestors, similar)
-        for run, length in runs:
-            if longer := [member for member in run if len(sequences[member]) > depth + length]:
-                add_segments(longer, depth + length)
-
-    add_segments(_sorted(sequences), 0)
-    found = dict(zip(reversed(queries), reversed(range(len(queries))), strict=True))  # before its repetitions
-    outputs = [found[place] for place in range(len(ids))]
-
-    def tensor(numbers: list[int]) -> Tensor:
-        return torch.tensor(numbers, dtype=torch.long, device=device)
-
-    return PrefixTree(
-        ids_S=tensor(ids),
-        positions_S=tensor(positions),
-        places=places,
-        families=families,
-        queries_Q=tensor(queries),
-        keys_C=tensor(keys),
-        outputs_S=tensor(outputs),
-        mask_BW=_mask_BW(families, device),
-    )
+            self.queries.extend(filled)
+            self.keys.extend(ancestors)
+            self.keys.extend(filled)
+        self.families.append(Family(len(segments), longest, len(ancestors) + longest))
 
 
 def tree_batches(units: Sequence[Sequence[Sequence[int]]], max_tokens: int) -> list[list[int]]:
-    """Indices of units in batches of at most `max_tokens` tokens, what sequences have in common counted once.
+    """Indices of units in batches of at most `max_tokens` tokens, with shared prefixes counted once.
 
-    Units that begin alike are neighbours, and a batch ends where the least is lost by it: what the units on both sides
-    have in common is computed twice. The largest batch comes first. A larger unit gets a batch of its own.
+    Units with a common prefix are neighbours. A batch ends where the units on both sides share the shortest prefix,
+    which is computed twice. The largest batch comes first. A unit above `max_tokens` gets a batch of its own.
 
     Args:
         units: sequences that must share a batch, with at least one each.
@@ -133,23 +133,23 @@ def tree_batches(units: Sequence[Sequence[Sequence[int]]], max_tokens: int) -> l
     order = sorted(range(len(units)), key=lambda i: tuple(units[i][0]))
     firsts = [units[i][0] for i in order]
     shared = [0, *(common_length(a, b) for a, b in pairwise(firsts))][: len(order)]  # with the unit before
-    own = [sum(len(s) - (common_length(units[i][0], s) if n else 0) for n, s in enumerate(units[i])) for i in order]
-    fresh = [tokens - common for tokens, common in zip(own, shared, strict=True)]
+    tokens = [sum(len(s) - (common_length(units[i][0], s) if n else 0) for n, s in enumerate(units[i])) for i in order]
+    added = [count - common for count, common in zip(tokens, shared, strict=True)]
     batches: list[tuple[int, list[int]]] = []
     start = 0
     while start < len(order):
-        totals = [shared[start] + total for total in accumulate(fresh[start:])]
+        totals = [shared[start] + total for total in accumulate(added[start:])]
         count = max(sum(total <= max_tokens for total in totals), 1)
         if count < len(totals):
-            full = [n for n in range(1, count + 1) if totals[n - 1] >= totals[count - 1] / 2]
-            count = min(full, key=lambda n: (shared[start + n], -n))
+            half_full = [n for n in range(1, count + 1) if totals[n - 1] >= totals[count - 1] / 2]
+            count = min(half_full, key=lambda n: (shared[start + n], -n))
         batches.append((totals[count - 1], order[start : start + count]))
         start += count
     return [batch for _, batch in sorted(batches, key=lambda b: -b[0])]
 
 
 def common_length(first: Ids, second: Ids) -> int:
-    """How many tokens two sequences have in common from their beginning."""
+    """Length of the common prefix of two sequences."""
     limit = min(len(first), len(second))
     return limit if first[:limit] == second[:limit] else next(i for i in range(limit) if first[i] != second[i])
 
@@ -157,7 +157,7 @@ def common_length(first: Ids, second: Ids) -> int:
 def tree_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """Attention as transformers calls it; `tree`, when given, says who sees whom.
+    """Attention as transformers calls it: along `tree` if the model was called with one, else plain `sdpa`.
 
     Args:
         query: [1, heads, S, D]; key and value may have fewer heads, as in grouped-query attention.
@@ -197,7 +197,7 @@ def register_attention() -> None:
 def _attend(
     family: Family, query_FNRD: Tensor, key_FNKD: Tensor, value_FNKD: Tensor, mask_BW: Tensor, scale: float | None
 ) -> Tensor:
-    """Block by block, each of which sees the ancestors and its segment up to itself."""
+    """Block by block: each block sees the ancestors and its own segment up to its end."""
     ancestors, before = family.width - family.longest, mask_BW.shape[1] - mask_BW.shape[0]
     outputs = []
     for start in range(0, family.longest, BLOCK):
@@ -222,14 +222,14 @@ def _mask_BW(families: Sequence[Family], device: torch.device) -> Tensor:
 
 
 def _sorted(sequences: Sequence[Ids]) -> list[int]:
-    """Numbers of the sequences in the order in which equal beginnings are neighbours."""
+    """Indices of the sequences in lexical order, in which common prefixes are neighbours."""
     return sorted(range(len(sequences)), key=lambda i: tuple(sequences[i]))
 
 
 def _runs(sequences: Sequence[Ids], members: Sequence[int], depth: int) -> Iterator[tuple[list[int], int]]:
-    """Neighbours, among sorted members, that go on alike after `depth` tokens, and for how many tokens all of them do.
+    """Runs of sorted members that share tokens after the first `depth`, and how many tokens they share.
 
-    One that goes on alone does so to its end.
+    A run of one member goes to its end.
     """
     run, shared = [members[0]], len(sequences[members[0]]) - depth
     for member in members[1:]:
@@ -243,11 +243,11 @@ def _runs(sequences: Sequence[Ids], members: Sequence[int], depth: int) -> Itera
 
 
 def _of_similar_length(segments: list[list[int]]) -> list[list[list[int]]]:
-    """Cut so that in no family a segment is padded to more than twice its length."""
-    cut: list[list[list[int]]] = []
+    """Groups in which no segment is padded to twice its length or more."""
+    groups: list[list[list[int]]] = []
     for segment in sorted(segments, key=len, reverse=True):
-        if cut and 2 * len(segment) > len(cut[-1][0]):
-            cut[-1].append(segment)
+        if groups and 2 * len(segment) > len(groups[-1][0]):
+            groups[-1].append(segment)
         else:
-            cut.append([segment])
-    return cut
+            groups.append([segment])
+    return groups

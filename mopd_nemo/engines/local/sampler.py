@@ -18,14 +18,14 @@ from mopd_nemo.engines.local import llama
 from mopd_nemo.engines.local.model import LanguageModel
 
 BLOCK = 64
-"""Tokens of the vocabulary whose probabilities are summed together before one of them is looked for."""
+"""Tokens whose probabilities are summed first: a draw picks a block, then a token within it."""
 NUCLEUS = 256
-"""Likeliest tokens among which the nucleus is looked for first."""
+"""Likeliest tokens that are searched for the nucleus before the whole vocabulary is sorted."""
 COMPACT_BELOW = 0.75
-"""Finished sequences leave a model's own cache, which is a copy of all the others, below this fraction of its rows."""
+"""`ModuleDecoder` copies its cache without the finished sequences when fewer than this fraction of its rows run."""
 
 OnSequence = Callable[[int, list[int], list[float]], None]
-"""Called with a sequence's number, its token ids and their log-probabilities, as soon as it is finished."""
+"""Called with the index of a sequence, its token ids and their log-probabilities, as soon as it is finished."""
 
 
 @torch.inference_mode()
@@ -43,8 +43,8 @@ def sample(
 ) -> list[tuple[list[int], list[float]]]:
     """Responses, `num_samples` for each prompt, prompt by prompt: (token ids with the end token, log-probabilities).
 
-    Every draw is a function of the seed, the prompt's number, the sample's number and the position alone, so batching
-    changes nothing but rounding.
+    Every draw is a function of the seed, the prompt's index, the sample's index and the position alone. So batching
+    changes only rounding.
     """
     prompts_per_batch = max(batch_size // num_samples, 1)
     results: list[tuple[list[int], list[float]]] = []
@@ -115,9 +115,9 @@ def draw(logits_BV: Tensor, uniforms_B: Tensor, sampling: Sampling) -> tuple[Ten
 
 
 def _invert(weights_BV: Tensor, uniforms_B1: Tensor) -> Tensor:
-    """Where the cumulative sum first exceeds the uniform share of the whole: first the block, then the token in it.
+    """The first token whose cumulative sum exceeds the uniform share of the total: first its block, then the token.
 
-    A cumulative sum of a whole vocabulary goes step by step; sums of blocks do not.
+    A cumulative sum over the whole vocabulary is sequential; sums of blocks are not.
     """
     vocabulary = weights_BV.shape[-1]
     blocks_BJW = pad(weights_BV, (0, -vocabulary % BLOCK)).unflatten(-1, (-1, BLOCK))
@@ -130,14 +130,17 @@ def _invert(weights_BV: Tensor, uniforms_B1: Tensor) -> Tensor:
 
 
 def _first_above(sums_BJ: Tensor, points_B1: Tensor) -> Tensor:
-    """Strictly above, so that what has no width is never hit; a point that rounding put at the end counts as before."""
+    """The first sum strictly above the point, so that a token of probability 0 is never drawn.
+
+    A point that rounding has moved to the total counts as just below it.
+    """
     return torch.searchsorted(sums_BJ, points_B1.minimum(sums_BJ[:, -1:] * (1 - 1e-12)), right=True)
 
 
 def _nucleus(logits_BV: Tensor, top_p: float) -> Tensor:
-    """Keep the likeliest tokens whose mass before them is below `top_p`, and those just as likely as the last one.
+    """Keep a token if the tokens that are likelier have a mass below `top_p`; ties with the last one are kept too.
 
-    Few tokens hold that mass as a rule; where they do not, the whole vocabulary is sorted.
+    Usually few tokens hold that mass. Otherwise the whole vocabulary is sorted.
     """
     total_B1 = logits_BV.logsumexp(-1, keepdim=True)
     count = min(NUCLEUS, logits_BV.shape[-1])
@@ -157,14 +160,14 @@ def _uniforms(seed: str, num_positions: int, num_samples: int) -> Tensor:
 
 
 class Decoder(Protocol):
-    """A batch of sequences and what the model remembers of them."""
+    """A batch of sequences and their key-value cache."""
 
     def step(self, tokens_B: Tensor) -> Tensor:
         """Append a token to each sequence; returns logits_BV of the next."""
         ...
 
     def keep(self, order_B: Tensor) -> None:
-        """Go on with these sequences alone. Position i becomes sequence `order_B[i]`, itself wherever it stays."""
+        """Continue with these sequences alone: position i becomes sequence `order_B[i]`."""
         ...
 
 
@@ -174,10 +177,10 @@ def read_prompts(
     """Read each prompt once, for `num_samples` sequences each, prompt by prompt.
 
     Args:
-        max_tokens: how many tokens a sequence can get.
+        max_tokens: of each response.
 
     Returns:
-        logits_BV of the first token, and what decodes the others.
+        logits_BV of the first token, and the decoder of the others.
     """
     if llama.is_like_llama(model.module):
         return llama.read_prompts(model, prompts, num_samples, max_tokens)
@@ -194,11 +197,11 @@ def read_prompts(
 
 
 class ModuleDecoder:
-    """Calls the model's own forward.
+    """Decodes with the model's own forward pass.
 
     Args:
         cache_UP: of the model's forward over the prompts.
-        mask_UP: of the prompts; padding stands on the left.
+        mask_UP: of the prompts, which are padded on the left.
     """
 
     def __init__(self, model: LanguageModel, cache_UP: Any, mask_UP: Tensor, num_samples: int) -> None:
@@ -232,7 +235,7 @@ class ModuleDecoder:
 
 
 def left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """mask_BS (1 for real tokens) and ids_BS of prompts that all end at the last position."""
+    """mask_BS (1 for real tokens) and ids_BS of prompts, padded on the left."""
     width = max(len(prompt) for prompt in prompts)
     ids_BS = torch.zeros(len(prompts), width, dtype=torch.long)
     mask_BS = torch.zeros(len(prompts), width, dtype=torch.long)

@@ -15,10 +15,10 @@ from mopd_nemo.engines.vllm import Sample, sample
 
 
 def check_backend(config: Config) -> None:
-    """Whether the backend that the config names is here; imports nothing.
+    """The package of `generation.backend` is installed. Imports nothing.
 
     Raises:
-        UserError: naming the key and the remedy.
+        UserError: it is not.
     """
     if config.generation.backend == "vllm" and importlib.util.find_spec("vllm") is None:
         raise UserError(
@@ -31,7 +31,7 @@ class VllmBackend:
     """A vLLM engine of the student's shape. Its weights are those of the model directory until `refresh`."""
 
     def __init__(self, config: Config, max_positions: int | None) -> None:
-        # One process, so that weights are handed over without copies in between; read when vllm is imported.
+        # One process, so that weights are passed without a copy. vLLM reads the variable when it is imported.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         device = resolve_device(config.model.device)
         if device.type == "cpu":
@@ -47,17 +47,17 @@ class VllmBackend:
             max_model_len=min(longest, max_positions or longest),
             max_num_seqs=config.rollout.batch_size,
             enforce_eager=device.type == "cpu",
-            # A prompt read in pieces turns its seeded generator back, which those of CPUs cannot do.
+            # Chunked prefill rewinds a request's seeded generator, which a generator of the CPU cannot do.
             enable_chunked_prefill=device.type != "cpu",
             skip_tokenizer_init=True,
             enable_prefix_caching=True,  # several samples of a prompt read it once
-            logprobs_mode="processed_logprobs",  # of the distribution drawn from
+            logprobs_mode="processed_logprobs",  # of the distribution that is sampled from
             disable_log_stats=True,
             **share,
         )
 
     def refresh(self, student: LanguageModel) -> None:
-        """Take over the student's weights, in place. Keys and values that the old ones made are forgotten."""
+        """Copy the student's weights into the engine, and drop the keys and values of the old weights."""
         weights = ((name, parameter.detach()) for name, parameter in student.named_parameters().items())
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         if student.module.config.tie_word_embeddings:
@@ -88,5 +88,5 @@ class VllmBackend:
 
 
 def _repack_head(model: Any) -> None:
-    """vLLM's CPU build keeps a packed copy of the head, which a reload of the embedding that it is tied to misses."""
+    """Pack the head again: vLLM's CPU build keeps a packed copy of a tied head, which a reload does not update."""
     model.lm_head.quant_method.process_weights_after_loading(model.lm_head)

@@ -1,11 +1,11 @@
-"""A batch's objectives as one NeMo-RL loss function on a policy's logits, wherever they lie.
+"""A batch's objectives as one NeMo-RL loss function, on sharded logits.
 
-NeMo-RL hands over what a rank has: its columns of the vocabulary, its rows under context parallelism, a padded
-micro-batch or one packed sequence. The loss is the sum over this rank's response tokens; summed gradients of all ranks
-are those of the whole step, because every token carries its weight in the step with it.
+NeMo-RL calls it with the logits of one rank: its columns of the vocabulary and, under context parallelism, its
+positions, of a padded micro-batch or of one packed sequence. The loss is the sum over this rank's response tokens. Each
+token brings its weight in the whole step, so the gradients of all ranks add up to that of the step.
 
 Shape suffixes: B sequences, S positions, V local columns, T response tokens of all B sequences, R of them on this
-context-parallel rank, M of those that a part is about, P parts, K support.
+context-parallel rank, M of those in one loss term, P terms, K support.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mopd_nemo.losses.token_loss import token_loss
 from mopd_nemo.losses.vocab import Vocab
 
 SIGNALS = ("student/entropy", "student/topk_mass", "teacher/topk_mass", "topk_overlap", "sampler/gap", "sampler/ratio")
-"""What is watched, where it is known, over the tokens of the first part."""
+"""Signals that are reported, over the tokens of the first term."""
 
 
 def _dtensor_groups(logits: Tensor) -> Groups:
@@ -38,7 +38,7 @@ def _dtensor_groups(logits: Tensor) -> Groups:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """The response tokens of a micro-batch that this rank has logits for."""
+    """The response tokens of a micro-batch whose logits this rank has."""
 
     logits: Tensor
     """[B·S, V]"""
@@ -48,19 +48,19 @@ class _Rows:
     teacher: TopK | None
     weights_PR: Tensor
     parts: list[Tensor]
-    """Those of the R tokens that each part is about."""
+    """Per loss term, which of the R tokens have a weight."""
 
 
 class BatchLoss:
-    """What `Policy.train` is given. See `batches.train_batch` for the data that it reads.
+    """The loss that `Policy.train` calls. `batches.train_batch` makes the data that it reads.
 
     Args:
-        objectives: one for each term of the batch; divergences are taken on the tokens that the data names.
+        objectives: one for each term of the batch; divergences compare the tokens in the data's `teacher_ids`.
         importance_clip: as in `token_loss`, for the objectives that compare with a sampler.
         vocab_size: real tokens, without the columns that Megatron pads with.
         watch: k of the top-k signals; None watches nothing.
-        student_support: the tokens that the data names are the student's likeliest, not the teacher's.
-        backend: which of NeMo-RL's policies calls it.
+        student_support: `teacher_ids` are the student's likeliest tokens, not the teacher's.
+        backend: of the NeMo-RL policy that calls it.
     """
 
     loss_type = LossType.TOKEN_LEVEL
@@ -109,18 +109,18 @@ class BatchLoss:
         if groups.context:  # NeMo-RL reports one of these ranks
             dist.all_reduce(sums, group=groups.context)
         metrics = dict(zip(names, sums.tolist(), strict=True))  # the only wait for the GPU
-        # NeMo-RL takes it that every context-parallel rank has the whole loss, and divides by their number.
+        # NeMo-RL assumes that every context-parallel rank has the whole loss, and divides by their number.
         return loss * cp_size, metrics | {"num_valid_samples": float(logits.shape[0])}
 
     def _part(
-        self, objective: Objective, rows: _Rows, number: int, mine: Tensor, vocab: Vocab
+        self, objective: Objective, rows: _Rows, number: int, chosen_M: Tensor, vocab: Vocab
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        student = Logits(rows.logits, rows.index_R[mine])
-        tokens = _some(rows.tokens, mine)
-        teacher = None if rows.teacher is None else TopK(rows.teacher.ids_TK[mine], rows.teacher.logprobs_TK[mine])
+        student = Logits(rows.logits, rows.index_R[chosen_M])
+        tokens = rows.tokens[chosen_M]
+        teacher = None if rows.teacher is None else rows.teacher[chosen_M]
         corrects = objective.reads_sampler
         if isinstance(objective, SampledReverseKL):
-            # Its gradient is that of a policy gradient whose advantage is what the teacher gives the token more.
+            # Its gradient is that of a policy gradient with advantage log Q(y) - log P(y).
             assert teacher is not None
             with torch.no_grad():
                 student_M = -token_loss(LogLikelihood(), student, tokens, vocab=vocab).loss_T
@@ -136,7 +136,7 @@ class BatchLoss:
             student,
             tokens,
             teacher,
-            weights_T=rows.weights_PR[number, mine],
+            weights_T=rows.weights_PR[number, chosen_M],
             importance_clip=self.importance_clip if corrects else None,
             vocab=vocab,
             watch=self.watch if number == 0 else None,
@@ -144,7 +144,7 @@ class BatchLoss:
         signals = dict(result.signals)
         if signals and teacher is not None and self.student_support:
             signals["teacher/topk_mass"] = teacher.logprobs_TK.exp().sum(-1)
-            del signals["topk_overlap"]  # of the student's likeliest with themselves
+            del signals["topk_overlap"]  # here it compares the student's top-k with itself
         return result.total, {name: value for name, value in signals.items() if name in SIGNALS}
 
 
@@ -152,7 +152,7 @@ def _rows(data: Mapping[str, Any], logits_BSV: Tensor, cp_size: int, cp_rank: in
     device = logits_BSV.device
     *sizes, advantages = torch.stack(
         [data[key].double() for key in ("prompt_lengths", "input_lengths", "advantages")]
-    ).tolist()  # at once: NeMo-RL has put them on the GPU
+    ).tolist()  # one transfer: NeMo-RL has put them on the GPU
     prompts, lengths = ([int(size) for size in part] for part in sizes)
     if cp_size > 1:  # always packed, and NeMo-RL takes packed sequences one by one
         ends = [0, logits_BSV.shape[1] * cp_size]
@@ -167,23 +167,18 @@ def _rows(data: Mapping[str, Any], logits_BSV: Tensor, cp_size: int, cp_rank: in
     ]
     advantages_T = torch.cat(per_row)
     tokens = Tokens(
-        _mine(ids_T, local, device),
-        _mine(advantages_T, local, device),
-        *(_mine(joined(data[key]), local, device) if key in data else None for key in ("old", "sampler")),
+        _on_this_rank(ids_T, local, device),
+        _on_this_rank(advantages_T, local, device),
+        *(_on_this_rank(joined(data[key]), local, device) if key in data else None for key in ("old", "sampler")),
     )
     teacher = None
     if "teacher_ids" in data:
-        ids_RK = _mine(joined(data["teacher_ids"]), local, device).long()
-        teacher = TopK(ids_RK, _mine(joined(data["teacher_logprobs"]), local, device).float())
+        ids_RK = _on_this_rank(joined(data["teacher_ids"]), local, device).long()
+        teacher = TopK(ids_RK, _on_this_rank(joined(data["teacher_logprobs"]), local, device).float())
     weights_PR = joined(data["weights"], axis=-1)[:, local.number_R]
     parts = [weights_R.nonzero().squeeze(-1).to(device) for weights_R in weights_PR]  # found before they leave the CPU
     return _Rows(logits_BSV.flatten(0, 1), index_R, tokens, teacher, weights_PR.to(device), parts)
 
 
-def _mine(part_T: Tensor, local: LocalRows, device: torch.device) -> Tensor:
+def _on_this_rank(part_T: Tensor, local: LocalRows, device: torch.device) -> Tensor:
     return part_T[local.number_R.to(part_T.device)].to(device)
-
-
-def _some(tokens: Tokens, mine: Tensor) -> Tokens:
-    optional = (tokens.advantages_T, tokens.old_logprobs_T, tokens.sampler_logprobs_T)
-    return Tokens(tokens.ids_T[mine], *(None if part is None else part[mine] for part in optional))

@@ -6,11 +6,13 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from mopd_nemo.chat import Chat
-from mopd_nemo.methods.batch import TrainBatch
 from mopd_nemo.types import Rollout
+
+if TYPE_CHECKING:  # not at run time: `engines.vllm` imports this module in environments that lack what these need
+    from mopd_nemo.chat import Chat
+    from mopd_nemo.methods.batch import TrainBatch
 
 Progress = Callable[[float], None]
 """Called with the fraction of a phase that is done, 0 to 1."""

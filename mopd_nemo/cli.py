@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from mopd_nemo import __version__
-from mopd_nemo.commands import analyze, data, doctor, export, inspect, report, sample, submit, train, verify
+from mopd_nemo.commands import analyze, data, doctor, export, inspect, preflight, report, sample, submit, train, verify
 from mopd_nemo.config import UserError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ for command in (train.train, inspect.inspect, report.report, verify.verify, trai
 app.command("eval")(sample.evaluate)
 app.command()(export.export)
 app.command()(sample.complete)
+app.command()(preflight.preflight)
 app.command()(submit.submit)
 app.command()(doctor.doctor)
 app.add_typer(analyze.app, name="analyze")

@@ -6,8 +6,6 @@ scores.jsonl     one row per prompt and condition
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,10 +13,9 @@ from statistics import fmean
 from typing import Any
 
 from mopd_nemo.analysis.teacher_signal.conditions import CONDITIONS, ConditionContext, condition_contexts
-from mopd_nemo.config import Config, UserError
-from mopd_nemo.embedded import resolve_model_path
+from mopd_nemo.config import Config
 from mopd_nemo.engines.base import Engine
-from mopd_nemo.files import append_row, read_rows, write_json, write_rows
+from mopd_nemo.run.resumable import RowStore, file_fingerprint, model_fingerprint
 from mopd_nemo.run.rollouts import RecordedGroup, to_rollout_group
 from mopd_nemo.types import RolloutGroup
 
@@ -26,46 +23,11 @@ PROMPTS_AT_ONCE = 8
 """Prompts whose scores reach the disk together."""
 
 
-class ScoreStore:
-    """Scores on disk, keyed by prompt and condition.
-
-    Args:
-        manifest: what the scores depend on, as JSON.
-        restart: drop earlier scores instead of refusing a changed manifest.
-
-    Raises:
-        UserError: `directory` holds scores of something else.
-    """
+class ScoreStore(RowStore):
+    """Scores on disk by prompt and condition; see `RowStore` for what it refuses."""
 
     def __init__(self, directory: Path, manifest: dict[str, Any], restart: bool = False) -> None:
-        self._file = directory / "scores.jsonl"
-        self._manifest_file = directory / "manifest.json"
-        directory.mkdir(parents=True, exist_ok=True)
-        if not restart and self._manifest_file.exists():
-            self._check(json.loads(self._manifest_file.read_text()), manifest)
-        rows = read_rows(self._file) if self._file.exists() and not restart else []
-        write_rows(self._file, rows)  # a line that a kill cut short must not be appended to
-        self._rows = {(row["prompt"], row["condition"]): row for row in rows}
-        write_json(self._manifest_file, manifest)
-
-    def _check(self, old: dict[str, Any], new: dict[str, Any]) -> None:
-        changed = [name for name in new if old.get(name) != new[name]]
-        if changed:
-            raise UserError(
-                f"{self._file}: its scores were made with another {', '.join(changed)}; choose another --output, "
-                "or score anew with --restart"
-            )
-
-    def __contains__(self, key: tuple[str, str]) -> bool:
-        return key in self._rows
-
-    def __getitem__(self, key: tuple[str, str]) -> dict[str, Any]:
-        return self._rows[key]
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Append the row of one prompt and condition and force it to disk."""
-        append_row(self._file, row)
-        self._rows[row["prompt"], row["condition"]] = row
+        super().__init__(directory, "scores", ("prompt", "condition"), manifest, restart)
 
 
 def manifest_of(rollouts: Path, num_prompts: int, config: Config) -> dict[str, Any]:
@@ -75,8 +37,8 @@ def manifest_of(rollouts: Path, num_prompts: int, config: Config) -> dict[str, A
     """
     return {
         "number of prompts": num_prompts,
-        "rollouts": _sha256(rollouts),
-        "model": _model_fingerprint(config.model.path),
+        "rollouts": file_fingerprint(rollouts),
+        "model": model_fingerprint(config.model.path),
         "model.dtype": config.model.dtype,
         "model.chat_template_kwargs": config.model.chat_template_kwargs,
         "peers": config.peers.model_dump(mode="json"),
@@ -152,18 +114,3 @@ def _blocks(groups: Sequence[RecordedGroup], size: int) -> Iterator[Sequence[Rec
     count = max(round(len(groups) / size), 1)
     for number in range(count):
         yield groups[number * len(groups) // count : (number + 1) * len(groups) // count]
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def _model_fingerprint(path: str) -> str:
-    """The hash of a directory's files; for a model of the hub, its name."""
-    directory = Path(resolve_model_path(path))
-    if not directory.is_dir():
-        return path
-    files = sorted(f for f in directory.glob("*") if f.suffix in {".json", ".safetensors", ".bin", ".jinja", ".model"})
-    own = [f for f in files if f.name != "trainer.json"]
-    return hashlib.sha256("".join(f"{f.name} {_sha256(f)}\n" for f in own).encode()).hexdigest()

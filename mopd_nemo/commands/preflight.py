@@ -1,0 +1,268 @@
+"""`mopd preflight`."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from mopd_nemo.commands import ConfigFile, Overrides, print_table
+from mopd_nemo.config import Config, TeacherConfig, UserError
+from mopd_nemo.config.checks import uses
+from mopd_nemo.config.load import load_config
+
+if TYPE_CHECKING:
+    from mopd_nemo.preflight.measure import Plan, Survey
+    from mopd_nemo.run.resumable import RowStore
+    from mopd_nemo.run.rollouts import RecordedGroup
+    from mopd_nemo.types import Problem
+
+SECONDS_BETWEEN_LINES = 20
+"""Of progress, where there is no terminal to draw a bar on."""
+
+
+def preflight(
+    config_file: ConfigFile,
+    overrides: Overrides = None,
+    contexts: Annotated[
+        str | None,
+        typer.Option(help="Contexts, such as 1s,2s+1f,all. Default: 1s,2s,1f,1s+1f,2s+1f,all and the config's own."),
+    ] = None,
+    rollouts: Annotated[
+        Path | None,
+        typer.Option(help="Rollouts file (JSONL) or run directory to take the groups from. Default: sample them."),
+    ] = None,
+    problems: Annotated[int, typer.Option(min=2, help="Problems with every context to measure on.")] = 32,
+    max_groups: Annotated[
+        int | None, typer.Option(min=2, help="Groups to look through for them. Default: six times --problems.")
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(min=1, help="Answers for each problem and context. Default: rollout.num_rollouts_per_prompt."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Directory. Default: runs/preflight-NAME.")
+    ] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Drop what --output holds already.")] = False,
+) -> None:
+    """Which peers should the self-teacher read? Measured on your model and problems, before training. Resumable.
+
+    mopd preflight --config configs/quickstart.yaml
+    """
+    from mopd_nemo.data.load import judgeable, load_problems
+    from mopd_nemo.preflight.contexts import CONTEXTS, name_of, parse_contexts
+    from mopd_nemo.preflight.measure import Plan
+    from mopd_nemo.run.rollouts import find_rollouts, read_groups
+    from mopd_nemo.verifiers.pool import VerifierPool
+
+    config = _self_taught(load_config(config_file, overrides or []))
+    names = parse_contexts(contexts) if contexts else tuple(dict.fromkeys((*CONTEXTS, name_of(config.peers))))
+    limit = max_groups or 6 * problems
+    plan = Plan(
+        contexts=names,
+        problems=problems,
+        max_groups=limit,
+        samples=samples or config.rollout.num_rollouts_per_prompt,
+        seed=f"preflight/{config.seed}",
+    )
+    source = find_rollouts(rollouts) if rollouts else None
+    recorded = read_groups(source)[:limit] if source else []
+    train = load_problems(config, "train") if not source else []
+    tasks = {row["task"] for group in recorded for row in group.rows} | {problem.task for problem in train}
+    _check_group_size(plan, recorded, source, config)
+    with VerifierPool(config.verifier, tasks) as verifiers:
+        train = judgeable(train, verifiers, config, "train")
+        if not source:
+            plan = _within_epoch(plan, len(train), config)
+        directory = output or Path("runs") / f"preflight-{config.name}"
+        store = _store(directory, config, plan, source, train, restart)
+        found = _measure(config, plan, train, recorded, source, directory, store, verifiers)
+    _finish(config, plan, found, store, source, directory)
+
+
+def _self_taught(config: Config) -> Config:
+    """The config with the student as its own teacher.
+
+    Raises:
+        UserError: its teacher reads no peers, or is another model.
+    """
+    if not uses(config.method, "peers.successes"):
+        raise UserError(f"method={config.method} has no choice of peers to make; preflight is for method=mopd")
+    if config.teacher.kind == "external":
+        raise UserError(
+            f"teacher.kind=external: preflight measures what a self-teacher makes of peers; for the teacher at "
+            f"{config.teacher.path} set teacher.kind=live and model.path to it"
+        )
+    return config.model_copy(update={"teacher": TeacherConfig(kind="live")})
+
+
+def _check_group_size(plan: Plan, recorded: Sequence[RecordedGroup], source: Path | None, config: Config) -> None:
+    """No group can have a context that needs more peers than it has rollouts beside the target.
+
+    Raises:
+        UserError: names the context.
+    """
+    from mopd_nemo.preflight.contexts import counts_of
+
+    size = config.rollout.num_rollouts_per_prompt
+    for name in plan.contexts:
+        wanted = [1 if count == "all" else int(count) for count in counts_of(name)]
+        if source is None and sum(wanted) >= size:
+            raise UserError(
+                f"context {name} needs {sum(wanted)} peers beside the target, and groups have "
+                f"rollout.num_rollouts_per_prompt={size} rollouts: raise it, or leave {name} out of --contexts"
+            )
+        outcomes = [[row["success"] for row in group.rows] for group in recorded]
+        fitting = [o for o in outcomes if o.count(True) >= wanted[0] and o.count(False) >= wanted[1]]
+        if source is not None and not any(len(o) > sum(wanted) for o in fitting):
+            raise UserError(
+                f"{source}: none of its first {len(recorded)} groups has the peers of context {name} beside a target: "
+                f"leave {name} out of --contexts, raise --max-groups, or give another file"
+            )
+
+
+def _within_epoch(plan: Plan, num_problems: int, config: Config) -> Plan:
+    """No problem is sampled twice.
+
+    Raises:
+        UserError: there are fewer problems than a step takes.
+    """
+    size = config.rollout.num_prompts_per_step
+    if num_problems < size:
+        raise UserError(
+            f"rollout.num_prompts_per_step={size} is more than the {num_problems} problems of "
+            f"data.train={config.data.train}: lower it or add problems"
+        )
+    return replace(plan, max_groups=min(plan.max_groups, num_problems // size * size))
+
+
+def _store(
+    directory: Path, config: Config, plan: Plan, source: Path | None, train: Sequence[Problem], restart: bool
+) -> RowStore:
+    from mopd_nemo.run.resumable import RowStore, file_fingerprint, model_fingerprint, text_fingerprint
+
+    rollout = config.rollout
+    manifest = {
+        "contexts": list(plan.contexts),
+        "problems": plan.problems,
+        "max_groups": plan.max_groups,
+        "samples": plan.samples,
+        "rollouts": file_fingerprint(source) if source else None,
+        "data.train": text_fingerprint(str([(p.id, p.messages, p.answer) for p in train])),
+        "model": model_fingerprint(config.model.path),
+        "model.dtype": config.model.dtype,
+        "model.chat_template_kwargs": config.model.chat_template_kwargs,
+        "peers": config.peers.model_dump(mode="json"),
+        "rollout": rollout.model_dump(mode="json"),
+        "verifier": config.verifier.model_dump(mode="json"),
+        "seed": config.seed,
+    }
+    store = RowStore(directory, "written", ("problem", "context"), manifest, restart)
+    if restart:
+        (directory / "rollouts.jsonl").unlink(missing_ok=True)
+    return store
+
+
+def _measure(
+    config: Config,
+    plan: Plan,
+    train: Sequence[Problem],
+    recorded: Sequence[RecordedGroup],
+    source: Path | None,
+    directory: Path,
+    store: RowStore,
+    verifiers: Any,
+) -> Survey:
+    """Sample what is missing, then measure what is missing."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from mopd_nemo.chat import with_prompt_ids
+    from mopd_nemo.engines import make_engine
+    from mopd_nemo.files import read_rows, write_rows
+    from mopd_nemo.preflight.measure import Survey, measure, sample_groups
+    from mopd_nemo.run.rollouts import read_groups, rollout_records, to_rollout_group
+
+    engine = make_engine(config)
+    found = Survey(plan, engine.chat, config.peers)
+    file = source or directory / "rollouts.jsonl"
+    rows = []
+    if source is None and file.exists():
+        rows, recorded = read_rows(file), read_groups(file)
+    for _, block in groupby(recorded, key=lambda group: group.rows[0]["step"]):
+        found.add([to_rollout_group(group, engine.chat, file) for group in block])
+    if source is None:
+        limit, escape = config.data.max_prompt_tokens, config.data.escape_control_tokens
+        problems = with_prompt_ids(train, engine.chat, limit, escape_control_tokens=escape)
+        with _progress("sampling groups") as report:
+            for groups in sample_groups(problems, engine, verifiers, config, plan, found):
+                step = len(found.groups) // config.rollout.num_prompts_per_step
+                rows += rollout_records(step, groups, None, engine.chat)
+                write_rows(file, rows)
+                share = max(len(found.groups) / plan.max_groups, len(found.cases) / plan.problems)
+                report(share, f"{len(found.groups)} groups, {len(found.cases)} problems with every context")
+    total = len(found.cases) * len(plan.measured)
+    with _progress("writing after each context") as report:
+        for row in measure(found.cases, engine, verifiers, config, plan, store):
+            store.add(row)
+            report(len(store) / total, f"{row['context']}, {len(store)} of {total} problems and contexts")
+    return found
+
+
+@contextmanager
+def _progress(description: str) -> Iterator[Callable[[float, str], None]]:
+    """A bar on a terminal, else a line now and then; both with the time left."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(20), TaskProgressColumn(), TimeRemainingColumn())
+    began = said = time.monotonic()
+    first: float | None = None
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(description, total=1.0)
+
+        def report(share: float, text: str) -> None:
+            nonlocal first, said
+            progress.update(task, completed=share, description=f"{description}: {text}")
+            now = time.monotonic()
+            first = share if first is None else first
+            if not console.is_terminal and (now - said >= SECONDS_BETWEEN_LINES or share >= 1):
+                said, done = now, share - first
+                left = timedelta(seconds=round((now - began) / done * (1 - share))) if done > 0 else "?"
+                console.print(f"{description}: {text}, {left} left", highlight=False, soft_wrap=True)
+
+        yield report
+
+
+def _finish(config: Config, plan: Plan, found: Survey, store: RowStore, source: Path | None, directory: Path) -> None:
+    """The table, the finding and the files."""
+    from mopd_nemo.preflight.figures import figures
+    from mopd_nemo.preflight.output import HEAD, LEGEND, settings_text, table, write_result
+    from mopd_nemo.preflight.rule import recommend
+
+    result = figures(found, store, config, plan)
+    recommendation = recommend(result)
+    about = {"model": Path(config.model.path).name, "problems": source.name if source else Path(config.data.train).name}
+    console = Console()
+    print_table(
+        HEAD,
+        table(result),
+        console,
+        title=f"{result['num_problems']} problems (of {result['num_groups']} sampled), {plan.samples} answers each",
+    )
+    console.print("; ".join(f"{name}: {text}" for name, text in LEGEND.items()), style="dim")
+    console.print()
+    for sentence in recommendation.sentences:
+        console.print(sentence, highlight=False)
+    for caution in recommendation.cautions:
+        console.print(f"[yellow]Caution:[/] {caution}", highlight=False)
+    if settings := settings_text(recommendation):
+        console.print(f"\n{settings}\n", highlight=False)
+    for path in write_result(result, recommendation, store, about, directory):
+        console.print(str(path), soft_wrap=True, highlight=False, style="dim")

@@ -1,4 +1,4 @@
-"""The chat format: messages become token ids, ids become text, and thinking blocks are told from answers."""
+"""The chat format: messages to token ids, ids to text, and thinking blocks. Nothing else applies a chat template."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mopd_nemo.types import Message, Problem
 OPEN, CLOSE = "<think>", "</think>"
 """The tags of a thinking block."""
 _MARKER = re.compile(r"<[^\s<>]+>|\[[A-Z_/]+\]")
-"""How control tokens look that no flag tells from text: `<｜User｜>`, `[INST]`."""
+"""Form of control tokens that a tokenizer may not flag as special: `<｜User｜>`, `[INST]`."""
 
 
 class Chat:
@@ -50,7 +50,7 @@ class Chat:
 
     @property
     def pad_id(self) -> int:
-        """Id used to fill batches; never attended to."""
+        """Id of padding, which is never attended to."""
         pad = self.tokenizer.pad_token_id
         return pad if pad is not None else self.tokenizer.eos_token_id
 
@@ -67,20 +67,20 @@ class Chat:
         return self.encode(self.prompt_text(messages))
 
     def check_end_of_turn(self, end_ids: Collection[int]) -> None:
-        """Refuse a model whose responses would never end: its template closes turns with a token that ends nothing.
+        """Refuse a model whose responses would never end: its template closes turns with a token that is no end token.
 
         Args:
             end_ids: all tokens that end a response.
 
         Raises:
-            UserError: it is such a model.
+            UserError: the model is of this kind.
         """
         answer = "ANSWER"
         try:
             turns = [Message(role="user", content="QUESTION"), Message(role="assistant", content=answer)]
             closing = self._rendered(turns, add_generation_prompt=False).rpartition(answer)[2].lstrip()
         except UserError:
-            return  # not a template that says how a turn of the assistant ends
+            return  # the template renders no assistant turn, so its end is unknown
         ids = self.encode(closing)
         token = self.decode(ids[:1], skip_special_tokens=False)
         if token not in self._control_tokens or ids[0] in end_ids:
@@ -116,7 +116,7 @@ class Chat:
         return ids[0]
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Token ids; control tokens in the text become control tokens, none are added."""
+        """Token ids. Control tokens in the text are encoded as such, and none are added."""
         return tuple(self.tokenizer.encode(text, add_special_tokens=False))
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
@@ -124,9 +124,9 @@ class Chat:
         return self.tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
     def escape_control_tokens(self, text: str) -> str:
-        """Break up every control token in `text`, so that what was written as text cannot end a turn or open another.
+        """Break up every control token in `text`, so that text cannot end a turn or open another.
 
-        `<|im_end|>` becomes `< |im_end|>`: still readable, no longer one special token.
+        `<|im_end|>` becomes `< |im_end|>`: still readable, no longer one token.
         """
         for token in self._control_tokens:
             text = text.replace(token, f"{token[0]} {token[1:]}")
@@ -134,10 +134,10 @@ class Chat:
 
 
 def _control_tokens(tokenizer: Any) -> list[str]:
-    """What the tokenizer encodes as one token with a meaning of its own, longest first.
+    """The tokenizer's control tokens, longest first.
 
-    Its listed special tokens, those that `tokenizer.json` flags as special (Llama's role markers are in no list), and
-    added ones in brackets. Tags of thinking are text: responses hold them, and what is shown has lost them.
+    They are its listed special tokens, tokens that `tokenizer.json` flags as special (Llama's role markers are in no
+    list), and added tokens in brackets. Thinking tags are not: they occur in responses, and are stripped from peers.
     """
     added = tokenizer.added_tokens_decoder.values()
     flagged = {token.content for token in added if token.special or _MARKER.fullmatch(token.content)}
@@ -184,7 +184,7 @@ def opens_thinking(prompt: str) -> bool:
 def strip_thinking(text: str, *, opened_in_prompt: bool = False) -> str:
     """Remove every thinking block: closed ones, an unclosed one, and one whose opening tag sits in the prompt.
 
-    A response that never left its thinking leaves the empty string.
+    A response that never leaves its thinking block becomes the empty string.
     """
     if opened_in_prompt and text.find(CLOSE) == -1:
         return ""
@@ -196,8 +196,8 @@ def strip_thinking(text: str, *, opened_in_prompt: bool = False) -> str:
 
 
 def after_thinking(text: str) -> str:
-    """The part of a response that is its answer: after the last closed block, before a block that is still open.
+    """The answer in a response: the text after the last closed thinking block, before one that is still open.
 
-    Give a response whose opening tag sits in the prompt with that tag before it.
+    If the opening tag is in the prompt, prepend it to the response.
     """
     return text.rpartition(CLOSE)[2].partition(OPEN)[0]

@@ -1,4 +1,4 @@
-"""Files that a kill leaves whole: replaced in one move, or appended to line by line and forced to disk."""
+"""Files that stay whole after a kill: replaced in one move, or extended by one synced line at a time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 @contextmanager
 def replacing(path: Path) -> Iterator[TextIO]:
-    """A file to write in place of `path`. Readers see the old one or, once the block has ended well, the new one."""
+    """A file to write in place of `path`. Readers see the old one until the block ends without an error."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
         yield file
@@ -56,13 +56,13 @@ def to_line(row: Mapping[str, Any]) -> str:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSONL file that this package wrote. A last line that a kill cut short is left out."""
+    """Rows of a JSONL file that this package wrote. A last line that a kill truncated is left out."""
     with path.open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def read_models(path: Path, model: type[_Model]) -> Iterator[tuple[int, str, _Model | ValidationError]]:
-    """Line number, text, and row or error of each line of a JSONL file that a person wrote. Blank lines are skipped."""
+    """(line number, text, row or error) for each line of a JSONL file that a person wrote. Skips blank lines."""
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():

@@ -1,4 +1,4 @@
-"""The base class of the config's blocks, types that several blocks use, and the exception that users read."""
+"""The base class of config blocks, types that several blocks use, and the exception for bad input."""
 
 from __future__ import annotations
 

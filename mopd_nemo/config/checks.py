@@ -1,4 +1,4 @@
-"""Rules between the blocks of a config: all that can be known without a model, a file or a GPU."""
+"""Rules between the blocks of a config: checks that need no model, file or GPU."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from mopd_nemo.config.plugins import METHODS, method_class
 from mopd_nemo.config.schema import Config, GenerationConfig, TeacherConfig
 
 OPTIONAL = ("peers", "divergence", "policy_gradient", "gkd", "dpo", "simpo", "rollout.importance_clip")
-"""Settings that not every method uses; every method uses the rest."""
+"""Settings that not every method uses. Every method uses the others."""
 BUDGETS = ("peers.max_context_tokens", "peers.max_peer_tokens", "peers.max_summary_tokens")
-"""Limits, not choices: a file that several methods share may set them for those that read peers."""
+"""Limits, not choices. A file that several methods share may set them, also for methods without peers."""
 
 
 def check(config: Config) -> None:
@@ -32,7 +32,7 @@ def check(config: Config) -> None:
 
 
 def teacher_prompt(config: Config) -> tuple[str, int]:
-    """The key that limits what a teacher reads before a response, and its value."""
+    """The key that limits a teacher's prompt, and its value."""
     if method_class(config.method).reads_peers:
         return "peers.max_context_tokens", config.peers.max_context_tokens
     return "data.max_prompt_tokens", config.data.max_prompt_tokens
@@ -44,7 +44,7 @@ def uses(method: str, key: str) -> bool:
 
 
 def _check_method(config: Config) -> None:
-    """Refuse what the method cannot use."""
+    """Refuse settings that the method does not use."""
     method, kind = config.method, config.teacher.kind
     teachers, idle = method_class(method).teachers, method_class(method).idle(config)
     if kind not in teachers:
@@ -176,7 +176,7 @@ def _check_sharding(who: str, parallel: ParallelConfig, gpus: int, nemo: NemoCon
 
 
 def _check_backend(nemo: NemoConfig) -> None:
-    """What of NeMo-RL's DTensor policy this engine does not use."""
+    """Refuse what the engine does not support on NeMo-RL's DTensor backend."""
     if nemo.backend == "megatron":
         return
     if nemo.batching == "packed":
@@ -192,7 +192,7 @@ def _check_backend(nemo: NemoConfig) -> None:
 
 
 def _check_overrides(nemo: NemoConfig) -> None:
-    """What `nemo.policy` may not say, because something else says it or would not work with it."""
+    """Refuse keys of `nemo.policy` that another setting decides, or that the engine cannot work with."""
     block: Any = nemo.policy
     for name in ("generation", "vllm_cfg"):
         block = block.get(name) if isinstance(block, dict) else None
@@ -208,7 +208,7 @@ def _check_overrides(nemo: NemoConfig) -> None:
 
 
 def _check_budgets(config: Config) -> None:
-    """No sequence may be longer than a micro-batch: NeMo-RL refuses to pack it, in the middle of a run."""
+    """No sequence may be longer than a micro-batch: NeMo-RL would refuse to pack it in the middle of a run."""
     response, budget = config.rollout.max_response_tokens, config.train.tokens_per_micro_batch
     teacher = config.nemo.teacher if config.teacher.kind == "external" else config.nemo.student
     for key, prompt, parallel in (

@@ -1,4 +1,4 @@
-"""YAML files and `key=value` overrides into a `Config`, with errors that a person can act on."""
+"""YAML files and `key=value` overrides to a `Config`, with errors that name key, value and remedy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def load_config(path: str | os.PathLike[str] | None, overrides: Sequence[str] = 
     The files that its `defaults:` names (relative to it) are read first, then the file, then the overrides.
 
     Raises:
-        UserError: the file, an override or a value is wrong; the message names it and the remedy.
+        UserError: the file, an override or a value is wrong. The message names it and the remedy.
     """
     source = "the settings" if path is None else str(path)
     return config_from(_read_values(path, overrides), source)
@@ -37,7 +37,7 @@ def config_from(values: Mapping[str, Any], source: str) -> Config:
     """A whole config from a mapping. `source` is named in errors.
 
     Raises:
-        UserError: a value is wrong, or some do not go together.
+        UserError: a value is wrong, or two settings exclude each other.
     """
     config = _validate(Config, _with_teacher(values), source)
     try:
@@ -70,7 +70,7 @@ def _flatten(values: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def _with_teacher(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """With the method's own default kind of teacher, where none is named."""
+    """The values with the method's default kind of teacher, if they name none."""
     method, teacher = values.get("method", "mopd"), values.get("teacher", {})
     if not isinstance(method, str) or not isinstance(teacher, dict) or "kind" in teacher:
         return values
@@ -141,8 +141,8 @@ def _explain(item: Any, root: type[ConfigBlock]) -> str:
 def _key_parts(location: Sequence[str | int], block: type[ConfigBlock]) -> list[str]:
     """The part of a pydantic location that names a key.
 
-    Behind a key whose type is a union, pydantic adds the branch that failed, such as `constrained-int`. Names of fields
-    are therefore followed down the tree, and what comes after the last one is kept only inside a list or a mapping.
+    After a key whose type is a union, pydantic adds the branch that failed, such as `constrained-int`. So the names of
+    fields are followed down the tree. Parts after the last field are kept only inside a list or a mapping.
     """
     parts: list[str] = []
     for number, part in enumerate(location):

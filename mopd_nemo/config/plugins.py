@@ -1,6 +1,6 @@
 """Classes that a config names: built-in ones by a short name, your own as `module:Name`.
 
-One mechanism for methods, verifiers and whatever else may come from outside the package.
+Methods and verifiers use it.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ def load_class(name: str, built_in: Mapping[str, str], key: str) -> Any:
     Args:
         name: a key of `built_in`, or `module:Name`. The module is on the Python path or in the working
             directory.
-        built_in: short names and what they stand for.
+        built_in: short names, each with its `module:Name`.
         key: of the config, used in errors.
 
     Raises:
-        UserError: there is no such class; the message says what there is.
+        UserError: there is no such class.
     """
     module, colon, attribute = built_in.get(name, name).partition(":")
     if not colon:
         raise UserError(f"{key}={name}: choose {', '.join(built_in)}, or write module:Name for a class of your own")
     here = str(Path.cwd())
     if name not in built_in and here not in sys.path:
-        sys.path.append(here)  # a console script, unlike `python -m`, does not look there
+        sys.path.append(here)  # a console script, unlike `python -m`, does not search it
     try:
         return getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
         if not module.startswith(error.name or "."):
-            raise  # the module is there, and something that it imports is not
+            raise  # the module exists, and one that it imports does not
         raise UserError(
             f"{key}={name}: there is no module {module} on the Python path or in {here}; name one as a.b:Name"
         ) from error

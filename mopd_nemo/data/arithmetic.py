@@ -2,8 +2,8 @@
 
     7+5-3*4  ->  7+5=2, 2-3=9, 9*4=6, \\boxed{6}
 
-Problems are split by a hash of their text into three parts that never meet: what the embedded model was prepared on,
-what runs train on, and what runs are evaluated on.
+A hash of their text splits the problems into three disjoint parts: for the preparation of the embedded model, for
+training and for evaluation.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ def evaluate(expression: str) -> int:
 
 
 def split_of(expression: str) -> Split:
-    """Which part an expression belongs to: 80 % prepare, 10 % train, 10 % eval."""
+    """The part of an expression: 80 % prepare, 10 % train, 10 % eval."""
     bucket = int.from_bytes(hashlib.sha256(expression.encode()).digest()[:4], "big") % 10
     return "train" if bucket == 8 else "eval" if bucket == 9 else "prepare"
 
 
 def random_expressions(split: Split, seed: int) -> Iterator[str]:
-    """An endless seeded stream of expressions of one split; repeats are possible."""
+    """An endless seeded stream of expressions of one split. Expressions may repeat."""
     rng = random.Random(f"arithmetic/{split}/{seed}")
     while True:
         chain = [str(rng.randrange(10))]
@@ -69,7 +69,7 @@ def random_expressions(split: Split, seed: int) -> Iterator[str]:
 
 
 def make_problems(split: Split, count: int) -> list[Problem]:
-    """The first `count` distinct problems of a split: always the same ones."""
+    """The first `count` distinct problems of a split, the same in every call."""
     expressions: dict[str, None] = {}
     for expression in random_expressions(split, seed=0):
         if len(expressions) == count:

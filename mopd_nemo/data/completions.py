@@ -1,7 +1,7 @@
-"""Responses that a teacher wrote beforehand, all in one file. `mopd complete` writes it, `method: gkd` reads it.
+"""A file of responses that a teacher wrote before training. `mopd complete` writes it, `method: gkd` reads it.
 
-The first line says what the responses depend on; every further line has the responses of one problem, in the order of
-the problems.
+The first line has the settings that the responses depend on. Every further line has the responses to one problem, in
+the order of the problems.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from mopd_nemo.files import append_row, read_rows, write_rows
 from mopd_nemo.types import Problem, Rollout
 
 Write = Callable[[Sequence[Problem], str], list[list[Rollout]]]
-"""Writes the responses of some problems, given a name for their draws."""
+"""Samples the responses to some problems. The text names the seed."""
 
 
 def write_completions(file: Path, problems: Sequence[Problem], config: Config, write: Write) -> None:
     """Write the responses of all problems, `rollout.num_prompts_per_step` problems at a time.
 
-    A run that was stopped goes on after the last problems that it finished, and the file becomes the same.
+    A stopped run continues after the last batch of problems that it finished. The file becomes the same.
 
     Raises:
         UserError: the file holds completions of another teacher, of other settings or of other problems.
@@ -33,7 +33,7 @@ def write_completions(file: Path, problems: Sequence[Problem], config: Config, w
         raise UserError(f"{file}: its problems are not those of data.train={config.data.train}; write another file")
     done = len(rows) - 1 if len(rows) > len(problems) else (len(rows) - 1) // size * size
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_rows(file, rows[: 1 + done])  # a line that a kill cut short must not be appended to
+    write_rows(file, rows[: 1 + done])  # without a last line that a kill cut short
     for start in range(done, len(problems), size):
         some = problems[start : start + size]
         for problem, rollouts in zip(some, write(some, f"complete/{config.seed}/{start}"), strict=True):
@@ -42,7 +42,7 @@ def write_completions(file: Path, problems: Sequence[Problem], config: Config, w
 
 
 def read_completions(config: Config, problems: Sequence[Problem]) -> dict[str, list[Rollout]]:
-    """The responses in `gkd.completions` of each problem, by its id.
+    """The responses in `gkd.completions`, by problem id.
 
     Raises:
         UserError: the file is missing, does not cover the problems, or was written with other settings.
@@ -64,7 +64,7 @@ def read_completions(config: Config, problems: Sequence[Problem]) -> dict[str, l
         named = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise UserError(
             f"gkd.completions={file}: has no completions of {len(missing)} of the {len(problems)} problems of "
-            f"data.train={config.data.train}: {named}; `mopd complete --config CONFIG --output {file}` goes on with it"
+            f"data.train={config.data.train}: {named}; `mopd complete --config CONFIG --output {file}` continues it"
         )
     return completions
 

@@ -1,4 +1,4 @@
-"""The problems of a run and of each step: built in, or JSONL with rows `{id, prompt or messages, answer, task}`."""
+"""The problems of a run and of each step: built in, or from JSONL rows `{id, prompt or messages, answer, task}`."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def load_problems(config: Config, split: Literal["train", "eval"]) -> list[Probl
 def judgeable(
     problems: Sequence[Problem], verifiers: VerifierPool, config: Config, split: Literal["train", "eval"]
 ) -> list[Problem]:
-    """The problems whose gold answers can be judged by: equal to themselves, and within the time limit.
+    """The problems with usable gold answers: each equals itself, and the comparison ends within the time limit.
 
     Raises:
-        UserError: one cannot, and `data.on_bad_row` says to stop.
+        UserError: an answer is unusable, and `data.on_bad_row` is `stop`.
     """
     bad = BadRows(config.data.on_bad_row)
     source = config.data.train if split == "train" else config.data.eval
@@ -62,9 +62,7 @@ def _with_suffix(problem: Problem, suffix: str) -> Problem:
 def problems_of_step(problems: Sequence[Problem], step: int, batch_size: int, seed: int) -> list[Problem]:
     """The `batch_size` problems of 1-based `step`: a pure function, so that a resumed run needs no iterator state.
 
-    Each epoch is a fresh seeded shuffle, so no problem comes twice in a step.
-
-    An epoch's last incomplete batch is dropped, as its problems would meet again at once in the next epoch.
+    Each epoch is a fresh seeded shuffle. Its last incomplete batch is dropped, so no problem appears twice in a step.
     """
     steps_per_epoch = len(problems) // batch_size
     epoch, position = divmod(step - 1, steps_per_epoch)
@@ -104,7 +102,7 @@ def read_problems(path: str, key: str, bad: BadRows | None = None) -> list[Probl
     """All problems of a file, in file order. `key` is the config key that named the file, used in errors.
 
     Args:
-        bad: what to do about a malformed row or a repeated id; None: stop.
+        bad: the treatment of a malformed row or a repeated id. None: stop.
 
     Raises:
         UserError: no such file, no rows, or a bad row (with line and field) with a policy to stop.
@@ -127,6 +125,6 @@ def read_problems(path: str, key: str, bad: BadRows | None = None) -> list[Probl
 
 
 def write_problems(path: Path, problems: Iterable[Problem]) -> None:
-    """Write problems so that `read_problems` gives them back; the file appears whole or not at all."""
+    """Write problems in the form that `read_problems` reads. The file appears whole or not at all."""
     fields = ("id", "messages", "answer", "task")
     write_rows(path, ({name: getattr(problem, name) for name in fields} for problem in problems))

@@ -1,4 +1,4 @@
-"""Data sources: what one is, and how its rows, on the hub or in local files, become problems by split."""
+"""Data sources: their form, and the way from rows, on the hub or in local files, to problems by split."""
 
 from __future__ import annotations
 
@@ -32,23 +32,22 @@ class Hub:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A benchmark."""
+    """A benchmark or a training corpus."""
 
     name: str
     title: str
     hub: Hub | None
     """None: it is not on the hub."""
     download: str
-    """Where a person finds the files."""
+    """Place of the files, for a person to read."""
     to_problem: Callable[[Row, str], Problem | None]
-    """(row, id to use when the row has none) -> problem; None for a row that is not part of the benchmark. Raises
-    `RowError`."""
+    """(row, id for a row without one) -> problem. None: the row is not part of the benchmark. Raises `RowError`."""
     assign: Callable[[Mapping[str, list[Problem]]], Splits]
-    """Problems by the split they were found in (`all` for files without one) -> the splits that we use."""
+    """Problems by their split in the source (`all` for files without one) -> problems by our split."""
     sizes: Mapping[str, int]
-    """Problems per split, where known; other numbers are reported."""
+    """Known number of problems per split. Another number is reported."""
     expand: Callable[[Row], Iterable[Row]] = lambda row: (row,)
-    """A row of a file -> the rows in it. Raises `RowError`."""
+    """A row of a file -> the rows inside it. Raises `RowError`."""
     shares_problems: bool = False
     """Train and eval hold the same problems, on purpose."""
 
@@ -59,7 +58,7 @@ def user(text: str) -> tuple[Message, ...]:
 
 
 def train_and_test(by_split: Mapping[str, list[Problem]]) -> Splits:
-    """The source's own split; files without one are for evaluation."""
+    """The source's own splits. Files without a split are for evaluation."""
     return {
         "train": list(by_split.get("train", [])),
         "eval": [*by_split.get("test", []), *by_split.get("all", [])],
@@ -67,33 +66,33 @@ def train_and_test(by_split: Mapping[str, list[Problem]]) -> Splits:
 
 
 def all_for_evaluation(by_split: Mapping[str, list[Problem]]) -> Splits:
-    """A benchmark that is only evaluated on."""
+    """A benchmark for evaluation only."""
     return {"eval": [problem for problems in by_split.values() for problem in problems]}
 
 
 def all_for_training(by_split: Mapping[str, list[Problem]]) -> Splits:
-    """A corpus that is only trained on."""
+    """A corpus for training only."""
     return {"train": [problem for problems in by_split.values() for problem in problems]}
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What a source gave."""
+    """The problems of a source, and a report."""
 
     splits: Splits
     skipped: int
-    """Malformed rows left out."""
+    """Number of malformed rows left out."""
     repeated: int
-    """Training problems left out because an evaluation problem has the same prompt."""
+    """Number of training problems left out because an evaluation problem has the same prompt."""
     notes: list[str]
-    """What differs from what is known about the source."""
+    """Differences from the known sizes of the source, and repeated prompts."""
 
 
 def prepare(source: Source, inputs: Sequence[Path], revision: str | None, bad: BadRows) -> Prepared:
     """Read a source from `inputs`, or from the hub when there are none.
 
     Raises:
-        UserError: nothing to read, no network, or a malformed row with a policy to stop.
+        UserError: there is nothing to read, no network, or a malformed row and the policy is to stop.
     """
     parts = _local_parts(inputs, bad) if inputs else _hub_parts(source, revision)
     by_split: dict[str, list[Problem]] = {}
@@ -111,7 +110,7 @@ def prepare(source: Source, inputs: Sequence[Path], revision: str | None, bad: B
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A file, or a split on the hub."""
+    """Rows of one file, or of one split on the hub."""
 
     split: str
     """`train`, `test`, or `all` where the source has no splits."""
@@ -175,7 +174,7 @@ def _load(source: Source, split: str, revision: str) -> Iterable[Row]:
         ) from error
     try:
         rows: Any = load_dataset(source.hub.repo, source.hub.config, split=split, revision=revision)
-    except Exception as error:  # the library raises many kinds when the network or the hub refuses
+    except Exception as error:  # the library raises many kinds of errors when network or hub refuse
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{source.name}: cannot load {source.hub.repo} at revision {revision} from the hub ({reason}). "
@@ -185,11 +184,11 @@ def _load(source: Source, split: str, revision: str) -> Iterable[Row]:
 
 
 def _then(source: Source) -> str:
-    return f"and run `mopd data prepare {source.name} --input PATH --output DIR` with the files' place as PATH"
+    return f"and run `mopd data prepare {source.name} --input PATH --output DIR` where PATH is the place of the files"
 
 
 def _drop_repeated(splits: Splits) -> int:
-    """Take training problems away whose prompt is also evaluated on; how many."""
+    """Remove training problems whose prompt is also an evaluation prompt. Returns their number."""
     evaluated = {repr(problem.messages) for problem in splits.get("eval", [])}
     train = splits.get("train", [])
     kept = [problem for problem in train if repr(problem.messages) not in evaluated]
@@ -209,7 +208,7 @@ def _check_ids(source: Source, split: str, problems: Sequence[Problem]) -> None:
 def _notes(source: Source, splits: Splits, repeated: int) -> list[str]:
     notes = []
     if repeated:
-        notes.append(f"{repeated} training problems left out: their prompts are evaluated on")
+        notes.append(f"{repeated} training problems left out: their prompts are in the evaluation split")
     for split, problems in splits.items():
         known = source.sizes.get(split)
         number = len(problems) + (repeated if split == "train" else 0)

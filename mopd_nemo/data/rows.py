@@ -1,4 +1,4 @@
-"""Rows of a data file (JSON, JSONL or parquet), and what happens to malformed ones."""
+"""Rows of a data file (JSON, JSONL or parquet), and the treatment of malformed ones."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Row = dict[str, Any]
 
 
 class RowError(ValueError):
-    """A row is malformed. The message starts with the field."""
+    """A malformed row. The message starts with the field."""
 
 
 class BadRows:
     """Stops at the first malformed row, or skips and counts them.
 
     Args:
-        setting: how a person switches it, named in the error.
+        setting: the option that skips such rows, named in the error.
     """
 
     def __init__(self, policy: Literal["stop", "skip"], setting: str = "data.on_bad_row=skip") -> None:
@@ -34,7 +34,7 @@ class BadRows:
         """Number of rows left out, by file."""
 
     def report(self, file: str, position: str, reason: str) -> None:
-        """A row at `position` of `file` is malformed.
+        """Report a malformed row at `position` of `file`.
 
         Raises:
             UserError: the policy is to stop.

@@ -1,8 +1,8 @@
-r"""Expressions that are no plain number: read by math-verify's parser, compared by their values.
+r"""Expressions other than plain numbers: read by math-verify's parser, compared by their values.
 
-The parser stops where it does not understand and says nothing; here an expression counts as read only when every token
-was used and no command is one whose meaning the parser drops. Two expressions are equal when they have the same value
-to 50 digits, relative to their size, at several seeded values of their variables.
+The parser stops silently at what it does not understand. So an expression counts as read only if every token was used
+and the parser keeps the meaning of every command. Two expressions are equal if they have the same value to 50 digits,
+relative to their size, at several seeded values of their variables.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _COMMANDS = frozenset(
         "rceil gcd max min det begin end text le ge",
     )
 )
-"""Whose meaning the parser keeps."""
+"""Commands that the parser reads with their full meaning."""
 _DECIMAL = re.compile(r"(?<![\d_])(\d+)\.(\d+)|(?<![\d_])\.(\d+)")
 _INVERSE = re.compile(r"\\(sin|cos|tan|cot|sec|csc)\s*\^\s*\{?\s*-1\s*\}?")
 _MISREAD = re.compile(r"['\"?@#¤]|\d\s*_|(?<![_\d])\d+\s+\d")
@@ -40,11 +40,11 @@ _CONFIG = ConversionConfig(lowercase_symbols=False)
 
 
 Expression: TypeAlias = Any
-"""`Expr` or `MatrixBase`, of whose arithmetic SymPy's types say nothing."""
+"""`Expr` or `MatrixBase`. SymPy has no types for their arithmetic."""
 
 
 class _Reader(_Latex2Sympy):
-    """The parser, which also says whether it used the whole text."""
+    """The parser, extended to report whether it used the whole text."""
 
     whole = False
     _parser: Any = None
@@ -61,7 +61,7 @@ class _Reader(_Latex2Sympy):
 
 @lru_cache(maxsize=64)
 def read(text: str) -> Expression | None:
-    """The expression that a tidied text is, whole; None when it is not one or the parser cannot read it."""
+    """The expression that a whole tidied text is. None: it is not one, or the parser cannot read it."""
     text = re.sub(
         r"(\\(?:sin|cos|tan|cot|sec|csc)\s*\(?\s*\{?\s*)(\d+(?:\.\d+)?)\s*\^\\circ", r"\1(\\frac{\2\\pi}{180})", text
     )
@@ -78,7 +78,7 @@ def read(text: str) -> Expression | None:
     reader = _Reader(is_real=is_real, config=_CONFIG)
     try:
         result = reader.parse(text)
-    except Exception:  # it raises plain Exceptions, among others, for what it cannot read
+    except Exception:  # it raises plain Exception, among others, on text that it cannot read
         return None
     if not reader.whole or not isinstance(result, Expr | MatrixBase):
         return None
@@ -87,7 +87,7 @@ def read(text: str) -> Expression | None:
 
 
 def _is_odd_root(expression: Any) -> bool:
-    """Whether this is an odd root of a negative number, of which SymPy would take the complex value."""
+    """Whether this is an odd root of a negative number, for which SymPy would give the complex value."""
     exponent = expression.exp if isinstance(expression, sympy.Pow) else None
     return isinstance(exponent, sympy.Rational) and exponent.q % 2 == 1 < exponent.q and expression.base.is_negative
 
@@ -134,7 +134,7 @@ def _same_matrix(gold: Any, found: Any) -> bool:
 
 
 def same_equation(gold: tuple[Expression, Expression], found: tuple[Expression, Expression], *, directed: bool) -> bool:
-    """Whether two relations, given as their sides, say the same: their differences are in a constant ratio.
+    """Whether two relations, given as their sides, are equivalent: their differences have a constant ratio.
 
     Args:
         directed: the ratio must be positive, as for inequalities.
@@ -155,7 +155,7 @@ def same_equation(gold: tuple[Expression, Expression], found: tuple[Expression, 
 
 
 def is_rounded(expression: Expression, number: Number, *, number_is_gold: bool) -> bool:
-    """Whether a constant without a finite decimal, rounded to the places of a decimal, is that decimal."""
+    """Whether a constant without a finite decimal expansion rounds to a decimal."""
     if number.digits < (GOLD_DIGITS if number_is_gold else FOUND_DIGITS):
         return False
     if not isinstance(expression, Expr) or expression.free_symbols:
@@ -169,7 +169,7 @@ def is_rounded(expression: Expression, number: Number, *, number_is_gold: bool) 
 
 
 def constant(expression: Expression) -> Fraction | None:
-    """The value of an expression that is a rational number; None of another."""
+    """The value of an expression, if it is a rational number."""
     if not isinstance(expression, Expr) or expression.free_symbols:
         return None
     value = expression.doit()
@@ -197,7 +197,7 @@ def _names(*expressions: Expression) -> list[Any]:
 
 
 def _points(names: list[Any]) -> Any:
-    """Values to try: not integers, of both signs, the same in every process."""
+    """Test values for the variables: no integers, of both signs, the same in every process."""
     for number in range(_POINTS):
         values = {}
         for index, name in enumerate(names):
@@ -207,7 +207,7 @@ def _points(names: list[Any]) -> Any:
 
 
 def _value(expression: Expression, values: dict[Any, Any]) -> Any:
-    """The number to `_DIGITS` digits; None where there is none, or a complex one from real values."""
+    """The number to `_DIGITS` digits. None: there is none, or it is complex although the values are real."""
     result: Any = sympy.N(expression.doit().subs(values), _DIGITS + 15, chop=False)
     if not result.is_number or result.has(sympy.nan, sympy.zoo, sympy.oo, -sympy.oo):
         return result if result in (sympy.oo, -sympy.oo) else None

@@ -1,4 +1,4 @@
-"""Final answers: how they are found, and compared without algebra. Task `arithmetic` needs no more than that."""
+"""Final answers: finding them, and comparing them without algebra. Task `arithmetic` needs nothing else."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ _REPLACES = re.compile(
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Content of the last complete `\boxed{...}`, with those right before it that are part of the same answer.
+    r"""Content of the last complete `\boxed{...}`, joined with the boxes before it that belong to the same answer.
 
-    `\boxed{4}` and `\boxed{-7}` are the answer `4,-7`; a box that a later one takes back is not. None without a box.
+    `\boxed{4}` and `\boxed{-7}` are the answer `4,-7`. A box that a later one corrects is left out. None: no box.
     """
     boxes = _boxes(text)
     if not boxes:
         return None
     contents = [text[boxes[-1][1] : boxes[-1][2]]]
     for (_, _, end), (start, *_) in zip(reversed(boxes[:-1]), reversed(boxes[1:]), strict=True):
-        if not _same_answer_goes_on(text[end + 1 : start]):
+        if not _continue_answer(text[end + 1 : start]):
             break
         contents.append(text[boxes[len(boxes) - len(contents) - 1][1] : end])
     return ",".join(dict.fromkeys(content.strip() for content in reversed(contents)))
 
 
 def _boxes(text: str) -> list[tuple[int, int, int]]:
-    """Of every complete box, not of one inside another: where it starts, and where its content starts and ends."""
+    """Start of the box, and start and end of its content, for every complete box that is not inside another."""
     boxes: list[tuple[int, int, int]] = []
     position = 0
     while match := _BOX.search(text, position):
@@ -58,7 +58,7 @@ def _boxes(text: str) -> list[tuple[int, int, int]]:
 
 
 def _closing_brace(text: str, start: int) -> int | None:
-    """Where the group whose content starts at `start` ends. Escaped braces are not braces."""
+    """Index of the brace that closes the group whose content starts at `start`. Escaped braces do not count."""
     depth, position = 1, start
     while position < len(text):
         character = text[position]
@@ -72,10 +72,10 @@ def _closing_brace(text: str, start: int) -> int | None:
     return None
 
 
-def _same_answer_goes_on(between: str) -> bool:
-    """Whether what stands between two boxes makes them one answer."""
+def _continue_answer(between: str) -> bool:
+    """Whether the text between two boxes joins them into one answer."""
     if not _BETWEEN.sub("", between).strip():
-        return True  # nothing but space, commas and marks of mathematics
+        return True  # only spaces, commas and math delimiters
     words = _BETWEEN.sub(" ", between)
     return len(between) < 70 and bool(_JOINS.search(between)) and not _REPLACES.search(words + " ")
 
@@ -100,7 +100,7 @@ def is_plain_number(answer: Any) -> bool:
 
 
 def number_or_text(answer: str) -> Fraction | str:
-    """What an answer is compared by where nothing but numbers is asked for: its value, else its text."""
+    """For tasks that ask for a number: the value of an answer, or its normalised text if it is not a number."""
     text = tidy(answer)
     quantity = split_unit(text)
     number = read_number(quantity.value)

@@ -17,13 +17,13 @@ class Verifier(ABC):
     """Judges responses of one task."""
 
     needs_worker: ClassVar[bool] = True
-    """Judging may take long or run hostile input: it happens in a worker process that can be killed."""
+    """Judge in a worker process, which can be killed: judging may take long, or run hostile input."""
 
     votes: ClassVar[bool] = False
-    """Verdicts hold the answer that was found as `details["found"]`, so that a majority can be taken."""
+    """Verdicts hold the answer as `details["found"]`, so that a majority can be taken."""
 
     compares: ClassVar[bool] = False
-    """Judging is comparing with the gold answer: a response that cannot be compared in time is wrong."""
+    """Judging is a comparison with the gold answer. A response that cannot be compared in time is wrong."""
 
     def __init__(self, config: VerifierConfig) -> None:
         self._config = config
@@ -37,27 +37,27 @@ class Verifier(ABC):
             finished: False when the response was cut at the token limit.
 
         Raises:
-            Exception: the verifier is at fault, not the response; whoever calls makes a verifier error of it.
+            Exception: the verifier failed, not the response. The caller records a verifier error.
         """
 
     @staticmethod  # noqa: B027
     def check_answer(answer: Any) -> None:
-        """Whether a gold answer has the right form, checked when problems are read.
+        """Check the form of a gold answer, when problems are read.
 
         Raises:
-            AnswerError: it has not.
+            AnswerError: the form is wrong.
         """
 
     def check_gold(self, answer: Any) -> None:  # noqa: B027
-        """Whether a gold answer can be judged by: what takes longer than its form, which is checked when rows are read.
+        """Check that responses can be compared with a gold answer. Slower than `check_answer`, which looks at its form.
 
         Raises:
-            AnswerError: it cannot.
+            AnswerError: they cannot.
         """
 
     @classmethod
     def is_sound(cls, answer: Any) -> bool:
-        """Whether a gold answer of the right form is surely one to judge by, so that `check_gold` need not be asked."""
+        """Whether a gold answer of the right form needs no `check_gold`."""
         return cls.check_gold is Verifier.check_gold
 
     @staticmethod
@@ -66,15 +66,15 @@ class Verifier(ABC):
         return config.math.seconds_per_answer
 
     def same(self, first: str, second: str) -> bool:
-        """Whether two answers found in responses (`details["found"]`) are one, for a vote."""
+        """Whether two answers found in responses (`details["found"]`) are equal, for a majority vote."""
         return first == second
 
     def close(self) -> None:  # noqa: B027
-        """End what the verifier has started: nothing, unless a subclass says otherwise."""
+        """End the processes that the verifier started. By default there are none."""
 
 
 class AnswerError(ValueError):
-    """The gold answer is not one that the verifier can compare with."""
+    """The verifier cannot compare responses with this gold answer."""
 
 
 def decide(verdict: Verdict, threshold: float) -> Verdict:
@@ -88,7 +88,7 @@ def decide(verdict: Verdict, threshold: float) -> Verdict:
 
 
 def missing_answer(what: str, finished: bool) -> Verdict:
-    """The verdict on a response in which no answer is found: a format error, or the length limit."""
+    """The verdict on a response without an answer: a format error, or truncated at the length limit."""
     if finished:
         return Verdict(0.0, Outcome.BAD_FORMAT, feedback=what)
     return Verdict(0.0, Outcome.TRUNCATED, feedback="The response was cut at the length limit before an answer.")
@@ -102,7 +102,7 @@ def with_gold(feedback: str, gold: str, config: FeedbackConfig) -> str:
 
 
 def shorten(text: str, limit: int) -> str:
-    """`text`, without its middle when it is longer than `limit` characters."""
+    """`text`, without its middle if it is longer than `limit` characters."""
     if len(text) <= limit:
         return text
     cut = "\n[...]\n"

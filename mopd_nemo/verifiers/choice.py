@@ -15,9 +15,9 @@ _TAGS = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
 _LETTER = re.compile(r"\W*([A-Za-z])(?:\W*|[.):]\s.*)", re.DOTALL)
 """`A`, `(a)`, `**B**`, `C. text`, `D: text`."""
 _MARKUP = re.compile(r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf|it)|boxed|fbox)\s*(?=\{)|\\[()\[\]]|[{}$*_`]")
-"""What may stand round a word or a letter without meaning anything."""
+"""Markup around a word or a letter."""
 _NO_DENIAL = r"(?:(?!(?i:\b(?:not|never)\b|cannot\b|n[’']t\b))[^.:\n])"
-"""A character of a sentence, before which nothing is denied: the answer cannot be B."""
+"""One character of a sentence, unless a denial begins there, as in `the answer cannot be B`."""
 _STATED = re.compile(
     r"(?i:\b(?:answer|option|choice)\b)"
     rf"(?:\s*[:=]?\s*|{_NO_DENIAL}{{0,40}}?(?i:\b(?:is|be|was)\b)\s*:?\s*|[^.:\n]{{0,40}}?:\s*)"
@@ -25,7 +25,7 @@ _STATED = re.compile(
     r"(?![A-Z]\b\W{0,3}(?:and|or|/|&)\W{0,3}[A-Z]\b[)\]]?\s*(?:[.!\n]|$))"
     r"(?:(?P<letter>[B-HJ-Z])\b(?![’'])|(?P<word>[AI])\b(?![’'])(?!\s+(?!because|since|as|and|which|for|due)[a-z]))"
 )
-"""`answer: B`, `option B`, `the answer I chose is B`. A and I are letters where they are not words of the sentence.
+"""`answer: B`, `option B`, `the answer I chose is B`. A and I count where they are not words of the sentence.
 Two letters, `B and D`, are no answer."""
 
 
@@ -57,7 +57,7 @@ class ChoiceVerifier(Verifier):
 
 
 def gold_letter(answer: Any) -> str:
-    """The gold answer of a row.
+    """The gold letter of a row.
 
     Raises:
         AnswerError: it is not one letter.
@@ -68,14 +68,14 @@ def gold_letter(answer: Any) -> str:
 
 
 def strict_letter(text: str) -> str | None:
-    """The capital letter that is all there is inside the last pair of tags."""
+    """The capital letter inside the last pair of tags. None: they hold anything else."""
     tagged = _TAGS.findall(text)
     content = tagged[-1].strip() if tagged else ""
     return content if re.fullmatch(r"[A-Z]", content) else None
 
 
 def lenient_letter(text: str) -> str | None:
-    """The letter inside the last tags, else boxed, else stated in words, else all that the response says."""
+    """The letter inside the last tags, else boxed, else stated in words, else the response if it is one letter."""
     tagged = _TAGS.findall(text)
     if tagged:
         return _letter(tagged[-1]) or _stated(tagged[-1])
@@ -84,7 +84,7 @@ def lenient_letter(text: str) -> str | None:
 
 
 def _letter(text: str) -> str | None:
-    """The letter that is all there is, or that stands before what the option says."""
+    """The letter that is the whole text, or that precedes the text of an option."""
     match = _LETTER.fullmatch(_MARKUP.sub("", text))
     return match[1].upper() if match else None
 

@@ -74,7 +74,7 @@ class CodeVerifier(Verifier):
 
     @staticmethod
     def seconds_to_judge(answer: Any, config: VerifierConfig) -> float:
-        # Twice: a sandbox that breaks is replaced, and the program tried again.
+        # Twice, because a broken sandbox is replaced and the program is run again.
         return 2 * (30.0 + (config.code.seconds_per_test + 6.0) * len(HiddenTests.read(answer).inputs))
 
     def __init__(self, config: VerifierConfig) -> None:
@@ -91,7 +91,7 @@ class CodeVerifier(Verifier):
         try:
             return self._run(source, tests)
         except SandboxError:
-            # A fresh sandbox, so that nothing but this program can be the reason if it breaks again.
+            # A fresh sandbox: if it breaks again, this program is the reason.
             return self._run(source, tests)
 
     def _run(self, source: str, tests: HiddenTests) -> Verdict:
@@ -106,7 +106,7 @@ class CodeVerifier(Verifier):
         return Verdict(0.0, outcome, self._explain(number, run, tests), details)
 
     def _first_failure(self, program: Program, tests: HiddenTests) -> tuple[int, tuple[int, Run] | None]:
-        """How many tests passed, and the first that did not. In official mode none is run after that."""
+        """How many tests passed, and the first failed one. Official mode runs no test after that."""
         mode = self._config.code.mode
         same = _COMPARISONS[mode, tests.fn_name is not None]
         passed = 0
@@ -118,7 +118,7 @@ class CodeVerifier(Verifier):
 
             run = program.run(text)
             if not passes(run) and not run.fresh and run.ending != "time":
-                # Tests before it ran in the same process: only a failure in a new one is the program's.
+                # Earlier tests in the same process may have left traces: only a failure in a fresh one counts.
                 run = program.run(text, fresh=True)
             if passes(run):
                 passed += 1
@@ -129,7 +129,7 @@ class CodeVerifier(Verifier):
         return passed, failure
 
     def _explain(self, number: int, run: Run, tests: HiddenTests) -> str:
-        """What a judge would say: the failed test's input and what the program did, never what it should have done."""
+        """Feedback like an online judge's: the input of the failed test and what the program did."""
         code = self._config.code
         shown = f"Input:\n{shorten(tests.inputs[number].strip(), _SHOWN_CHARACTERS)}"
         match run.ending:
@@ -158,7 +158,7 @@ class CodeVerifier(Verifier):
 
 
 def last_block(response: str) -> str | None:
-    """What stands between the last two lines with a fence, as LiveCodeBench reads it."""
+    """The text between the last two lines with a fence, as LiveCodeBench reads it."""
     lines = response.split("\n")
     fences = [number for number, line in enumerate(lines) if "```" in line]
     if len(fences) < 2:
@@ -182,7 +182,7 @@ def _readable(value: str) -> str:
 
 
 def loads(text: str) -> Any:
-    """JSON, with integers of up to 50,000 digits. Python's own limit is 4,300, and is one for the whole process.
+    """JSON with integers of up to 50,000 digits. Python's own limit is 4,300, for the whole process.
 
     Raises:
         ValueError: it is not JSON, or a number is longer.
@@ -196,7 +196,7 @@ def _integer(text: str) -> int:
     return int(text) if len(text) <= 4300 else int(Decimal(text))
 
 
-# When an output is the expected one. The comparison is made here, outside the sandbox, on plain data.
+# Comparison with the expected output: here, outside the sandbox, on plain data.
 
 
 def same_text(printed: str, expected: str) -> bool:
@@ -245,7 +245,7 @@ class _Foreign:
 
 
 def _from_plain(value: Any) -> Any:
-    """Undo the tags that the sandbox puts on what JSON cannot tell apart."""
+    """Undo the tags that the sandbox puts on types which JSON cannot tell apart."""
     if isinstance(value, list):
         return [_from_plain(item) for item in value]
     if not isinstance(value, dict):

@@ -1,8 +1,8 @@
-r"""Whether two final answers are the same, as a mathematician reads them.
+r"""Whether two final answers are equal as mathematics.
 
-An answer is taken apart from the outside in: lists, tuples, intervals and their unions, relations, matrices and cases,
-and at last single values with their units. Each part is compared with its counterpart. A part that nothing here and no
-parser reads completely is compared as text; it is never accepted by what could be read of it.
+An answer is split from the outside in: lists, tuples, intervals and their unions, relations, matrices and cases, and at
+last single values with their units. Each part is compared with its counterpart. A part that cannot be read completely
+is compared as text, and never accepted by the readable rest of it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _DEEPEST = 12
 
 
 def equivalent(gold: str, found: str) -> bool:
-    """Whether a found answer is the gold answer.
+    """Whether a found answer equals the gold answer.
 
     Raises:
         Exception: SymPy, or the parser, failed on one of them.
@@ -49,7 +49,7 @@ def equivalent(gold: str, found: str) -> bool:
 
 
 def equals_itself(gold: str) -> bool:
-    """Whether an answer equals itself when it is taken apart, without a look at the text as a whole.
+    """Whether an answer equals itself part by part, without comparing the whole texts.
 
     Raises:
         Exception: SymPy, or the parser, failed on it.
@@ -58,7 +58,7 @@ def equals_itself(gold: str) -> bool:
 
 
 def same(gold: str, found: str, depth: int = 0) -> bool:
-    """The same, of tidied texts."""
+    """Whether two tidied texts are equal answers."""
     gold, found = _unwrapped(gold), _unwrapped(found)
     if depth > _DEEPEST or not gold or not found:
         return gold == found
@@ -70,7 +70,7 @@ def same(gold: str, found: str, depth: int = 0) -> bool:
 
 
 def _unwrapped(text: str) -> str:
-    """Without parentheses or braces round a single value."""
+    """The text without parentheses or braces around a single value."""
     text = re.sub(r"^\\text\s*\{([^{}]*)\}$", r"\1", text.strip()).strip()
     while text[:1] in ("(", "{") and closing(text, 0) == len(text) - 1 and text[-1] in ")}":
         inside = text[1:-1].strip()
@@ -80,11 +80,11 @@ def _unwrapped(text: str) -> str:
     return text
 
 
-# --- one kind after the other: True, False, or None for "not of this kind" -------------------------------------------
+# --- one function per kind of answer: True, False, or None for "not of this kind" ------------------------------------
 
 
 def _numbers(gold: str, found: str, depth: int) -> bool | None:
-    """Two plain numbers; a decimal comma where the other answer has the same digits with a point."""
+    """Two plain numbers. A decimal comma counts as a point if the other answer has the same digits with a point."""
     a, b = read_number(gold), read_number(found)
     if a is not None and b is not None:
         return same_number(a, b)
@@ -95,7 +95,7 @@ def _numbers(gold: str, found: str, depth: int) -> bool | None:
 
 
 def _texts(gold: str, found: str, depth: int) -> bool | None:
-    """Answers of words, and those with parts that no parser reads."""
+    """Words, and answers with parts that no parser reads."""
     if plain(gold) == plain(found) and not _readable(gold):
         return True
     if is_words(gold) or is_words(found):
@@ -107,7 +107,7 @@ def _texts(gold: str, found: str, depth: int) -> bool | None:
 
 
 def _readable(text: str) -> bool:
-    """Whether the parts of an answer are worth comparing although the texts are equal: to find golds that cannot be."""
+    """Whether to compare the parts of two equal texts, which finds gold answers that cannot be compared."""
     return bool(re.search(r"\d|\\frac|\\sqrt", text)) and not TEXT_ONLY.search(text)
 
 
@@ -225,7 +225,7 @@ def _same_value(gold: str, found: str) -> bool:
         return same_number(a, b)
     if is_words(gold) or is_words(found) or TEXT_ONLY.search(gold) or TEXT_ONLY.search(found):
         return plain(gold) == plain(found)
-    from mopd_nemo.verifiers import algebra  # SymPy takes a second to import, and most answers need none of it
+    from mopd_nemo.verifiers import algebra  # SymPy takes a second to import, and most answers do not need it
 
     x = algebra.exact(a) if a is not None else algebra.read(gold)
     y = algebra.exact(b) if b is not None else algebra.read(found)
@@ -241,13 +241,13 @@ def _same_value(gold: str, found: str) -> bool:
 
 
 def _finite(value: object) -> bool:
-    """Whether a rational number has a finite decimal; an irrational one (None) has not."""
+    """Whether a rational number has a finite decimal expansion. None stands for an irrational number, which has not."""
     number = read_number(str(value)) if value is not None else None
     return number is not None and number.terminates
 
 
 def _same_scaled(gold: Quantity, found: Quantity) -> bool:
-    """5 million is 5,000,000; and 5, as the number before a word that the question has already."""
+    """`5 million` equals 5,000,000. It also equals 5, if the question already says `million`."""
     if gold.percent or found.percent:
         return False
     whole = [q.value if q.scale == 1 else rf"({q.value}) \cdot {q.scale}" for q in (gold, found)]
@@ -255,7 +255,7 @@ def _same_scaled(gold: Quantity, found: Quantity) -> bool:
 
 
 def _same_percentage(percentage: Quantity, bare: Quantity) -> bool:
-    """50% is 0.5; and 50, as the number before a sign that the question has already. 0.5% is not 0.5."""
+    """`50%` equals 0.5. It also equals 50, if the question already says `%`. `0.5%` does not equal 0.5."""
     if bare.unit:
         return False
     if _same_value(rf"\frac{{{percentage.value}}}{{100}}", bare.value):
@@ -290,7 +290,7 @@ def _same_inequality(a: list[str], a_sign: str, b: list[str], b_sign: str) -> bo
 
 
 def _same_sides(a: tuple[str, str], b: tuple[str, str], *, directed: bool) -> bool:
-    """Two relations of one sign, by their sides."""
+    """Whether two relations with the same sign have equal sides."""
     if [plain(side) for side in a] == [plain(side) for side in b]:
         return True
     from mopd_nemo.verifiers import algebra
@@ -302,7 +302,7 @@ def _same_sides(a: tuple[str, str], b: tuple[str, str], *, directed: bool) -> bo
 
 
 _SHORT_WORDS = frozenset({"no", "up", "am", "pm", "ok"})
-"""Other pairs of letters are the name of a segment or a product, whose capitals count."""
+"""Other pairs of letters name a segment or are a product, so their capitals count."""
 
 
 def _same_words(gold: str, found: str) -> bool:
@@ -323,7 +323,7 @@ def _matched(
     ordered: bool,
     once: bool = False,
 ) -> bool:
-    """Whether parts correspond one to one; with `once`, as in a set, repeated parts count once."""
+    """Whether parts correspond one to one. With `once`, as in a set, repeated parts count once."""
     if ordered:
         return len(gold) == len(found) and all(same_part(a, b) for a, b in zip(gold, found, strict=True))
     left = list(found)

@@ -1,6 +1,6 @@
-"""Task `math`: a final answer, equal to the gold answer as mathematics.
+"""Task `math`: a final answer, mathematically equal to the gold answer.
 
-Some comparisons never end; this verifier runs in a worker process that is killed when it takes too long.
+Some comparisons never end. So this verifier runs in a worker process, which is killed at the time limit.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class MathVerifier(Verifier):
         try:
             if equivalent(gold, found):
                 return Verdict(1.0, Outcome.CORRECT, details=details)
-        except Exception as error:  # of SymPy, on what a model wrote
+        except Exception as error:  # SymPy may raise anything on model-written text
             self.check_gold(answer)
             details["undecided"] = f"{type(error).__name__}: {error}"
         feedback = with_gold("The final answer is wrong.", f"The right answer is {gold}.", self._config.feedback)
@@ -54,11 +54,11 @@ class MathVerifier(Verifier):
         gold = gold_text(answer)
         try:
             sound = equals_itself(gold)
-        except Exception as error:  # of SymPy, on whatever the row holds
+        except Exception as error:  # SymPy may raise anything on the text of a row
             raise AnswerError(f"answer={gold!r}: cannot be compared: {type(error).__name__}: {error}") from error
         if not sound:
             raise AnswerError(f"answer={gold!r}: cannot be compared: it does not equal itself")
 
     def same(self, first: str, second: str) -> bool:
-        """Whether two answers are one as mathematics."""
+        """Whether two answers are mathematically equal."""
         return equivalent(first, second)

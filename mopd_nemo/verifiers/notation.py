@@ -1,6 +1,6 @@
-r"""One way to write an answer: LaTeX and plain text that mean the same become the same text.
+r"""A normal form of answers: LaTeX and plain text that mean the same become the same text.
 
-Nothing here decides whether two answers are equal. `tidy` removes what only sets type (`\left`, `\displaystyle`, thin
+Nothing here decides whether two answers are equal. `tidy` removes typesetting (`\left`, `\displaystyle`, thin
 spaces, `\text` around numbers), writes Unicode as LaTeX, and completes shorthand (`\frac12`, `\sqrt2`, `√2`, `½`).
 """
 
@@ -88,7 +88,7 @@ _NUMBER_IN_TEXT = re.compile(r"\\text\{\s*([-+]?[\d.,]+)\s*\}")
 
 
 def tidy(answer: str) -> str:
-    """An answer in the one way of writing it; never raises."""
+    """The normal form of an answer. Never raises."""
     text = answer.strip()
     for character, replacement in _FRACTIONS.items():
         if character in text:
@@ -98,8 +98,8 @@ def tidy(answer: str) -> str:
     if not text.isascii():
         text = "".join(_UNICODE.get(character, character) for character in text)
     if r"\begin" not in text:
-        text = re.sub(r"\\\\(?=[a-zA-Z{}(\[])", r"\\", text)  # a backslash too many, as JSON writes it
-    text = text.replace(r"\$", "¤")  # money, as against a mark of mathematics
+        text = re.sub(r"\\\\(?=[a-zA-Z{}(\[])", r"\\", text)  # a doubled backslash, as in JSON
+    text = text.replace(r"\$", "¤")  # a dollar sign, not a math delimiter
     if re.fullmatch(r"\$\s*[-+]?[\d.,\s]+", text) and text.count("$") == 1:
         text = "¤" + text[1:]
     text = _MATH_MARKS.sub(" ", text)
@@ -111,11 +111,11 @@ def tidy(answer: str) -> str:
 
 
 def plain(text: str) -> str:
-    """A tidied text as words: for answers that are compared letter by letter. Only words are freed of capitals."""
+    """A tidied text, for comparison letter by letter. Words lose their capitals, symbols keep them."""
     text = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
     text = re.sub(r"\\mod\s*\{?\s*(\w+)\s*\}?", r"\\mod \1", text)
     text = re.sub(r"([_^])\{(\w)\}", r"\1\2", re.sub(r"(\\[a-zA-Z]+)\s+", r"\1", text))
-    text = re.sub(r"(?<=[a-zA-Z0-9]) (?=[a-zA-Z0-9])", "·", text)  # the spaces that divide words
+    text = re.sub(r"(?<=[a-zA-Z0-9]) (?=[a-zA-Z0-9])", "·", text)  # spaces between words
     text = re.sub(r"\s+", "", text)
     return re.sub(r"(?<![a-zA-Z\\])(?:[a-zA-Z]{3,}|(?i:no))(?![a-zA-Z])", lambda word: word[0].casefold(), text).rstrip(
         "."
@@ -123,14 +123,14 @@ def plain(text: str) -> str:
 
 
 def _without_group(text: str) -> str:
-    """Without braces round the whole."""
+    """The text without braces around the whole of it."""
     while text.startswith("{") and text.endswith("}") and closing(text, 0) == len(text) - 1:
         text = text[1:-1].strip()
     return text
 
 
 def closing(text: str, start: int) -> int:
-    """Where the bracket at `start` ends, whatever kind ends it: `(0,1]` is one; -1 when it does not."""
+    """Index of the bracket that closes the one at `start`; its kind may differ, as in `(0,1]`. -1: there is none."""
     depth = 0
     for position in range(start, len(text)):
         depth += (text[position] in "([{") - (text[position] in ")]}")

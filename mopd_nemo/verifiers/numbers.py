@@ -17,7 +17,7 @@ from fractions import Fraction
 GOLD_DIGITS, FOUND_DIGITS = 3, 5
 """Significant digits from which a decimal may stand for a number that has no finite one."""
 _LONGEST = 2000
-"""Characters, and powers of ten, beyond which nothing is a plain number: 1e999999999 would be computed for hours."""
+"""Limit of characters and of powers of ten in a plain number: 1e999999999 would take hours to compute."""
 
 _DIGITS = r"(?:[1-9]\d{0,2}(?:,\d{3})+|[1-9]\d{0,2}(?: \d{3})+(?!\d)|\d+)"
 _DECIMAL = rf"(?:{_DIGITS}(?:\.\d*)?|\.\d+)"
@@ -41,14 +41,14 @@ class Number:
 
     value: Fraction
     digits: int = 0
-    """Significant digits as written; 0: no decimal, it is what it says."""
+    """Significant digits as written. 0: not a decimal, so the value is exact."""
     place: Fraction = Fraction(0)
-    """What one unit of the last digit is worth, of a decimal."""
+    """For a decimal: the value of one unit in its last place."""
     mixed: bool = False
 
     @property
     def terminates(self) -> bool:
-        """Whether a finite decimal can say it."""
+        """Whether it has a finite decimal expansion."""
         rest = self.value.denominator
         for prime in (2, 5):
             while rest % prime == 0:
@@ -57,7 +57,7 @@ class Number:
 
 
 def read_number(text: str) -> Number | None:
-    """The plain number that a tidied text is, whole; else None."""
+    """The number that a tidied text consists of. None: it is anything else."""
     text = text.strip()
     if not text or len(text) > _LONGEST or not any(map(str.isdigit, text)):
         return None
@@ -127,7 +127,7 @@ def _int(text: str) -> int:
 
 
 def same_number(gold: Number, found: Number) -> bool:
-    """Whether two numbers are one, by the rule above."""
+    """Whether two numbers are equal by the rule above."""
     if gold.value == found.value:
         return True
     if gold.digits and found.digits:

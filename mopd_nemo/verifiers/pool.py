@@ -1,8 +1,8 @@
 """Judging in parallel: warm worker processes, hard deadlines, verdicts as futures.
 
 Tasks whose judging is a few string operations are judged at once, in this process. The others go to workers: threads
-here each drive one worker process, which is killed and replaced when it does not answer in time. Nothing but JSON comes
-back from a worker.
+here each drive one worker process, which is killed and replaced when it does not answer in time. Workers
+return only JSON.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class VerifierPool:
 
     def __init__(self, config: VerifierConfig, tasks: Collection[str]) -> None:
         self.sandbox: Choice | None = None
-        """Where programs run, when there are any."""
+        """The sandbox of programs, if task `code` is judged."""
         if "code" in tasks:
             self.sandbox = choose(config.code)
             logger.info("programs run in the sandbox %s", self.sandbox)
@@ -64,7 +64,7 @@ class VerifierPool:
             self._check_start()
 
     def _check_start(self) -> None:
-        """Wait until one worker is ready: what keeps it from starting should be said before anything is sampled."""
+        """Wait until one worker is ready, so that a broken installation is reported before anything is sampled."""
         try:
             self._workers[0].get_ready()
         except BaseException:
@@ -72,14 +72,14 @@ class VerifierPool:
             raise
 
     def submit(self, task: str, response: str, answer: Any, finished: bool = True) -> Future[Verdict]:
-        """Judge a response some time soon; the future never fails, a verifier error is a verdict."""
+        """Start judging a response. The future never raises: a verifier error is a verdict, too."""
         if self._threads is not None and task not in self._inline:
             header = {"ask": "verdict", "task": task, "response": response, "finished": finished}
             return self._threads.submit(self._ask_worker, header, answer)
         return _done(self._judge_here(task, response, answer, finished))
 
     def gold_fault(self, task: str, answer: Any) -> Future[str]:
-        """Why a gold answer, whose form is right, cannot be judged by; empty when it can. Each is looked at once."""
+        """Why nothing can be compared with a gold answer of the right form. Empty: it can. Computed once each."""
         if verifier_class(task).is_sound(answer):
             return _done("")
         if self._threads is not None and task not in self._inline:
@@ -91,7 +91,7 @@ class VerifierPool:
         return _done("")
 
     def same(self, task: str, first: str, second: str) -> Future[bool]:
-        """Whether two answers found in responses are one; what cannot be decided is not."""
+        """Whether two answers found in responses are equal. Undecided counts as different."""
         if self._threads is None or task in self._inline:
             return _done(self._inline[task].same(first, second))
         header = {"ask": "same", "task": task}
@@ -106,7 +106,7 @@ class VerifierPool:
         return self._threads.submit(self._with_worker, ask)
 
     def close(self) -> None:
-        """Kill the workers; what they are judging is lost."""
+        """Kill the workers. Verdicts in progress are lost."""
         for worker in self._workers:
             worker.close()
         if self._threads is not None:
@@ -122,7 +122,7 @@ class VerifierPool:
         started = time.monotonic()
         try:
             verdict = self._inline[task].judge(response, answer, finished)
-        except Exception as error:  # a fault of the verifier must not be taken for a failure of the model
+        except Exception as error:  # the verifier failed, not the model
             verdict = verifier_error(f"{type(error).__name__}: {error}")
         return decide(replace(verdict, seconds=time.monotonic() - started), self._config.success_threshold)
 
@@ -152,7 +152,7 @@ class VerifierPool:
         return decide(verdict, self._config.success_threshold)
 
     def _undecided(self, worker: Worker, task: str, answer: Any, error: Exception) -> Verdict:
-        """A response that is too hard to compare with a sound gold answer is not that answer."""
+        """The verdict on a response that was not decided in time: wrong if the gold answer is sound, else an error."""
         fault = str(error)
         if verifier_class(task).compares:
             fault = self._gold_fault(worker, task, answer)
@@ -167,7 +167,7 @@ class VerifierPool:
                 request = (json.dumps(header).encode(), encoded)
                 fault = worker.ask(request, self._config.math.seconds_per_answer).get("error", "")
             except WorkerEndedError as error:
-                return str(error)  # not a finding about the answer
+                return str(error)  # says nothing about the answer
             except UndecidedError as error:
                 fault = f"answer={answer!r}: cannot be compared: {error}"
             self._gold_faults[task, encoded] = fault
@@ -187,7 +187,7 @@ def _verdict_of(reply: dict[str, Any]) -> Verdict:
 
 
 class _EncodedAnswers:
-    """JSON and deadlines of the gold answers last used: tests of a program can be megabytes, shared by its rollouts."""
+    """JSON and deadlines of recent gold answers. Tests of a program can be megabytes, and its rollouts share them."""
 
     def __init__(self, config: VerifierConfig) -> None:
         self._config = config
@@ -201,7 +201,7 @@ class _EncodedAnswers:
             AnswerError: the answer of a code task is malformed.
         """
         with self._lock:
-            # By identity; the entry keeps the answer alive, so that its id stays its own.
+            # Keyed by identity. The entry keeps the answer alive, so its id is not used again.
             key = (task, id(answer))
             if key not in self._entries:
                 encoded = json.dumps(answer).encode()
@@ -213,19 +213,18 @@ class _EncodedAnswers:
 
 
 def verifier_error(reason: str) -> Verdict:
-    """The verdict where there is none. It is neither a success nor a failure of the model."""
+    """The verdict on a response that could not be judged: neither a success nor a failure of the model."""
     return Verdict(0.0, Outcome.VERIFIER_ERROR, details={"error": reason})
 
 
 class PendingVerdicts:
-    """Judges the rollouts of some problems, whose ids must differ.
+    """Verdicts on the rollouts of some problems, whose ids must differ.
 
-    `add` may be called for any rollout as soon as it is finished; `collect` judges those that were not added, and waits
-    for all.
+    `add` starts judging a rollout as soon as it is finished. `collect` adds the rest, and waits for all verdicts.
 
     Args:
-        chat: says whether a problem's prompt ends inside a thinking block, as templates of thinking-only models do. Its
-            responses then begin in one. None: no prompt does.
+        chat: tells whether a prompt ends inside a thinking block, as with templates of thinking-only models. Its
+            responses then begin inside one. None: no prompt does.
     """
 
     def __init__(self, pool: VerifierPool, chat: Chat | None) -> None:

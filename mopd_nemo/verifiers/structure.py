@@ -1,4 +1,4 @@
-r"""What an answer is made of: values in a row, sets, tuples, intervals, relations, tables, ratios, words.
+r"""The structure of an answer: rows of values, sets, tuples, intervals, relations, tables, ratios, words.
 
 Everything here takes tidied text and gives text back; whether two parts are equal is for `equality` to say.
 """
@@ -27,7 +27,7 @@ TEXT_ONLY = re.compile(
     r"\\(?:equiv|mod|ldots|forall|exists|notin|subset|supset|setminus|mapsto|perp|parallel|sim|cong|angle|triangle)"
     r"(?![a-z])|'|(?<![a-zA-Z])\d+\s*_"
 )
-"""Parts that the parser drops or misreads: answers with one are compared as text."""
+"""Notation that the parser drops or misreads. Answers with it are compared as text."""
 _WORDS = re.compile(r"[A-Za-z][A-Za-z\s,'’.-]*[A-Za-z.]")
 _FUNCTIONS = frozenset(["sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "lg"])
 FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
@@ -36,7 +36,7 @@ ORDERED = ("<", r"\le", ">", r"\ge")
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """Ends as tidied text; `closed` for each."""
+    """Ends as tidied text, and whether each is closed."""
 
     low: str
     high: str
@@ -50,13 +50,13 @@ class Region:
 
     intervals: list[Interval]
     name: str = ""
-    """Of the variable, where inequalities say it."""
+    """Name of the variable, if it is written with inequalities."""
     pieces: int = 0
-    """Inequalities that say it; 0: it is written as intervals."""
+    """Number of inequalities it is written with. 0: written as intervals."""
 
 
 def parts_of(text: str, *, bracketed: bool = False) -> list[str]:
-    """What commas, semicolons and the words and/or divide, outside of all brackets.
+    """The parts between commas, semicolons and the words and/or, outside of all brackets.
 
     Args:
         bracketed: the text stood in brackets, where `1,100` is two numbers.
@@ -71,7 +71,7 @@ def parts_of(text: str, *, bracketed: bool = False) -> list[str]:
 
 
 def _by_commas(text: str, bracketed: bool) -> list[str]:
-    """Values between commas; one number with commas between thousands, where these do not rather divide values."""
+    """Values between commas. `1,234` is one number where its commas can separate thousands."""
     pieces = split_top(text, _SPACED_COMMA)[0]
     if len(pieces) > 1:
         return [part for piece in pieces for part in _by_commas(piece, bracketed=False)]
@@ -88,12 +88,12 @@ class Items:
     """`set`, `tuple` or `row` (no brackets)."""
     parts: list[str]
     names: tuple[str, ...] = ()
-    """What each is called, where each is called something else: `a=1, b=2`."""
+    """Names of the values if they differ: `a=1, b=2`."""
     brackets: str = ""
 
 
 def items_of(text: str) -> Items | None:
-    """Several values; None of one."""
+    """Several values. None: a single one."""
     left, right = text[:1], text[-1:]
     if text.startswith(r"\{") and text.endswith(r"\}") and closing(text, 1) == len(text) - 1:
         return Items("set", _expanded(parts_of(text[2:-2], bracketed=True)))
@@ -111,7 +111,7 @@ def items_of(text: str) -> Items | None:
 
 
 def _named(parts: list[str]) -> Items:
-    """A row; `n = 1, 2, 3` and `x = 1, x = 2` are their values, `a = 1, b = 2` also have names."""
+    """A row of values. `n = 1, 2, 3` and `x = 1, x = 2` become plain values; those of `a = 1, b = 2` keep names."""
     sides = [split_top(part, RELATION) for part in parts]
     assigned = [len(s) == 2 and r[0] in ("=", r"\in") and is_name(s[0]) for s, r in sides]
     if not assigned[0] or any(r for (_, r), a in zip(sides, assigned, strict=True) if not a):
@@ -142,7 +142,7 @@ def _expanded(parts: Sequence[str]) -> list[str]:
 
 
 def region_of(text: str) -> Region | None:
-    """An interval, a union of them, or inequalities in one variable as such; None of anything else."""
+    """An interval, a union of intervals, or inequalities in one variable. None: anything else."""
     text = value_if_assigned(text)
     pieces, signs = split_top(text, _CUP)
     if len(pieces) == 1:
@@ -161,7 +161,7 @@ def region_of(text: str) -> Region | None:
 
 
 def _in_both(intervals: list[Interval]) -> list[Interval]:
-    """`x > 1 and x < 3` as one interval; `x < 1 and x > 3`, as people write a union; nothing of what is neither."""
+    """`x > 1 and x < 3` is one interval. `x < 1 and x > 3` is how people write a union. Else: no interval."""
     first, *others = sorted(intervals, key=lambda interval: interval.low == r"-\infty")
     if len(others) != 1 or (first.high, others[0].low) != (r"\infty", r"-\infty"):
         return []
@@ -191,7 +191,7 @@ def _bracketed(text: str) -> Region | None:
 
 
 def _inequality(text: str) -> Region | None:
-    """`a < x <= b`, `x > a`, `b >= x`, `a <= |x| <= b`, with a name for x and no names in the ends."""
+    """`a < x <= b`, `x > a`, `b >= x` or `a <= |x| <= b`, where x is a name and the ends have none."""
     sides, signs = split_top(text, RELATION)
     if not signs or not set(signs) <= set(ORDERED) or len(sides) > 3:
         return None
@@ -216,7 +216,7 @@ def _inequality(text: str) -> Region | None:
 
 
 def assigned_value(text: str) -> str | None:
-    r"""What `x = 5`, `f(2) = 5`, `x = 2 + 3 = 5` or `x \in \{5\}` says; None of another relation."""
+    r"""The value in `x = 5`, `f(2) = 5`, `x = 2 + 3 = 5` or `x \in \{5\}`. None: another relation."""
     sides, signs = split_top(text, RELATION)
     if not set(signs) <= {"=", r"\approx", r"\in"} or not signs:
         return None
@@ -231,18 +231,18 @@ def value_if_assigned(text: str) -> str:
 
 
 def without_name(text: str) -> str:
-    """`n` of a congruence or `x` of an equation may be left out of what is compared as text."""
+    """The text without the `n` of a congruence or the `x` of an equation, for comparison as text."""
     return re.sub(r"^[a-zA-Z]\s*\\equiv(?![a-z])", "", value_if_assigned(text))
 
 
 def name_of(text: str) -> str:
-    """What the value of an answer is called: `x` of `x = 5` and of a congruence; empty: nothing."""
+    """The name of the value: `x` in `x = 5` and in a congruence. Empty: it has none."""
     sides, signs = split_top(text, RELATION)
     return plain(sides[0]) if signs and is_name(sides[0]) else ""
 
 
 def is_name(text: str) -> bool:
-    """Whether something is called so: `x`, `x_1`, `f(2)`, `|AB|`, `\\frac{NO}{BO}`, `(x, y)`; not `2x`, not `a + b`."""
+    """Whether a text is a name: `x`, `x_1`, `f(2)`, `|AB|`, `\\frac{NO}{BO}`, `(x, y)`; not `2x`, not `a + b`."""
     bare = re.sub(r"_\s*(?:\{[^{}]*\}|\w)", "", text)
     bare = re.sub(r"(?<=[a-zA-Z])\s*\([^()]*\)", "", bare)
     bare = re.sub(
@@ -257,7 +257,7 @@ def is_name(text: str) -> bool:
 
 
 def table_of(text: str) -> tuple[str, list[list[str]]] | None:
-    """Kind and cells of a matrix or of cases that is the whole text."""
+    """Kind and cells, if the whole text is a matrix or a definition by cases."""
     text = re.sub(r"^[(\[]\s*(?=\\begin)|(?<=\})\s*[)\]]$", "", value_if_assigned(text))
     text = re.sub(r"^\\\{\s*(?=\\begin\{(?:array|aligned)\})", "cases:", text)
     match = re.fullmatch(r"(cases:)?\\begin\{(\w+)\*?\}(?:\s*\{[^{}]*\})?(.*)\\end\{\2\*?\}", text)
@@ -276,7 +276,7 @@ def _cell(text: str) -> str:
 
 
 def ratio_of(text: str) -> list[str]:
-    """The parts of `a:b:c`; empty of anything else."""
+    """The parts of `a:b:c`. Empty: anything else."""
     parts, found = split_top(value_if_assigned(text), _RATIO)
     return parts if found and all(parts) else []
 

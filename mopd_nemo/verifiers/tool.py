@@ -18,7 +18,7 @@ _OPTIONAL = "[Optional]"
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys differ: by its last value alone, an argument given twice would count as given once."""
+    """A JSON object without repeated keys. Python would keep the last value, and accept an argument given twice."""
     if len({key for key, _ in pairs}) < len(pairs):
         raise ValueError("a key appears twice")
     return dict(pairs)
@@ -34,7 +34,7 @@ class Call:
     name: str
     arguments: Any
     optional: bool = False
-    """A gold call that may be left out."""
+    """The gold call may be left out."""
 
 
 class FormatError(ValueError):
@@ -137,7 +137,7 @@ def _parsed(value: Any) -> Any:
 
 
 def difference(calls: list[Call], gold: list[Call]) -> str | None:
-    """What is wrong with the calls, in words that name only what the response said; None when nothing is."""
+    """The difference from the gold calls, in words that reveal nothing of them. None: there is none."""
     left = list(gold)
     unmatched: list[tuple[int, Call]] = []
     for number, call in enumerate(calls, start=1):

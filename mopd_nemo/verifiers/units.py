@@ -1,4 +1,4 @@
-"""What stands behind a number: a unit, a currency, a counted thing, a percent sign."""
+"""Units after a number: of measure, of currency, counted things, the percent sign."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CANONICAL = {
     for spelling in (word, f"{word}s")
 }
 _SINGLE_LETTERS = frozenset("mgshlnjwvk")
-"""Units that as a bare letter would rather be a variable: they need `\\text{}`, or a slash as in m/s."""
+"""Units of one letter. A bare letter is more likely a variable, so these need `\\text{}`, or a slash as in m/s."""
 _WORDS = sorted(
     (w for w in _CANONICAL if w.isalpha() and w not in _SINGLE_LETTERS and w != "in"), key=len, reverse=True
 )
@@ -47,21 +47,21 @@ _SCALE = re.compile(rf"(?i)(?<=[\d}}])\s*(\\text\s*\{{\s*)?({'|'.join(_SCALES)})
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """A tidied text taken apart."""
+    """A tidied text, split into a value and its unit."""
 
     value: str
     unit: str
-    """In one spelling, `cm^2`; empty: none is written."""
+    """In its one spelling, such as `cm^2`. Empty: no unit is written."""
     percent: bool
     scale: int = 1
-    """What a word behind the value multiplies it by: 10**6 of `5 million`."""
+    """Factor named by a word after the value: 10**6 for `5 million`."""
 
 
 def split_unit(text: str, *, letters: bool = False) -> Quantity:
-    """The value of a tidied text, and what it is a number of.
+    """Split a tidied text into a value and its unit.
 
     Args:
-        letters: also take `5 m` and `5m^2` for meters, which could be variables.
+        letters: read `5 m` and `5m^2` as meters, although m could be a variable.
     """
     unit = ""
     scale, text = _split_scale(text)
@@ -70,7 +70,7 @@ def split_unit(text: str, *, letters: bool = False) -> Quantity:
         unit, text = before[2], before[1] + text[before.end() :]
     behind = _UNIT.search(text) or (_LETTER.search(text) if letters else None)
     if behind and behind[1].startswith("^") and re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", text):
-        behind = None  # the degrees are the function's
+        behind = None  # the degree sign belongs to the function's argument
     if behind and text[: behind.start()].strip() and not _NOT_A_UNIT.search(behind[1]):
         named = canonical_unit(behind[1])
         unit, text = named or unit, text[: behind.start()].strip()
@@ -87,7 +87,7 @@ def _split_scale(text: str) -> tuple[int, str]:
 
 
 def canonical_unit(text: str) -> str:
-    """One spelling of a unit: `square centimeters`, `\\text{cm}^2` and `cm^{2}` are `cm^2`."""
+    """The one spelling of a unit: `square centimeters`, `\\text{cm}^2` and `cm^{2}` are `cm^2`."""
     text = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text).replace("\\circ", " deg ").lower().replace("\\cdot", "*")
     text = re.sub(r"\bper\b", "/", text.replace("^ deg", "deg").replace("{", "").replace("}", ""))
     text = re.sub(r"\b(?:square|sq\.?)\s+([a-z]+)", r"\1^2", re.sub(r"\b(?:cubic|cu\.?)\s+([a-z]+)", r"\1^3", text))

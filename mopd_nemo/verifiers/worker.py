@@ -2,7 +2,7 @@
 
     python -m mopd_nemo.verifiers.worker CHANNEL LIFELINE CONFIG TASKS
 
-CHANNEL is a socket for JSON messages, LIFELINE a pipe that closes when the parent ends, however it ends.
+CHANNEL is a socket for JSON messages. LIFELINE is a pipe that closes when the parent ends, for whatever reason.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mopd_nemo.verifiers.base import Verifier
 
 _START_SECONDS = 120.0
 _MEMORY_BYTES = 8 << 30
-"""Of the worker itself: an answer such as 9^(9^(9^9)) must not take the machine's memory before its time is over."""
+"""Memory limit of a worker: 9^(9^(9^9)) would fill the machine's memory before the deadline."""
 
 
 class UndecidedError(Exception):
@@ -40,7 +40,7 @@ class WorkerEndedError(Exception):
 
 
 class Worker:
-    """One worker process and the socket to it. Used by one thread at a time; `close` may come from another."""
+    """One worker process and the socket to it. One thread at a time uses it; another may call `close`."""
 
     def __init__(self, config: VerifierConfig, tasks: Sequence[str]) -> None:
         self._config = config
@@ -53,7 +53,7 @@ class Worker:
         self._lock = threading.Lock()
 
     def ask(self, request: tuple[bytes, bytes], seconds: float) -> dict[str, Any]:
-        """The worker's answer, of a new process if this one ends while it works.
+        """The worker's answer. If the process ends meanwhile, a new one is asked again.
 
         Raises:
             UndecidedError: it did not answer within `seconds`.
@@ -70,7 +70,7 @@ class Worker:
             return self._ask(request, seconds)
 
     def begin(self) -> None:
-        """Start the process; it is ready some time later."""
+        """Start the process. `get_ready` waits until it can judge."""
         with self._lock:
             if self._closed:
                 raise WorkerEndedError("the pool is closed")
@@ -83,7 +83,7 @@ class Worker:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is the parent's to handle
+                start_new_session=True,  # the parent handles Ctrl-C
                 env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             )
             theirs.close()
@@ -92,7 +92,7 @@ class Worker:
             self._ready = False
 
     def close(self) -> None:
-        """Kill the process, for good."""
+        """Kill the process, and start no other."""
         self._closed = True
         self._kill()
 
@@ -140,7 +140,7 @@ class Worker:
             self._process.wait()
             os.close(self._lifeline)
             assert self._connection is not None
-            if not self._closed:  # else another thread may still be reading from it
+            if not self._closed:  # otherwise another thread may still read from it
                 self._connection.close()
             self._process = None
 
@@ -170,7 +170,7 @@ def main() -> None:
 
 
 def _judge(verifiers: dict[str, Verifier], request: dict[str, Any]) -> dict[str, Any]:
-    """Do what is asked: judge a response, check the gold answer, or say whether two found answers are the same."""
+    """Answer a request: judge a response, check a gold answer, or compare two answers found in responses."""
     verifier = verifiers[request["task"]]
     try:
         match request["ask"]:
@@ -180,7 +180,7 @@ def _judge(verifiers: dict[str, Verifier], request: dict[str, Any]) -> dict[str,
             case "same":
                 return {"same": verifier.same(*request["answer"])}
         verdict = verifier.judge(request["response"], request["answer"], request["finished"])
-    except Exception as error:  # a fault of the verifier must not be taken for a failure of the model
+    except Exception as error:  # the verifier failed, not the model
         return {"error": _describe(error)}
     return asdict(verdict)
 
@@ -190,7 +190,7 @@ def _describe(error: Exception) -> str:
 
 
 def _end_with(lifeline: int) -> None:
-    """Have the kernel end this process when the pipe closes: a thread would wait for a computation that never ends."""
+    """Let the kernel end this process when the pipe closes. A thread would get no turn during a long computation."""
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(lifeline, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)  # SIGIO, which ends a process by default
     try:

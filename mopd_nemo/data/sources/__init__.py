@@ -1,4 +1,4 @@
-"""The paper's benchmarks and GSM8K by name. Each file says where one comes from, and how its rows become problems."""
+"""The paper's benchmarks and GSM8K by name. Each file names a source and turns its rows into problems."""
 
 from __future__ import annotations
 

@@ -42,14 +42,14 @@ with the whole code between ```python and ```.
 
 
 class _TextOnly(pickle.Unpickler):
-    """LiveCodeBench packs its tests as a pickled string: nothing else may come out of a pickle."""
+    """Unpickles a string and refuses everything else: LiveCodeBench packs its tests as a pickled string."""
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         raise RowError(f"private_test_cases: a pickle that wants {module_name}.{global_name}, not text")
 
 
 def to_problem(row: Row, default_id: str) -> Problem | None:
-    """A row of `code_generation_lite`; contests outside the window are not part of it."""
+    """A row of `code_generation_lite`. None: its contest is outside the window."""
     if not FIRST_DAY <= _date(row) < AFTER_LAST_DAY:
         return None
     question, starter = text_field(row, "question_content"), str(row.get("starter_code") or "").strip()
@@ -79,7 +79,7 @@ def _date(row: Row) -> datetime:
 
 
 def _tests(row: Row, field: str) -> list[dict[str, str]]:
-    """Tests as JSON, or as the hub packs the private ones: JSON, pickled, compressed, in base64."""
+    """Tests as JSON; private ones are packed on the hub: JSON, pickled, compressed, in base64."""
     text = text_field(row, field)
     if not text.lstrip().startswith("["):
         try:
@@ -119,7 +119,7 @@ def assign_paper(by_split: Mapping[str, list[Problem]]) -> Splits:
 
 
 def assign_clean(by_split: Mapping[str, list[Problem]]) -> Splits:
-    """Half of the problems each, with all their tests, public ones too."""
+    """Half of the problems for each split, with all their tests, public ones too."""
     problems = [_with_tests(problem, list(range(len(problem.answer["inputs"])))) for problem in _all(by_split)]
     random.Random("livecodebench/clean").shuffle(problems)
     half = len(problems) // 2

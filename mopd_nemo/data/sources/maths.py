@@ -12,7 +12,7 @@ MIN_DIFFICULTY = 6.0
 
 
 def from_competition(row: Row, default_id: str) -> Problem:
-    """`{problem, answer}`; an answer is an integer or LaTeX."""
+    """A row `{problem, answer}`, where the answer is an integer or LaTeX."""
     answer = row.get("answer")
     if isinstance(answer, bool) or not isinstance(answer, str | int) or not str(answer).strip():
         raise RowError(f"answer: {answer!r} is neither text nor an integer")
@@ -20,7 +20,7 @@ def from_competition(row: Row, default_id: str) -> Problem:
 
 
 def from_deepmath(row: Row, default_id: str) -> Problem | None:
-    """`{question, final_answer, difficulty}`; easier rows are not part of it."""
+    """A row `{question, final_answer, difficulty}`. None: it is too easy."""
     difficulty = row.get("difficulty")
     if not isinstance(difficulty, int | float):
         raise RowError(f"difficulty: {difficulty!r} is not a number")
@@ -29,7 +29,7 @@ def from_deepmath(row: Row, default_id: str) -> Problem | None:
 
 
 def from_gsm8k(row: Row, default_id: str) -> Problem:
-    """`{question, answer}`; the answer is a solution that ends in `#### number`."""
+    """A row `{question, answer}`, where the answer is a solution that ends in `#### number`."""
     question = text_field(row, "question")
     _, mark, gold = text_field(row, "answer").rpartition("####")
     if not mark or not gold.strip():

@@ -1,7 +1,6 @@
 """SciKnowEval, reasoning level L3, multiple choice, in four domains (Feng et al., 2024).
 
-Rows are read as the hub has them, or as the paper's code prepared them (`{idx, system, prompt, answer}`), with the
-prompts that those rows carry.
+Rows have the form of the hub, or that of the paper's code (`{idx, system, prompt, answer}`), which carry their prompts.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _TYPES = ("mcq-4-choices", "mcq-2-choices")
 
 
 def to_problem(row: Row, default_id: str, *, domain: str) -> Problem | None:
-    """A row of either form. Hub rows of other domains, levels and types are not part of it."""
+    """A row of either form. None: a hub row of another domain, level or type."""
     if "prompt" in row and "choices" not in row:
         return _prepared(row, default_id, domain)
     details = row.get("details")
@@ -64,7 +63,7 @@ def _letter(row: Row, field: str) -> str:
 
 
 def assign(by_split: Mapping[str, list[Problem]]) -> Splits:
-    """The paper's 90/10 split: of one list, by the permutation that `datasets` draws with seed 42."""
+    """The paper's 90/10 split of one list, by the permutation that `datasets` draws with seed 42."""
     if "train" in by_split:
         return {"train": by_split["train"], "eval": by_split.get("test", [])}
     import numpy as np

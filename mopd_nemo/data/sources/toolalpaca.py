@@ -1,8 +1,8 @@
 """ToolAlpaca: map a request and an API description to tool calls (Tang et al., 2023).
 
 Three forms of rows are read: those of the paper's code (`{idx, prompt, answer}`), one API of ToolAlpaca's own
-`eval_simulated.json` per row, and both mixed. A request whose gold calls need the answer of an earlier call
-(`${id from search}`) cannot be judged by its text and is left out, as in the paper's code.
+`eval_simulated.json` per row, and both mixed. A request whose gold calls need the result of an earlier call
+(`${id from search}`) cannot be judged by its text, and is left out as in the paper's code.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Request: {request}"""
 
 
 def expand(row: Row) -> Iterator[Row]:
-    """An API with its requests as one row a request; other rows as they are."""
+    """One row per request of an API. Other rows stay as they are."""
     if "Instructions" not in row:
         yield row
         return

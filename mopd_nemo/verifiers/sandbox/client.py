@@ -1,4 +1,4 @@
-"""The sandbox from outside: start it, send programs and inputs, read what came out, kill it when it does not answer."""
+"""The sandbox from outside: start it, send programs and inputs, read results, kill it when it does not answer."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from mopd_nemo.config.verifiers import CodeConfig
 
 _START_SECONDS = 30.0
 _GRACE_SECONDS = 5.0
-"""How much later than a test's own limit an answer may come before the whole sandbox is killed."""
+"""The whole sandbox is killed when an answer is this much later than the test's own limit."""
 
 
 class SandboxError(Exception):
-    """The sandbox did not start, or broke; not a finding about the program."""
+    """The sandbox did not start, or broke. It says nothing about the program."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What came out of one program on one input."""
+    """The result of one program on one input."""
 
     ending: str
     """`normal`, `error` (an uncaught exception or an exit status), `time`, `memory`, `processes`, `output`, or
@@ -48,10 +48,10 @@ class Run:
     stdout: str
     stderr: str
     value: str
-    """JSON of the called function's value; empty without one."""
+    """JSON of the called function's value. Empty: no function was called."""
     seconds: float
     fresh: bool
-    """It was the first test in its process; else tests before it may have left traces."""
+    """It was the first test in its process. Otherwise earlier tests may have left traces."""
 
 
 class Sandbox:
@@ -78,12 +78,12 @@ class Sandbox:
                 yield program
                 program.end()
             except BaseException:
-                self.close()  # whatever it was doing, nothing of it may reach the next program
+                self.close()  # nothing of this program may reach the next one
                 raise
 
     @contextmanager
     def _scratch_directory(self) -> Iterator[str | None]:
-        """A directory on disk for layers that give programs none in memory."""
+        """A directory on disk, for layers that give programs none in memory."""
         if self._launch.isolated:
             yield None
             return
@@ -138,7 +138,7 @@ class Sandbox:
     def receive(self, seconds: float) -> dict[str, Any]:
         deadline = time.monotonic() + seconds
         (length,) = struct.unpack(">I", self._read(4, deadline))
-        # A result is bounded by what the tests may write, four times over in JSON escapes.
+        # Three streams of `output_mb` each, where JSON escapes may turn a byte into six.
         if length > 6 * 3 * (self._config.output_mb << 20) + 65536:
             raise SandboxError("the sandbox sent too much")
         try:

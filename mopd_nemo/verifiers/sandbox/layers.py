@@ -1,4 +1,4 @@
-"""What surrounds the sandbox, best first: bubblewrap, own namespaces, resource limits alone.
+"""The layers of isolation, best first: bubblewrap, own namespaces, resource limits alone.
 
 | layer      | files                   | network | other processes | limits |
 |------------|-------------------------|---------|-----------------|--------|
@@ -7,7 +7,7 @@
 | rlimits    | all that the user may see | open    | visible         | yes    |
 
 In the first two every program also gets its own pid namespace and its own scratch directory in memory. The third only
-keeps accidents away and must be asked for by name.
+prevents accidents, and must be chosen by name.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ LAYERS: tuple[LayerName, ...] = ("bubblewrap", "namespaces", "rlimits")
 INSIDE = Path(__file__).parent / "inside"
 """The programs that run in the sandbox."""
 _PROBE = "import sched\nprint(6 * 7)"
-"""Also imports a module that the fork server has not: programs must be able to read Python's library."""
+"""Imports a module that the fork server has not loaded: programs must be able to read Python's library."""
 _NOBODY = 65534
 _SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin", "/sbin", "/etc/ld.so.cache", "/etc/localtime")
 _CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_KILL")
-"""What the fork server needs to give each program namespaces and no privileges; programs have none."""
+"""Needed by the fork server to give each program namespaces and take its privileges. Programs have none."""
 _BUBBLEWRAP_END = ("--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--remount-ro", "/dev", "--remount-ro", "/")
 _ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
@@ -102,19 +102,19 @@ def try_layer(layer: LayerName, config: CodeConfig) -> Launch | str:
 
 
 def launches(layer: LayerName, config: CodeConfig) -> list[Launch]:
-    """Ways to start the fork server in a layer, best first; what works depends on the machine."""
+    """Ways to start the fork server in a layer, best first. It depends on the machine which of them work."""
     root = os.geteuid() == 0
     match layer:
         case "bubblewrap":
             if shutil.which("bwrap") is None:
                 return []
-            # Root needs no user namespace, and can then give programs a user of their own.
+            # Root needs no user namespace, and can run programs as another user.
             users = [False, True] if root else [True]
             return [_bubblewrap(config, own_user) for own_user in users]
         case "namespaces":
             return [_namespaces(config, own_user) for own_user in ([False, True] if root else [True])]
         case "rlimits":
-            # A user of their own, unless this Python lies where only root may read.
+            # Programs run as another user, unless only root can read this Python.
             commands = [_fork_server(config, isolated=False, uid=uid) for uid in ([_NOBODY, None] if root else [None])]
             return [Launch(tuple(command), _ENVIRONMENT, isolated=False) for command in commands]
 
@@ -122,7 +122,7 @@ def launches(layer: LayerName, config: CodeConfig) -> list[Launch]:
 def _bubblewrap(config: CodeConfig, own_user: bool) -> Launch:
     mounts = [word for source, target in _mounts(config) for word in ("--ro-bind", source, target)]
     above = {str(parent): None for _, target in _mounts(config) for parent in reversed(Path(target).parents[:-1])}
-    # Made here, as bubblewrap would make them for root alone.
+    # bubblewrap itself would create these directories readable by root only.
     parents = [word for path in above for word in ("--perms", "0755", "--dir", path)]
     variables = [word for name, value in _ENVIRONMENT.items() for word in ("--setenv", name, value)]
     capabilities = [word for name in _CAPABILITIES for word in ("--cap-add", name)]
@@ -160,7 +160,7 @@ def _fork_server(config: CodeConfig, *, isolated: bool, uid: int | None) -> list
         "output_bytes": config.output_mb << 20,
         "scratch_bytes": config.scratch_mb << 20,
         "processes": config.processes,
-        # Elsewhere the limit counts every process of the user, not those of the sandbox.
+        # On older kernels and without isolation the limit counts all processes of the user.
         "limit_processes": isolated and _kernel() >= (5, 14),
     }
     script = "/sandbox/inside/fork_server.py" if isolated else str(INSIDE / "fork_server.py")

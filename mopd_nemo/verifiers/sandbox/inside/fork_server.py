@@ -8,7 +8,8 @@ stdin and stdout. Standard library only. The processes, where the layer isolates
         server        pid 1 of the new pid namespace; own /tmp and /proc; reads tests; forks
           runner      limits, no privileges, candidate's code; runs tests until one spoils it
 
-Nothing of a program outlives its server: when pid 1 ends the kernel kills the rest. Expected outputs never come here.
+No process of a program outlives its server: when pid 1 ends, the kernel kills the rest. Expected outputs never enter
+the sandbox.
 """
 
 import contextlib
@@ -28,7 +29,7 @@ from rules import extended_builtins
 from runner_process import RunnerProcess, limits_of
 
 CONTROL_IN, CONTROL_OUT = 10, 11
-"""Where the fork server keeps the pipes to the verifier, as programs get descriptors 0 to 3."""
+"""Descriptors of the pipes to the verifier. Programs get 0 to 3."""
 WARM = """
     abc array ast bisect cmath collections collections.abc contextlib copy dataclasses datetime decimal enum
     fractions functools heapq io itertools json math numbers operator queue random re statistics string threading
@@ -59,7 +60,7 @@ def supervise(request: dict, options: dict) -> None:
 
 def serve(request: dict, options: dict) -> None:
     """Run tests until told to stop."""
-    # Not warm in the fork server: a fork takes twice as long with numpy in memory.
+    # Not in the fork server: with numpy in memory every fork takes twice as long.
     _import_all(name for name in options["packages"] if name in request["source"])
     os.chdir("/tmp" if options["isolate"] else request["scratch"])
     limits = limits_of(options)
@@ -85,14 +86,14 @@ def _read_exactly(count: int) -> bytes:
     while count:
         chunk = os.read(CONTROL_IN, min(count, 1 << 20))
         if not chunk:
-            os._exit(0)  # the verifier is gone
+            os._exit(0)  # the verifier has ended
         chunks.append(chunk)
         count -= len(chunk)
     return b"".join(chunks)
 
 
 def receive() -> dict:
-    """The verifier's next message; ends this process when the verifier is gone."""
+    """The verifier's next message; ends this process when the verifier has ended."""
     (length,) = struct.unpack(">I", _read_exactly(4))
     return json.loads(_read_exactly(length))
 
@@ -106,7 +107,7 @@ def send(message: dict) -> None:
 
 
 def main() -> None:
-    """Serve programs until the verifier goes away."""
+    """Serve programs until the verifier ends."""
     options = json.loads(sys.argv[1])
     linux.die_with_parent(signal.SIGKILL)
     os.dup2(0, CONTROL_IN, inheritable=False)

@@ -40,7 +40,7 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str
 
 
 def flags_of(path: str) -> int:
-    """The flags of the mount that `path` is on; a user namespace may not take one of them away."""
+    """The flags of the mount that holds `path`. A user namespace must keep all of them."""
     present = os.statvfs(path).f_flag
     relatime = MS_RELATIME if present & os.ST_RELATIME else 0
     return present & (MS_NOSUID | MS_NODEV | MS_NOEXEC | os.ST_NOATIME | os.ST_NODIRATIME) | relatime
@@ -65,7 +65,7 @@ def die_with_parent(signal: int) -> None:
 
 
 def hide_from_peers(hidden: bool = True) -> None:
-    """Let no process of the same user read this one's memory or open its files; children inherit it."""
+    """Keep other processes of the same user from reading this one's memory or files. Children inherit it."""
     _check(_libc.prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(not hidden), 0, 0, 0), "PR_SET_DUMPABLE")
 
 
@@ -75,10 +75,10 @@ def adopt_orphans() -> None:
 
 
 def forbid_new_privileges() -> None:
-    """No program that this process or a child starts may gain privileges; those it has now stay."""
+    """Programs started by this process or its children cannot gain privileges. Present ones stay."""
     for capability in range(64):
         if _libc.prctl(_PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0) != 0:
-            break  # the last one the kernel knows, or none may be dropped
+            break  # past the last one, or not allowed to drop any
     _libc.prctl(_PR_CAP_AMBIENT, ctypes.c_ulong(_PR_CAP_AMBIENT_CLEAR_ALL), 0, 0, 0)
     _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), 0, 0, 0), "PR_SET_NO_NEW_PRIVS")
 

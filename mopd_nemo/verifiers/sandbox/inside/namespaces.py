@@ -1,6 +1,6 @@
 """The namespaces layer: build a root directory of read-only mounts, enter it, and start the fork server there.
 
-What bubblewrap does for the layer of that name, for machines without it. Standard library only.
+For machines without bubblewrap, which does the same. Standard library only.
 """
 
 import json
@@ -26,7 +26,7 @@ def main() -> None:
     if plan["own_user"]:
         linux.unshare(flags | linux.CLONE_NEWUSER)
         _write("/proc/self/setgroups", "deny")
-        # Root in there, as another user would lose every capability when the fork server is started.
+        # Root inside, because another user would lose every capability when the fork server starts.
         _write("/proc/self/uid_map", f"0 {uid} 1")
         _write("/proc/self/gid_map", f"0 {gid} 1")
     else:
@@ -44,7 +44,7 @@ def _enter(mounts: list) -> None:
     root = "/tmp"
     os.umask(0o022)
     linux.mount("none", "/", flags=linux.MS_REC | linux.MS_PRIVATE)
-    # Sources are opened before /tmp is covered: they may lie in it.
+    # Open the sources before /tmp is covered: they may be inside it.
     opened = [(os.open(source, os.O_PATH), target) for source, target in mounts]
     devices = [(os.open(f"/dev/{name}", os.O_PATH), f"/dev/{name}") for name in _DEVICES]
     linux.mount("tmpfs", root, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "size=1m,mode=755")

@@ -1,8 +1,8 @@
-"""The names that a program finds: under the official rules, and under the restrictions of the paper's code.
+"""The names that a program can use: under the official rules, and under the restrictions of the paper's code.
 
-LiveCodeBench runs every solution behind many imports, so many solutions rely on them. In the paper's code most of
-Python's builtins are missing, exception classes among them, and so are many modules: correct programs fail. See
-docs/verifiers.md for what that costs.
+LiveCodeBench runs every solution after the imports of PRELUDE, and many solutions rely on them. The paper's code lacks
+most of Python's builtins, exception classes among them, and many modules. So correct programs fail there;
+docs/verifiers.md says how many.
 """
 
 import builtins
@@ -73,8 +73,7 @@ _TYPING = """
 def extended_builtins() -> dict:
     """Python's builtins and the names of the prelude, in one dictionary.
 
-    A module that looks names up there sees both, and copies nothing: after a fork every object touched is a page to
-    copy.
+    A module that has them as its builtins copies nothing. After a fork, touching an object copies a page of memory.
     """
     names: dict = {}
     exec(PRELUDE, names)
@@ -82,7 +81,7 @@ def extended_builtins() -> dict:
 
 
 def paper_namespace() -> dict:
-    """A module namespace with the paper's restricted builtins; also closes this process's modules to the candidate."""
+    """A module namespace with the paper's restricted builtins. Also hides this process's modules from the candidate."""
     sys.stdin = io.StringIO(sys.stdin.read())  # no sys.stdin.buffer
     for name in _BLOCKED_EVERYWHERE:
         sys.modules[name] = None  # type: ignore[assignment]
@@ -99,7 +98,7 @@ def _import(name, globals=None, locals=None, fromlist=(), level=0):
 
 
 def first_function(module: dict):
-    """What is called when the named function does not exist."""
+    """The function to call when the named one does not exist."""
     for value in module.values():
         if isinstance(value, types.FunctionType) and value.__code__.co_filename == "solution.py":
             return value

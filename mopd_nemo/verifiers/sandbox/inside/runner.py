@@ -1,4 +1,4 @@
-"""What a runner does: the candidate's source on one input after another. Nothing here is trusted once it has begun."""
+"""The runner: executes the candidate's source on one input after another. Its process is not trusted from then on."""
 
 import atexit
 import contextlib
@@ -20,16 +20,16 @@ from rules import first_function, paper_namespace
 
 SOURCE = "solution.py"
 FIRST_FD = 20
-"""Where a runner keeps its files, as the candidate may close 0 to 3: stdin, stdout, stderr, value, start, done."""
+"""First of the runner's descriptors: stdin, stdout, stderr, value, start, done. The candidate may close 0 to 3."""
 _VALUE_FD = 3
 _RECURSION_LIMIT = 50_000
 """LiveCodeBench's."""
 _INTEGER_DIGITS = 50_000
-"""LiveCodeBench's limit of what `int` reads and `str` writes. Python's own is 4,300."""
+"""LiveCodeBench's limit of integers read and written. Python's own is 4,300."""
 
 
 def run_tests(request: dict, known: dict, seconds: float) -> int:
-    """Run tests until told no more, or until one leaves threads or processes behind; the exit status.
+    """Run tests until there are no more, or until one leaves threads or processes behind. Returns the exit status.
 
     Args:
         request: the program: `source`; `function` to call with the arguments on stdin, its value written to a file, or
@@ -56,7 +56,7 @@ def _run(request: dict, known: dict, cache: dict) -> int:
     source, function, rules = request["source"], request["function"], request["rules"]
     _open_streams()
     sys.argv = [SOURCE]
-    random.seed(0)  # a verdict must not depend on luck
+    random.seed(0)  # verdicts must be reproducible
     if rules == "official":
         sys.setrecursionlimit(_RECURSION_LIMIT)
         sys.set_int_max_str_digits(_INTEGER_DIGITS)
@@ -72,7 +72,7 @@ def _run(request: dict, known: dict, cache: dict) -> int:
         if function is not None:
             _call(module.__dict__, function, text, rules)
     except BaseException as error:
-        # Leaving with an exit status is legal; in the paper's code it fails the test.
+        # Exiting is legal; under the paper's rules it fails the test.
         if not isinstance(error, SystemExit) or rules == "paper":
             status = 1
             _report(error, source)
@@ -82,13 +82,13 @@ def _run(request: dict, known: dict, cache: dict) -> int:
     atexit._run_exitfuncs()
     streams: list = [sys.stdout, sys.__stdout__, sys.stderr, sys.__stderr__]
     for stream in streams:
-        with contextlib.suppress(Exception):  # it may be closed, or whatever the candidate put there
+        with contextlib.suppress(Exception):  # the candidate may have closed or replaced it
             stream.flush()
     return status
 
 
 def _open_streams() -> None:
-    """New stream objects: those of the last test may be closed, replaced or half full."""
+    """New stream objects: the last test may have closed, replaced or half filled the old ones."""
     sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)
     sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)
     sys.stderr = sys.__stderr__ = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
@@ -107,7 +107,7 @@ def _left_behind() -> bool:
 
 def _call(module: dict, name: str, text: str, rules: str) -> None:
     value = _find(module, name, rules)(*_arguments(text, rules))
-    # Plain data leaves the process, never a verdict: the comparison is made outside.
+    # The process returns data, never a verdict: the comparison is made outside.
     encoded = json.dumps(_plain(value)).encode()
     os.write(_VALUE_FD, encoded)
 
@@ -121,12 +121,12 @@ def _find(module: dict, name: str, rules: str):
 
 
 def _arguments(text: str, rules: str) -> list:
-    """One JSON value a line; the paper's code splits at every space."""
+    """One JSON value per line. The paper's code splits at every space."""
     return [json.loads(part) for part in (text.split() if rules == "paper" else text.split("\n"))]
 
 
 def _plain(value):
-    """JSON that keeps apart what `==` keeps apart: tuples, sets, dictionaries, exact numbers, foreign objects."""
+    """JSON with tags for the types that `==` tells apart: tuples, sets, dictionaries, exact numbers, other objects."""
     if value is None or isinstance(value, (bool, float, str)):
         return value
     if isinstance(value, int):
@@ -150,10 +150,10 @@ def _plain(value):
 
 
 def _report(error: BaseException, source: str) -> None:
-    """The traceback, without the frames that are not the candidate's."""
+    """Write the traceback, with the candidate's own frames only."""
     linecache.cache[SOURCE] = (len(source), None, source.splitlines(keepends=True), SOURCE)
     entries = traceback.walk_tb(error.__traceback__)
-    # Only these are looked up: endless recursion leaves millions.
+    # The last three only: endless recursion leaves millions.
     own = deque((entry for entry in entries if entry[0].f_code.co_filename == SOURCE), maxlen=3)
     lines = traceback.StackSummary.extract(iter(own)).format() + traceback.format_exception_only(error)
     os.write(2, "".join(lines)[-4000:].encode("utf-8", "backslashreplace"))

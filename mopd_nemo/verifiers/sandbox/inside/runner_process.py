@@ -1,4 +1,4 @@
-"""One process that runs a program's tests, seen from the server that starts, watches and kills it.
+"""The runner's process, from the side of the server that starts, watches and kills it.
 
 Standard library only.
 """
@@ -18,8 +18,8 @@ import runner
 class RunnerProcess:
     """A process that runs one test after another, until one ends it or leaves something behind in it.
 
-    Its streams are four files in memory that both sides have open; a byte on one pipe starts a test, and a byte on
-    another says that it ended. The candidate may write anything anywhere: it can only say what it could have printed.
+    Its streams are four files in memory, open on both sides. A byte on one pipe starts a test, and a byte on another
+    reports its end. Whatever the candidate writes there, it gains no more than by printing.
     """
 
     def __init__(self, request: dict, known: dict, options: dict, limits: dict) -> None:
@@ -37,7 +37,7 @@ class RunnerProcess:
         self.alive = True
 
     def run(self, text: str) -> dict:
-        """Run one test and say what came out. Afterwards the runner may not be alive."""
+        """Run one test and return its result. The runner may not be alive afterwards."""
         for file in self._files:
             os.ftruncate(file, 0)
             os.lseek(file, 0, os.SEEK_SET)
@@ -60,7 +60,7 @@ class RunnerProcess:
         return result | {"fresh": fresh}
 
     def end(self) -> None:
-        """Kill and reap every process, unless that is done already."""
+        """Kill and reap every process, if any is left."""
         if self.alive:
             self.alive = False
             _kill_all(self._process, self._options)
@@ -86,7 +86,7 @@ class RunnerProcess:
 
 
 def _become_runner(request: dict, known: dict, options: dict, limits: dict, fds: list) -> None:
-    """Give the candidate its streams, take everything else, and run it. Does not return."""
+    """Give the candidate its streams and nothing else, and run it. Does not return."""
     status = 120
     try:
         os.setsid()
@@ -106,13 +106,13 @@ def _become_runner(request: dict, known: dict, options: dict, limits: dict, fds:
 
 
 def limits_of(options: dict) -> dict:
-    """The resource limits of a runner; memory counts from what the interpreter has mapped already."""
+    """The resource limits of a runner. Memory is counted on top of what the interpreter has already mapped."""
     with open("/proc/self/statm", encoding="ascii") as file:
         mapped = int(file.read().split()[0]) * resource.getpagesize()
     seconds = int(options["seconds"]) + 1
     memory = mapped + options["memory_bytes"]
     limits = {
-        resource.RLIMIT_CPU: (seconds, 100 * seconds),  # the runner moves the first one along from test to test
+        resource.RLIMIT_CPU: (seconds, 100 * seconds),  # the runner raises the first one from test to test
         resource.RLIMIT_AS: (memory, memory),
         resource.RLIMIT_FSIZE: (options["output_bytes"], options["output_bytes"]),
         resource.RLIMIT_NOFILE: (128, 128),
@@ -124,7 +124,7 @@ def limits_of(options: dict) -> dict:
 
 
 def _wait(done: int, pidfd: int, deadline: float, options: dict) -> "str | None":
-    """None when the test has ended, "" when its process has, else the limit it broke: time, memory, processes."""
+    """None: the test has ended. "": its process has. Else the limit it broke: time, memory, processes."""
     poller = select.poll()
     poller.register(done, select.POLLIN)
     poller.register(pidfd, select.POLLIN)
@@ -135,7 +135,7 @@ def _wait(done: int, pidfd: int, deadline: float, options: dict) -> "str | None"
             return ""
         if ready.get(done, 0) & select.POLLIN:
             return None
-        if done in ready:  # closed: only the end of the process is left to wait for
+        if done in ready:  # closed: wait for the end of the process
             poller.unregister(done)
         pause = min(pause * 2, 20)
         broken = "time" if time.monotonic() > deadline else _excess(options)
@@ -144,7 +144,7 @@ def _wait(done: int, pidfd: int, deadline: float, options: dict) -> "str | None"
 
 
 def _excess(options: dict) -> str:
-    """What all processes of the test together use too much of, if anything."""
+    """The limit that all processes of the test together exceed: processes, memory, or empty for none."""
     pids = _others() if options["isolate"] else _descendants(os.getpid())
     if len(pids) > options["processes"]:
         return "processes"
@@ -154,7 +154,7 @@ def _excess(options: dict) -> str:
             with open(f"/proc/{pid}/statm", encoding="ascii") as file:
                 _, resident, shared, *_ = map(int, file.read().split())
         except OSError:
-            continue  # it has just ended
+            continue  # it has ended meanwhile
         pages += resident - shared if len(pids) > 1 else resident
     return "memory" if pages * resource.getpagesize() > options["memory_bytes"] else ""
 

@@ -169,7 +169,7 @@ def analyze(table: Table, runs: Path, seed: int) -> list[dict[str, list[float]]]
     else:
         files = [f"{cell.row}={rollouts_file(cell.directory(runs, seed), cell.step)}" for cell in table.cells]
         code = mopd("analyze", "diversity", *files, "--output", str(output))
-        found = {} if code else json.loads((output / "diversity.json").read_text())["methods"]
+        found = {} if code else json.loads((output / "diversity.json").read_text())["readings"]["all"]["methods"]
         rows = [found.get(cell.row, {}) for cell in table.cells]
     return [
         {metric: [row[metric]["mean"]] if metric in row else [] for metric in cell.paper}

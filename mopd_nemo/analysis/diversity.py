@@ -1,7 +1,9 @@
 """Diversity of the responses to one prompt (paper section 5.4 and appendix D), method by method.
 
-Every method is measured on the same prompts and with as many responses for each. Distinct-n as the paper defines it
-falls with the number of tokens, so shorter responses look more diverse; `distinct_n_equal` takes that out.
+Every method is measured on the same prompts and with as many responses for each. Two things make a method look diverse
+that is not: Distinct-n as the paper defines it falls with the number of tokens, which `distinct_n_equal` takes out; and
+wrong responses differ from each other in more ways than right ones, so that a model that collapses looks more diverse.
+Two further readings take that out: as many right and wrong responses of every method, and right ones alone.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
-from math import exp, log
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -25,7 +26,7 @@ from mopd_nemo.analysis.plots import bars, save_figure
 from mopd_nemo.config import UserError
 from mopd_nemo.evaluation import bootstrap
 from mopd_nemo.files import write_json, write_text
-from mopd_nemo.run.rollouts import RecordedGroup, solved_fraction
+from mopd_nemo.run.rollouts import RecordedGroup, Row, num_successes, solved_fraction
 
 RESULT_FILE = "diversity.json"
 METRICS = {
@@ -38,6 +39,12 @@ METRICS = {
     "self_bleu_4": "self-BLEU-4 (lower: more diverse)",
     "tokens": "tokens per response",
     "success": "success rate",
+    "solved": "solved at least once",
+}
+READINGS = {
+    "all": "All responses",
+    "equal_accuracy": "At equal accuracy: of each prompt as many right and as many wrong responses of every method",
+    "successes": "Right responses alone, as many of every method",
 }
 Tokens = Sequence[str]
 _EMPTY: dict[str, float | None] = {"mean": None, "low": None, "high": None}
@@ -92,20 +99,24 @@ def unique_ratio(texts: Sequence[str]) -> float:
     return len(set(texts)) / len(texts)
 
 
-def self_bleu(responses: Sequence[Tokens], order: int = 4) -> float | None:
+def self_bleu(responses: Sequence[Tokens]) -> float | None:
     """Mean BLEU-4 of each response against the others: 1 when all are alike.
 
     Precisions above unigrams are smoothed by adding one to numerator and denominator (Lin and Och 2004).
     """
-    responses = [tokens for tokens in responses if tokens]
-    if len(responses) < 2:
+    from sacrebleu.metrics.bleu import BLEU
+
+    # With smoothed counts every order is an effective one, so `effective_order` changes nothing but a warning.
+    bleu = BLEU(smooth_method="add-k", smooth_value=1, tokenize="none", effective_order=True)
+    texts = [" ".join(tokens) for tokens in responses if tokens]
+    if len(texts) < 2:
         return None
-    counts = [[ngram_counts([tokens], n) for n in range(1, order + 1)] for tokens in responses]
-    return fmean(_bleu(i, responses, counts) for i in range(len(responses)))
+    scores = (bleu.sentence_score(text, texts[:i] + texts[i + 1 :]).score for i, text in enumerate(texts))
+    return fmean(scores) / 100.0
 
 
 def compare(methods: Mapping[str, Sequence[RecordedGroup]], samples: int | None, code: bool) -> dict[str, Any]:
-    """Means over the common prompts with 95 % intervals by prompt, and paired differences to the first method.
+    """By reading: means over the common prompts with 95 % intervals, and paired differences to the first method.
 
     Args:
         methods: label -> groups of one policy.
@@ -124,16 +135,44 @@ def compare(methods: Mapping[str, Sequence[RecordedGroup]], samples: int | None,
     if least < (samples or 2):
         raise UserError(f"--samples {samples or 2}: some problem has only {least} responses")
     count = samples or least
-    values = _values(by_problem, problems, count, code)
-    baseline = next(iter(methods))
+    prompts = [{label: groups[problem].rows[:count] for label, groups in by_problem.items()} for problem in problems]
+    readings = {
+        "all": prompts,
+        "equal_accuracy": [as_many(prompt, (True, False)) for prompt in prompts],
+        "successes": [as_many(prompt, (True,)) for prompt in prompts],
+    }
     return {
-        "num_prompts": len(problems),
         "samples": count,
         "code": code,
-        "methods": {label: _summary(values[label]) for label in methods},
-        "minus_first": {
-            label: _summary(_difference(values[label], values[baseline])) for label in methods if label != baseline
-        },
+        "readings": {name: _reading(members, code, list(methods)) for name, members in readings.items()},
+    }
+
+
+def as_many(prompt: Mapping[str, Sequence[Row]], outcomes: Sequence[bool]) -> dict[str, list[Row]]:
+    """The first responses of each method to a prompt, as many of each outcome as every method has.
+
+    Args:
+        prompt: label -> responses.
+        outcomes: those to keep; True: success.
+    """
+    kept: dict[str, list[Row]] = {label: [] for label in prompt}
+    for outcome in outcomes:
+        having = {label: [row for row in rows if row["success"] is outcome] for label, rows in prompt.items()}
+        least = min(map(len, having.values()))
+        for label, rows in having.items():
+            kept[label] += rows[:least]
+    return kept
+
+
+def _reading(prompts: Sequence[Mapping[str, Sequence[Row]]], code: bool, labels: Sequence[str]) -> dict[str, Any]:
+    """Means and paired differences over the prompts that have two responses."""
+    measured = [_measure(prompt, code) for prompt in prompts if len(prompt[labels[0]]) > 1]
+    values = {label: [prompt[label] for prompt in measured] for label in labels}
+    first, *others = labels
+    return {
+        "num_prompts": len(measured),
+        "methods": {label: _summary(values[label]) for label in labels},
+        "minus_first": {label: _summary(_difference(values[label], values[first])) for label in others},
     }
 
 
@@ -142,34 +181,34 @@ def write_result(result: Mapping[str, Any], directory: Path) -> list[Path]:
     markdown, data = directory / "diversity.md", directory / RESULT_FILE
     write_text(markdown, to_markdown(result))
     write_json(data, result)
-    names = {name: text for name, text in METRICS.items() if name not in ("tokens", "success")}
-    figure = bars(result["methods"], names, "diversity of the responses to one prompt", columns=4)
+    names = {name: text for name, text in METRICS.items() if name not in ("tokens", "success", "solved")}
+    figure = bars(result["readings"]["all"]["methods"], names, "diversity of the responses to one prompt", columns=4)
     return [markdown, *(save_figure(figure, directory / "diversity") if figure else []), data]
 
 
 def to_markdown(result: Mapping[str, Any]) -> str:
-    """The table with what it needs to be read."""
-    methods, baseline = result["methods"], next(iter(result["methods"]))
+    """The tables with what they need to be read."""
     reduced = ", reduced to their last fenced code block where there is one" if result["code"] else ""
     blocks = [
         "# Diversity",
-        f"{result['num_prompts']} prompts that all methods have, the first {result['samples']} responses of each"
-        f"{reduced}. Mean over prompts with its 95 % interval. Distinct-n falls with length; compare "
-        "the rows of equal length, where every method gets as many n-grams of a prompt as the shortest has. "
+        f"The first {result['samples']} responses to each prompt that all methods have{reduced}. Mean over prompts "
+        "with its 95 % interval. Distinct-n falls with length; compare the rows of equal length, where all methods get "
+        "as many n-grams of a prompt as the shortest has. Among all responses a method that fails more looks more "
+        "diverse, since there are more ways to be wrong: compare methods of unequal success on right responses. "
         "`–`: fewer than two responses parse as Python.",
-        _markdown(methods),
     ]
-    if result["minus_first"]:
-        differences = result["minus_first"]
-        blocks += [
-            f"## Minus {baseline}, prompt by prompt",
-            _markdown(differences, "+"),
-        ]
+    for name, title in READINGS.items():
+        reading = result["readings"][name]
+        metrics = [metric for metric in METRICS if name == "all" or metric not in ("success", "solved")]
+        blocks += [f"## {title}", f"{reading['num_prompts']} prompts.", _markdown(reading["methods"], metrics)]
+        if reading["minus_first"]:
+            first = next(iter(reading["methods"]))
+            blocks += [f"Minus {first}, prompt by prompt:", _markdown(reading["minus_first"], metrics, "+")]
     return "\n\n".join(blocks) + "\n"
 
 
-def _markdown(table: Mapping[str, Any], sign: str = "") -> str:
-    rows = [[text, *(_cell(row[name], sign) for row in table.values())] for name, text in METRICS.items()]
+def _markdown(table: Mapping[str, Any], metrics: Sequence[str], sign: str = "") -> str:
+    rows = [[METRICS[name], *(_cell(row[name], sign) for row in table.values())] for name in metrics]
     return markdown_table(["", *table], rows)
 
 
@@ -180,31 +219,26 @@ def _by_problem(label: str, groups: Sequence[RecordedGroup]) -> dict[str, Record
     return by_problem
 
 
-def _values(
-    methods: Mapping[str, Mapping[str, RecordedGroup]], problems: Sequence[str], count: int, code: bool
-) -> dict[str, list[dict[str, float | None]]]:
-    """By method and prompt: every metric."""
-    values: dict[str, list[dict[str, float | None]]] = {label: [] for label in methods}
+def _measure(prompt: Mapping[str, Sequence[Row]], code: bool) -> dict[str, dict[str, float | None]]:
+    """By method: every metric of its responses to one prompt."""
     view: Callable[[str], str] = extract_code if code else str.strip
-    for problem in problems:
-        rows = {label: groups[problem].rows[:count] for label, groups in methods.items()}
-        texts = {label: [view(row["response"]) for row in members] for label, members in rows.items()}
-        tokens = {label: [tokenize(text) for text in items] for label, items in texts.items()}
-        counts = {label: [ngram_counts(items, n) for n in (1, 2)] for label, items in tokens.items()}
-        equal = [min(c[n].total() for c in counts.values()) for n in (0, 1)]
-        for label in methods:
-            values[label].append(
-                {
-                    **{f"distinct_{n + 1}": distinct(counts[label][n]) for n in (0, 1)},
-                    **{f"distinct_{n + 1}_equal": distinct_at(counts[label][n], equal[n]) for n in (0, 1)},
-                    "ast_distance": ast_distance(texts[label]),
-                    "unique": unique_ratio(texts[label]),
-                    "self_bleu_4": self_bleu(tokens[label]),
-                    "tokens": fmean(len(items) for items in tokens[label]),
-                    "success": solved_fraction(rows[label]),
-                }
-            )
-    return values
+    texts = {label: [view(row["response"]) for row in rows] for label, rows in prompt.items()}
+    tokens = {label: [tokenize(text) for text in items] for label, items in texts.items()}
+    counts = {label: [ngram_counts(items, n) for n in (1, 2)] for label, items in tokens.items()}
+    equal = [min(c[n].total() for c in counts.values()) for n in (0, 1)]
+    return {
+        label: {
+            **{f"distinct_{n + 1}": distinct(counts[label][n]) for n in (0, 1)},
+            **{f"distinct_{n + 1}_equal": distinct_at(counts[label][n], equal[n]) for n in (0, 1)},
+            "ast_distance": ast_distance(texts[label]),
+            "unique": unique_ratio(texts[label]),
+            "self_bleu_4": self_bleu(tokens[label]),
+            "tokens": fmean(len(items) for items in tokens[label]),
+            "success": solved_fraction(rows),
+            "solved": float(num_successes(rows) > 0),
+        }
+        for label, rows in prompt.items()
+    }
 
 
 def _difference(a: Sequence[Mapping[str, float | None]], b: Sequence[Mapping[str, float | None]]) -> list[dict]:
@@ -246,23 +280,6 @@ def _node_types(program: str) -> Counter[str] | None:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
     return Counter(type(node).__name__ for node in ast.walk(tree))
-
-
-def _bleu(index: int, responses: Sequence[Tokens], counts: Sequence[Sequence[Counter]]) -> float:
-    """Of one response against all others, with the brevity penalty of the reference nearest in length."""
-    length = len(responses[index])
-    others = [i for i in range(len(responses)) if i != index]
-    total = 0.0
-    for n, own in enumerate(counts[index]):
-        best: Counter = Counter()
-        for other in others:
-            best |= counts[other][n]
-        matched, possible = (own & best).total(), own.total()
-        if n == 0 and matched == 0:
-            return 0.0
-        total += log((matched + (n > 0)) / (possible + (n > 0)))
-    reference = min((len(responses[i]) for i in others), key=lambda other: (abs(other - length), other))
-    return exp(total / len(counts[index])) * (1.0 if length >= reference else exp(1.0 - reference / length))
 
 
 def _log_choose(n: np.ndarray, k: int) -> np.ndarray:

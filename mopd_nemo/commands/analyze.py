@@ -76,18 +76,20 @@ def diversity(
 
     mopd analyze diversity base=a/rollouts/eval_000000.jsonl mopd=a/rollouts/eval_000040.jsonl --output diversity
     """
-    from mopd_nemo.analysis.diversity import METRICS, compare, write_result
+    from mopd_nemo.analysis.diversity import METRICS, READINGS, compare, write_result
     from mopd_nemo.run.rollouts import find_rollouts, read_groups
 
     sources = {label: find_rollouts(path) for label, path in labelled(methods).items()}
     result = compare({label: read_groups(path) for label, path in sources.items()}, samples, code)
     output.mkdir(parents=True, exist_ok=True)
     written = write_result(result, output)
-    print_table(
-        ["", *result["methods"]],
-        [[text, *(_mean(row[name]) for row in result["methods"].values())] for name, text in METRICS.items()],
-        title=f"{result['num_prompts']} prompts × {result['samples']} responses, means",
-    )
+    for name, title in READINGS.items():
+        reading = result["readings"][name]
+        print_table(
+            ["", *reading["methods"]],
+            [[text, *(_mean(row[metric]) for row in reading["methods"].values())] for metric, text in METRICS.items()],
+            title=f"{title}; {reading['num_prompts']} prompts, means",
+        )
     _print_paths(written)
 
 

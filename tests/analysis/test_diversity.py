@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mopd_nemo.analysis.diversity import (
+    as_many,
     ast_distance,
     compare,
     distinct,
@@ -101,12 +102,17 @@ def group(problem: str, responses: list[str], step: int = 0) -> RecordedGroup:
     return RecordedGroup(f"{step}/{problem}", problem, rows)
 
 
+def outcomes(problem: str, right: list[str], wrong: list[str]) -> RecordedGroup:
+    rows = [{"response": text, "success": text in right} for text in [*right, *wrong]]
+    return RecordedGroup(f"0/{problem}", problem, tuple(rows))
+
+
 SAME = ["x = 1"] * 4
 VARIED = ["x = 1", "for i in y:\n    pass", "import os", "def f(): return 2"]
 
 
 def test_methods_are_compared_on_common_prompts_with_as_many_responses() -> None:
-    result = compare(
+    found = compare(
         {
             "same": [group("p", SAME), group("q", SAME), group("only here", SAME)],
             "varied": [group("q", [*VARIED, "extra"]), group("p", VARIED)],
@@ -114,7 +120,8 @@ def test_methods_are_compared_on_common_prompts_with_as_many_responses() -> None
         samples=None,
         code=True,
     )
-    assert result["num_prompts"] == 2 and result["samples"] == 4
+    result = found["readings"]["all"]
+    assert result["num_prompts"] == 2 and found["samples"] == 4
     same, varied = result["methods"]["same"], result["methods"]["varied"]
     assert same["ast_distance"]["mean"] == 0.0 and same["unique"]["mean"] == 0.25
     assert same["self_bleu_4"]["mean"] == pytest.approx(1.0)
@@ -124,10 +131,47 @@ def test_methods_are_compared_on_common_prompts_with_as_many_responses() -> None
     assert same["success"]["mean"] == 0.25
 
 
+def test_a_collapsed_method_looks_diverse_until_successes_are_matched() -> None:
+    """Wrong in four ways, and right in one, against right in two: more diverse among all, less among the right."""
+    ways = ["x = 1", "x = 1", "x = 2 + y", "x = 2 + y"]
+    wrong = [f"def f{i}(a):\n    return {'a + ' * i}a" for i in range(6)]
+    groups = {
+        "healthy": outcomes("p", right=[*ways, "x = 1", "x = 1"], wrong=wrong[:2]),
+        "collapsed": outcomes("p", right=["x = 1", "x = 1"], wrong=wrong),
+    }
+    readings = compare({label: [group] for label, group in groups.items()}, None, True)["readings"]
+
+    def difference(reading: str, metric: str) -> float:
+        return readings[reading]["minus_first"]["collapsed"][metric]["mean"]
+
+    assert difference("all", "ast_distance") > 0 and difference("all", "self_bleu_4") < 0
+    assert readings["equal_accuracy"]["methods"]["healthy"]["success"]["mean"] == 0.5
+    assert readings["equal_accuracy"]["methods"]["collapsed"]["success"]["mean"] == 0.5
+    assert difference("successes", "unique") == 0.0, "the first two of the healthy one's successes are alike, too"
+    assert difference("successes", "solved") == 0.0
+
+
+def test_as_many_takes_the_first_of_each_outcome_and_no_undecided_ones() -> None:
+    prompt = {
+        "a": [{"success": s, "n": n} for n, s in enumerate([None, True, False, True, False])],
+        "b": [{"success": s, "n": n} for n, s in enumerate([False, False, False, True, None])],
+    }
+    numbers = {label: [row["n"] for row in rows] for label, rows in as_many(prompt, (True, False)).items()}
+    assert numbers == {"a": [1, 2, 4], "b": [3, 0, 1]}
+    assert [len(rows) for rows in as_many(prompt, (True,)).values()] == [1, 1]
+
+
+def test_prompts_without_two_common_successes_are_left_out() -> None:
+    readings = compare({"a": [group("p", SAME)], "b": [group("p", VARIED)]}, None, True)["readings"]
+    assert readings["all"]["num_prompts"] == 1 and readings["successes"]["num_prompts"] == 0
+    assert readings["successes"]["methods"]["a"]["unique"]["mean"] is None
+
+
 def test_equal_length_takes_the_advantage_of_short_responses_away() -> None:
     words = [f"w{i % 20}" for i in range(400)]
     short, long = [" ".join(words[:40])] * 2, [" ".join(words)] * 2
-    methods = compare({"long": [group("p", long)], "short": [group("p", short)]}, None, False)["methods"]
+    methods = compare({"long": [group("p", long)], "short": [group("p", short)]}, None, False)
+    methods = methods["readings"]["all"]["methods"]
     plain = methods["short"]["distinct_1"]["mean"] / methods["long"]["distinct_1"]["mean"]
     equal = methods["short"]["distinct_1_equal"]["mean"] / methods["long"]["distinct_1_equal"]["mean"]
     assert plain == pytest.approx(10.0) and 0.95 < equal < 1.05
@@ -136,7 +180,12 @@ def test_equal_length_takes_the_advantage_of_short_responses_away() -> None:
 def test_prose_has_no_ast_and_the_files_say_so(tmp_path: Path) -> None:
     prose = ["this is not a program", "nor is this one"]
     result = compare({"a": [group("p", prose)], "b": [group("p", prose)]}, None, True)
-    assert result["methods"]["a"]["ast_distance"] == {"mean": None, "low": None, "high": None, "num_prompts": 0}
+    assert result["readings"]["all"]["methods"]["a"]["ast_distance"] == {
+        "mean": None,
+        "low": None,
+        "high": None,
+        "num_prompts": 0,
+    }
     written = write_result(result, tmp_path)
     assert "| AST Jaccard distance | – | – |" in written[0].read_text()
     assert json.loads((tmp_path / "diversity.json").read_text()) == result

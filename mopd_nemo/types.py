@@ -121,3 +121,5 @@ class TrainExample:
     """None: no teacher scores this response."""
     advantage: float = 0.0
     """Of the whole response, for policy gradients."""
+    contrast_prompt_ids: tuple[int, ...] | None = None
+    """What the teacher reads instead for the distribution that its own is set against: failures alone."""

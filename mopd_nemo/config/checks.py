@@ -91,6 +91,16 @@ def _check_peers(config: Config) -> None:
             "peers.when_no_success=plain with teacher.kind=live compares the student with itself, a zero loss: "
             "set peers.when_no_success=skip, or another teacher.kind"
         )
+    if config.divergence.contrast and 0 in (config.peers.successes, config.peers.failures):
+        raise ValueError(
+            f"divergence.contrast={config.divergence.contrast} sets successes against failures, with peers.successes="
+            f"{config.peers.successes} and peers.failures={config.peers.failures}: raise the one that is 0"
+        )
+    if config.divergence.contrast and config.peers.failure_form == "contrast":
+        raise ValueError(
+            f"divergence.contrast={config.divergence.contrast} shows failures without successes, which "
+            "peers.failure_form=contrast compares them with: choose another form"
+        )
     if method_class(config.method).reads_peers and config.peers.max_context_tokens <= config.data.max_prompt_tokens:
         raise ValueError(
             f"peers.max_context_tokens={config.peers.max_context_tokens} leaves no room for peers beside prompts of "

@@ -226,6 +226,28 @@ class DivergenceConfig(ConfigBlock):
     """Number of tokens in a top-k support; a smaller vocabulary is taken whole."""
     tail: bool = True
     """Treat the probability outside the top-k as one more token. `false`: renormalise inside the top-k."""
+    weights: Literal["none", "sharper"] = "none"
+    """`sharper`: only tokens count at which the teacher's distribution over the compared tokens has less entropy than
+    the student's. The others stay in the mean, with loss 0."""
+    contrast: NonNegativeFloat = 0.0
+    """β > 0: the teacher reads successes and failures in two prompts, and its distributions Q_S and Q_F after them make
+    the target Q ∝ Q_S·(Q_S / Q_F)^β. A target without a failed peer learns from Q_S. 0: one prompt with both."""
+
+    @model_validator(mode="after")
+    def _check_contrast(self) -> Self:
+        for name, default in (("weights", "none"), ("contrast", 0.0)):
+            value = getattr(self, name)
+            if value != default and self.support == "sampled":
+                raise ValueError(
+                    f"divergence.{name}={value} needs the distributions of several tokens, and divergence.support="
+                    "sampled compares one: set divergence.support=student_topk or teacher_topk"
+                )
+        if self.contrast > 0 and self.support == "full":
+            raise ValueError(
+                f"divergence.contrast={self.contrast} would keep three whole vocabularies: set "
+                "divergence.support=student_topk or teacher_topk"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_sampled(self) -> Self:

@@ -1,7 +1,7 @@
 """One chunk of response tokens: loss, signals, and the gradient at the logits.
 
 Shape suffixes: C tokens of the chunk, V local columns, K support or top-k, N chosen tokens, D distributions: the
-student and, where it has logits, the teacher.
+student, the teacher where it has logits, and for a contrast the teacher after failures alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from mopd_nemo.losses import dense
 from mopd_nemo.losses.logits import HeadRows, LogitsRows, Tokens, TopK
 from mopd_nemo.losses.objectives import Divergence, DivergenceKind, Objective
-from mopd_nemo.losses.reference import importance_weights, loss_on_support
+from mopd_nemo.losses.reference import contrasted, importance_weights, loss_on_support, sharper
 from mopd_nemo.losses.vocab import Shard
 
 
@@ -69,6 +69,8 @@ class ChunkLoss:
     importance_clip: float | None
     watch: int | None
     """k of the top-k signals; None: no signals."""
+    contrast: HeadRows | LogitsRows | None = None
+    """The teacher after failures alone, for an objective that reads it."""
 
     def __call__(
         self, part: slice, student_CV: Tensor, weights_C: Tensor | None, owned: bool
@@ -83,15 +85,20 @@ class ChunkLoss:
         logits = [(student_CV, owned)]
         if self.teacher is not None:
             logits.append((self.teacher.logits(part), self.teacher.owned))
+        if self.contrast is not None:
+            logits.append((self.contrast.logits(part), self.contrast.owned))
         chunks = self._read(logits)
         del logits, student_CV  # on a CPU the chunks hold log-probabilities in their place
         stats = self._stats(chunks, tokens, topk)
-        signals = self._signals(stats, tokens) if self.watch else []
-        factor_C = None
+        teacher_CK = self._target(stats.support_DCK, topk)
+        factor_C = self._sharper(stats.support_DCK, teacher_CK, chunks)
+        signals = self._signals(stats, tokens, factor_C) if self.watch else []
         if self.importance_clip is not None:
             assert tokens.sampler_logprobs_T is not None and stats.sampled_DC is not None
-            factor_C = importance_weights(stats.sampled_DC[0], tokens.sampler_logprobs_T, self.importance_clip)
-            weights_C = None if weights_C is None else weights_C * factor_C
+            ratio_C = importance_weights(stats.sampled_DC[0], tokens.sampler_logprobs_T, self.importance_clip)
+            factor_C = ratio_C if factor_C is None else factor_C * ratio_C
+        if factor_C is not None and weights_C is not None:
+            weights_C = weights_C * factor_C
         grad_CV = None
         if stats.support_DCK is None:
             assert self.divergence is not None
@@ -101,7 +108,7 @@ class ChunkLoss:
             )
         else:
             assert stats.support_ids_CK is not None
-            loss_C, g_CK = self._on_support(stats.support_DCK, topk, tokens, weights_C)
+            loss_C, g_CK = self._on_support(stats.support_DCK[0], teacher_CK, tokens, weights_C)
             if g_CK is not None:
                 grad_CV = kernels.support_gradient(chunks[0], *self.shard.local(stats.support_ids_CK), g_CK)
         grad_CV = None if grad_CV is None else grad_CV.to(dtype)
@@ -119,7 +126,8 @@ class ChunkLoss:
             return "sampled"
         if self.topk is not None:
             return "given"
-        return "full" if self.divergence.k >= self.shard.size else self.divergence.support
+        whole = self.divergence.k >= self.shard.size and not self.divergence.reads_contrast
+        return "full" if whole else self.divergence.support
 
     @property
     def signal_names(self) -> list[str]:
@@ -129,6 +137,8 @@ class ChunkLoss:
         `student/topk_mass`: P's mass on its own k likeliest tokens; `teacher/topk_mass`: Q's mass on the same tokens.
         `topk_overlap`: share of P's k likeliest tokens that are also among Q's.
         `teacher/advantage`: log Q(y_t) - log P(y_t) of the sampled token; negative where the teacher disagrees.
+        `teacher/contrast`: log Q_S(y_t) - log Q_F(y_t) of the sampled token; negative where failures make it likelier.
+        `teacher/sharper`: 1 where `divergence.weights: sharper` counts the token, else 0.
         `sampler/gap`: |log P(y_t) - sampler's log-probability|; only rounding when sampling at temperature 1.
         `sampler/ratio`: P(y_t) / the sampler's probability, before any clipping; 1 on average for an exact sampler.
         A signal is left out where its input is missing, such as a teacher's logits.
@@ -138,18 +148,23 @@ class ChunkLoss:
         names = ["student/entropy", "student/topk_mass"]
         if self.teacher is not None:
             names += ["teacher/entropy", "teacher/topk_mass", "teacher/advantage"]
+        if self.contrast is not None:
+            names.append("teacher/contrast")
+        if self._counts_sharper:
+            names.append("teacher/sharper")
         if self.teacher is not None or self.topk is not None:
             names.append("topk_overlap")
         return [*names, "sampler/gap", "sampler/ratio"] if self.tokens.sampler_logprobs_T is not None else names
 
     def _read(self, logits: list[tuple[Tensor, bool]]) -> list[dense.Chunk]:
-        """Both distributions with their log-partitions over all columns."""
+        """All distributions with their log-partitions over all columns."""
         watch = bool(self.watch)
+        mean = watch or (self._counts_sharper and self.support == "full")
         chunks = [
             kernels_for(logits_CV).read(
-                logits_CV, whole=not self.shard.group, mean=watch, blocks=watch or self.support == chooser, owned=owned
+                logits_CV, whole=not self.shard.group, mean=mean, blocks=watch or self.support == chooser, owned=owned
             )
-            for (logits_CV, owned), chooser in zip(logits, ("student_topk", "teacher_topk"), strict=False)
+            for (logits_CV, owned), chooser in zip(logits, ("student_topk", "teacher_topk", None), strict=False)
         ]
         return self.shard.normalise(chunks)
 
@@ -180,7 +195,7 @@ class ChunkLoss:
         )
         support_DCK, sampled_DCN, student_top_DCK = (None if x is None else next(picked) for x in wanted)
         sampled_DCN = support_DCK if self.support == "sampled" else sampled_DCN
-        if watch is not None and len(chunks) == 2:
+        if watch is not None and len(chunks) > 1:
             teacher_top_CK = top_CK(1, watch)
         elif watch is not None and topk is not None:
             teacher_top_CK = topk.ids_TK
@@ -194,12 +209,35 @@ class ChunkLoss:
             [chunk.entropy_C for chunk in chunks] if watch is not None else [],
         )
 
+    @property
+    def _counts_sharper(self) -> bool:
+        return self.divergence is not None and self.divergence.weights == "sharper"
+
+    def _target(self, support_DCK: Tensor | None, topk: TopK | None) -> Tensor | None:
+        """The teacher's log-probabilities of the support, set against those after failures where that is asked for."""
+        if topk is not None:
+            return topk.logprobs_TK
+        if support_DCK is None or len(support_DCK) == 1:
+            return None
+        if len(support_DCK) == 2 or self.divergence is None:
+            return support_DCK[1]
+        return contrasted(support_DCK[1], support_DCK[2], self.divergence.contrast, self.divergence.tail)
+
+    def _sharper(
+        self, support_DCK: Tensor | None, teacher_CK: Tensor | None, chunks: list[dense.Chunk]
+    ) -> Tensor | None:
+        """1 where the teacher is sharper than the student, else 0; None where every token counts."""
+        if not self._counts_sharper:
+            return None
+        if support_DCK is None:
+            return (chunks[1].entropy_C < chunks[0].entropy_C).to(chunks[0].entropy_C.dtype)
+        assert teacher_CK is not None and self.divergence is not None
+        return sharper(support_DCK[0], teacher_CK, self.divergence.tail)
+
     def _on_support(
-        self, support_DCK: Tensor, topk: TopK | None, tokens: Tokens, weights_C: Tensor | None
+        self, student_CK: Tensor, teacher_CK: Tensor | None, tokens: Tokens, weights_C: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """loss_C of an objective on a few log-probabilities, and its weighted derivative at the student's."""
-        student_CK, *teacher = support_DCK
-        teacher_CK = topk.logprobs_TK if topk is not None else (teacher[0] if teacher else None)
         if weights_C is None:
             return loss_on_support(self.objective, student_CK, teacher_CK, tokens), None
         with torch.enable_grad():
@@ -208,13 +246,17 @@ class ChunkLoss:
             (g_CK,) = torch.autograd.grad(loss_C, student_CK, weights_C.to(loss_C.dtype))
         return loss_C.detach(), g_CK
 
-    def _signals(self, stats: ChunkStats, tokens: Tokens) -> list[Tensor]:
+    def _signals(self, stats: ChunkStats, tokens: Tokens, sharper_C: Tensor | None) -> list[Tensor]:
         """In the order of `signal_names`."""
         assert stats.sampled_DC is not None and stats.student_top_DCK is not None and stats.student_top_CK is not None
         mass_DC, sampled_DC = stats.student_top_DCK.exp().sum(-1), stats.sampled_DC
         signals = [stats.entropies[0], mass_DC[0]]
-        if len(stats.entropies) == 2:
+        if len(stats.entropies) > 1:
             signals += [stats.entropies[1], mass_DC[1], sampled_DC[1] - sampled_DC[0]]
+        if len(stats.entropies) > 2:
+            signals.append(sampled_DC[1] - sampled_DC[2])
+        if sharper_C is not None:
+            signals.append(sharper_C)
         if stats.teacher_top_CK is not None:
             signals.append(_overlap(stats.student_top_CK, stats.teacher_top_CK))
         if tokens.sampler_logprobs_T is not None:

@@ -15,6 +15,7 @@ from typing import ClassVar, Literal
 
 DivergenceKind = Literal["forward_kl", "reverse_kl", "jsd"]
 Support = Literal["full", "student_topk", "teacher_topk"]
+TokenWeights = Literal["none", "sharper"]
 Aggregation = Literal["token_mean", "sequence_mean"]
 
 
@@ -32,6 +33,11 @@ class Objective:
     pairs: ClassVar[bool] = False
     """It is taken on pairs of responses, chosen and rejected."""
 
+    @property
+    def reads_contrast(self) -> bool:
+        """It also compares what the teacher says after failures alone."""
+        return False
+
 
 @dataclass(frozen=True, slots=True)
 class Divergence(Objective):
@@ -46,6 +52,15 @@ class Divergence(Objective):
     support: Support = "student_topk"
     k: int = 100
     tail: bool = True
+    weights: TokenWeights = "none"
+    """`sharper`: only tokens at which Q has less entropy than P count (`reference.sharper`)."""
+    contrast: float = 0.0
+    """β of `reference.contrasted`; with 0 there is one teacher."""
+
+    @property
+    def reads_contrast(self) -> bool:
+        """With a β, Q is what the teacher says after successes set against what it says after failures."""
+        return self.contrast > 0.0
 
     def __post_init__(self) -> None:
         if self.kind == "jsd" and not 0.0 < self.alpha < 1.0:
@@ -54,6 +69,8 @@ class Divergence(Objective):
             )
         if self.k < 1:
             raise ValueError(f"k={self.k}: a top-k support needs at least one token")
+        if self.contrast > 0.0 and self.support == "full":
+            raise ValueError(f"contrast={self.contrast} with support=full: take student_topk or teacher_topk")
 
 
 @dataclass(frozen=True, slots=True)

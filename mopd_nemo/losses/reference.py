@@ -10,6 +10,8 @@ Shape suffixes: T response tokens, V vocabulary, K support, N pairs of responses
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -25,8 +27,13 @@ from mopd_nemo.losses.objectives import (
     SampledReverseKL,
     Simpo,
     Support,
+    TokenWeights,
 )
 
+PLAUSIBLE = 0.1
+"""A contrast counts for tokens with at least this share of the likeliest token's probability (Li et al. 2023)."""
+CONTRAST_BOUND = 3.0
+"""Nats: no contrast between two teachers counts for more, so that one token that failures hardly know cannot win."""
 LOG_RATIO_BOUND = 20.0
 """Log-ratios are held within ± this before exp, so that one stray token cannot become infinite."""
 
@@ -85,6 +92,9 @@ def token_divergence(
     support: Support = "student_topk",
     k: int = 100,
     tail: bool = True,
+    weights: TokenWeights = "none",
+    contrast: float = 0.0,
+    contrast_logits_TV: Tensor | None = None,
 ) -> Tensor:
     """Divergence per token, differentiable in the student only.
 
@@ -96,17 +106,28 @@ def token_divergence(
         support: compare all V tokens, or only the k likeliest of the student or the teacher.
         k: size of a top-k support; k ≥ V is the full vocabulary.
         tail: add the mass outside the support as one more token; False renormalises P and Q on the support.
+        weights: `sharper` multiplies by `sharper`.
+        contrast: β of `contrasted`, which then takes the teacher's place, except in the choice of the support.
+        contrast_logits_TV: logits of the teacher after failures alone, for a contrast.
 
     Returns:
         loss_T, in nats.
     """
-    student_TV = _log_softmax(student_logits_TV)
-    teacher_TV = _log_softmax(teacher_logits_TV.detach())
-    if support == "full" or k >= student_TV.shape[-1]:
-        return _divergence(student_TV, teacher_TV, kind, alpha)
-    chooser_TV = student_TV.detach() if support == "student_topk" else teacher_TV
-    ids_TK = chooser_TV.topk(k, dim=-1).indices
-    return support_divergence(student_TV.gather(-1, ids_TK), teacher_TV.gather(-1, ids_TK), kind, alpha, tail)
+    student_TK = _log_softmax(student_logits_TV)
+    teacher_TK = _log_softmax(teacher_logits_TV.detach())
+    others = [_log_softmax(contrast_logits_TV.detach())] if contrast_logits_TV is not None and contrast else []
+    if support != "full" and k < student_TK.shape[-1]:
+        chooser_TV = student_TK.detach() if support == "student_topk" else teacher_TK
+        ids_TK = chooser_TV.topk(k, dim=-1).indices
+        student_TK, teacher_TK, *others = (x.gather(-1, ids_TK) for x in (student_TK, teacher_TK, *others))
+        finish = _with_tail if tail else _renormalised
+    else:
+        finish = _renormalised
+    for other_TK in others:
+        teacher_TK = contrasted(teacher_TK, other_TK, contrast, tail=finish is _with_tail)
+    student_TK, teacher_TK = finish(student_TK), finish(teacher_TK)
+    loss_T = _divergence(student_TK, teacher_TK, kind, alpha)
+    return loss_T if weights == "none" else loss_T * (entropy(teacher_TK) < entropy(student_TK))
 
 
 def sampled_reverse_kl(student_logits_TV: Tensor, teacher_logits_TV: Tensor, sampled_ids_T: Tensor) -> Tensor:
@@ -130,6 +151,35 @@ def support_divergence(
     """loss_T from the log-probabilities that student and teacher give to the K tokens of a support."""
     finish = _with_tail if tail else _renormalised
     return _divergence(finish(student_TK), finish(teacher_TK), kind, alpha)
+
+
+def contrasted(success_TK: Tensor, failure_TK: Tensor, beta: float, tail: bool) -> Tensor:
+    """Log-probabilities of the target Q_c ∝ Q_S·(Q_S / Q_F)^β on a support.
+
+    Q_S is what the teacher says after successes, Q_F what it says after failures alone. The ratio counts for tokens
+    that Q_S gives at least `PLAUSIBLE` times as much as its likeliest token, and at most `CONTRAST_BOUND` nats; for the
+    others and for the tail it is 1. With β = 0 or Q_F = Q_S, Q_c is Q_S.
+
+    Args:
+        success_TK: log Q_S of the support, under the full-vocabulary normalisation; `failure_TK` likewise.
+        tail: the mass of Q_S outside the support is one more token. Without it the support is all there is.
+    """
+    plausible_TK = success_TK >= success_TK.amax(-1, keepdim=True) + math.log(PLAUSIBLE)
+    ratio_TK = (success_TK - failure_TK).clamp(-CONTRAST_BOUND, CONTRAST_BOUND).masked_fill(~plausible_TK, 0.0)
+    scores_TK = success_TK + beta * ratio_TK
+    whole_TK = torch.cat([scores_TK, _with_tail(success_TK)[:, -1:]], dim=-1) if tail else scores_TK
+    return scores_TK - whole_TK.logsumexp(-1, keepdim=True)
+
+
+def sharper(student_TK: Tensor, teacher_TK: Tensor, tail: bool) -> Tensor:
+    """Per token, 1 where the teacher's distribution on the support has less entropy than the student's, else 0."""
+    finish = _with_tail if tail else _renormalised
+    return (entropy(finish(teacher_TK)) < entropy(finish(student_TK))).to(student_TK.dtype)
+
+
+def entropy(logprobs_TK: Tensor) -> Tensor:
+    """-Σ p log p of log-distributions, in nats."""
+    return -(logprobs_TK.exp() * logprobs_TK.masked_fill(logprobs_TK == -torch.inf, 0.0)).sum(-1)
 
 
 def _divergence(student_TK: Tensor, teacher_TK: Tensor, kind: DivergenceKind, alpha: float) -> Tensor:

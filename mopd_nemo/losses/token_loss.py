@@ -48,6 +48,7 @@ def token_loss(
     tokens: Tokens,
     teacher: Head | Logits | TopK | None = None,
     *,
+    contrast: Head | Logits | None = None,
     weights_T: Tensor | None = None,
     importance_clip: float | None = None,
     vocab: Vocab | None = None,
@@ -61,6 +62,7 @@ def token_loss(
         student: hidden states and head, or logits, of the response tokens; row t predicts token t.
         tokens: the sampled tokens.
         teacher: needed by `Divergence` and `SampledReverseKL`; never differentiated.
+        contrast: the teacher after failures alone, for an objective that reads it.
         weights_T: weight of each token in the total, such as `token_weights` gives. With a `Head`, the forward pass
             then computes the gradient of `total` too, which saves computing the logits twice.
         importance_clip: multiply each loss by `importance_weights` of the student against
@@ -72,7 +74,7 @@ def token_loss(
 
     Memory is O(chunk·V), beside the gradients themselves.
 
-    Collectives, where `vocab` has a group, for each chunk of C rows, S = 1 or 2 (student, teacher with logits):
+    Collectives, where `vocab` has a group, for each chunk of C rows, S = 1 to 3 (student, teacher's logits, contrast):
         - normalisers: one all-gather of S·C float32 (2·S·C with `watch`);
         - log-probabilities of the support: one all-reduce of S·C·(k + 1) float32;
         - `student_topk`, `teacher_topk` and `watch` with each top-k: two all-gathers of k·C numbers;
@@ -84,10 +86,8 @@ def token_loss(
         ValueError: arguments that do not fit together.
     """
     vocab = vocab or Vocab()
-    _check(objective, student, tokens, teacher, importance_clip)
+    _check(objective, student, tokens, teacher, contrast, importance_clip)
     shard = vocab.shard(student.width)
-    if isinstance(teacher, Head | Logits) and teacher.width != student.width:
-        raise ValueError(f"teacher has {teacher.width} columns, student {student.width}: they must share a vocabulary")
     device = student.tensors[0].device
     most = chunk_size or max(LOGIT_BUDGET.get(device.type, LOGIT_BUDGET["cuda"]) // shard.columns, MIN_CHUNK)
     chunk_loss = ChunkLoss(
@@ -98,6 +98,7 @@ def token_loss(
         shard,
         importance_clip,
         watch,
+        None if contrast is None else contrast.rows(shard, contrast.compute_dtype),
     )
     sweep = _Sweep(chunk_loss, student, student.compute_dtype, _chunks(student.num_tokens, most))
     if weights_T is not None and isinstance(student, Head):
@@ -205,15 +206,22 @@ def _check(
     student: Head | Logits,
     tokens: Tokens,
     teacher: Head | Logits | TopK | None,
+    contrast: Head | Logits | None,
     clip: float | None,
 ) -> None:
     counts = {"student": student.num_tokens, "tokens": len(tokens.ids_T)}
-    if teacher is not None:
-        counts["teacher"] = teacher.num_tokens
+    counts |= {name: x.num_tokens for name, x in (("teacher", teacher), ("contrast", contrast)) if x is not None}
     if len(set(counts.values())) != 1:
         raise ValueError(f"rows do not match: {counts}; each response token needs one row of each")
+    for other in (teacher, contrast):
+        if isinstance(other, Head | Logits) and other.width != student.width:
+            raise ValueError(
+                f"teacher has {other.width} columns, student {student.width}: they must share a vocabulary"
+            )
     if objective.reads_teacher and teacher is None:
         raise ValueError(f"{type(objective).__name__} needs a teacher")
+    if objective.reads_contrast != (contrast is not None):
+        raise ValueError(f"{objective} {'needs' if contrast is None else 'does not read'} a teacher after failures")
     if isinstance(teacher, TopK):
         _check_topk(objective, teacher)
     if objective.reads_old_policy and tokens.advantages_T is None:
@@ -225,6 +233,10 @@ def _check(
 def _check_topk(objective: Objective, teacher: TopK) -> None:
     """A teacher's likeliest tokens suffice for a divergence on just these tokens."""
     match objective:
+        case Divergence(reads_contrast=True):
+            raise ValueError(
+                "a contrast needs logits after failures: give TopK what `reference.contrasted` makes of both"
+            )
         case SampledReverseKL():
             raise ValueError("SampledReverseKL needs the teacher's log-probability of the sampled token: not TopK")
         case Divergence(support=support) if support != "teacher_topk":

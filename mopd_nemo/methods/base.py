@@ -58,6 +58,7 @@ def train_example(
     rollout_index: int,
     *,
     teacher_prompt_ids: tuple[int, ...] | None = None,
+    contrast_prompt_ids: tuple[int, ...] | None = None,
     advantage: float = 0.0,
 ) -> TrainExample:
     """The example of one rollout."""
@@ -70,6 +71,7 @@ def train_example(
         response_ids=rollout.response_ids,
         sampled_logprobs=rollout.logprobs,
         teacher_prompt_ids=teacher_prompt_ids,
+        contrast_prompt_ids=contrast_prompt_ids,
         advantage=advantage,
     )
 

@@ -14,7 +14,7 @@ from mopd_nemo.methods.batch import TrainBatch
 from mopd_nemo.methods.grpo import add_policy_gradient
 from mopd_nemo.methods.opd import DISTILLATION, distil
 from mopd_nemo.peers.metrics import dedupe_metrics
-from mopd_nemo.peers.render import build_contexts
+from mopd_nemo.peers.render import build_contexts, build_contrasts
 from mopd_nemo.peers.select import candidates_of
 from mopd_nemo.types import RolloutGroup
 
@@ -23,13 +23,14 @@ class Mopd(Method):
     """Peer-conditioned distillation. Every row of the paper's context ablation is a setting of `peers`."""
 
     teachers: ClassVar = ("ema", "live", "frozen", "external")
-    uses: ClassVar = DISTILLATION | {"peers", "policy_gradient"}
+    uses: ClassVar = DISTILLATION | {"divergence.contrast", "peers", "policy_gradient"}
     reads_peers: ClassVar = True
 
     def build(self, groups: Sequence[RolloutGroup], step: int) -> TrainBatch:
         """Select and render peers for every rollout of every group; mix in the reward if asked."""
         config = self.config
-        contexts = build_contexts(groups, self.chat, self.peers, f"peers/{config.seed}/{step}")
+        build = build_contrasts if config.divergence.contrast else build_contexts
+        contexts = build(groups, self.chat, self.peers, f"peers/{config.seed}/{step}")
         batch = distil(groups, contexts, config.divergence)
         batch.metrics.update(dedupe_metrics(candidates_of(groups, self.chat, self.peers), self.peers))
         if config.policy_gradient.weight > 0:

@@ -13,7 +13,10 @@ from mopd_nemo.peers.metrics import context_metrics
 from mopd_nemo.peers.render import PeerContext, plain_contexts
 from mopd_nemo.types import RolloutGroup
 
-DISTILLATION = frozenset({"divergence", "rollout.importance_clip"})
+DISTILLATION = frozenset(
+    {"rollout.importance_clip"}
+    | {f"divergence.{name}" for name in ("kind", "alpha", "support", "k", "tail", "weights")}
+)
 """Settings of every method that distils."""
 
 
@@ -37,7 +40,13 @@ def distil(
 ) -> TrainBatch:
     """One example for each rollout whose context has a signal, all under one divergence (paper eq. 5)."""
     examples = [
-        train_example(groups, group_index, rollout_index, teacher_prompt_ids=context.prompt_ids)
+        train_example(
+            groups,
+            group_index,
+            rollout_index,
+            teacher_prompt_ids=context.prompt_ids,
+            contrast_prompt_ids=context.contrast_prompt_ids,
+        )
         for group_index, members in enumerate(contexts)
         for rollout_index, context in enumerate(members)
         if context.prompt_ids is not None
@@ -50,4 +59,12 @@ def divergence_objective(config: DivergenceConfig) -> Objective:
     """The configured objective."""
     if config.support == "sampled":
         return SampledReverseKL()
-    return Divergence(config.kind, alpha=config.alpha, support=config.support, k=config.k, tail=config.tail)
+    return Divergence(
+        config.kind,
+        alpha=config.alpha,
+        support=config.support,
+        k=config.k,
+        tail=config.tail,
+        weights=config.weights,
+        contrast=config.contrast,
+    )

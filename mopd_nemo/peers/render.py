@@ -38,6 +38,8 @@ class PeerContext:
     """Sections that lost their middle to the token budget."""
     overflow: bool = False
     """True when there were peers but `peers.max_context_tokens` had no room for them."""
+    contrast_prompt_ids: tuple[int, ...] | None = None
+    """With `divergence.contrast`, the prompt with the failures; the other one then has the successes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,34 @@ def build_contexts(
     if config.control != "none":
         selections = apply_control(selections, candidates, config.control, seed)
     return render_contexts(groups, selections, candidates, chat, config)
+
+
+def build_contrasts(
+    groups: Sequence[RolloutGroup], chat: Chat, config: PeersConfig, seed: str
+) -> list[list[PeerContext]]:
+    """The contexts of `build_contexts` cut in two prompts: successes in one, failures in the other, if there are any.
+
+    A target that has no prompt of successes has no signal.
+    """
+    after_successes = build_contexts(groups, chat, config.model_copy(update={"failures": 0}), seed)
+    alone = {"successes": 0, "summaries": 0}
+    after_failures = build_contexts(groups, chat, config.model_copy(update=alone), seed)
+    return [
+        [_contrast(*pair) for pair in zip(*members, strict=True)]
+        for members in zip(after_successes, after_failures, strict=True)
+    ]
+
+
+def _contrast(successes: PeerContext, failures: PeerContext) -> PeerContext:
+    if successes.prompt_ids is None or failures.prompt_ids is None:
+        return replace(successes, complete=False)
+    return replace(
+        successes,
+        selection=replace(successes.selection, peers=(*successes.selection.peers, *failures.selection.peers)),
+        complete=successes.complete and failures.complete,
+        num_truncated=successes.num_truncated + failures.num_truncated,
+        contrast_prompt_ids=failures.prompt_ids,
+    )
 
 
 def plain_contexts(groups: Sequence[RolloutGroup]) -> list[list[PeerContext]]:

@@ -49,7 +49,7 @@ def rollout_records(
 
 
 def _teacher_view(context: PeerContext, groups: Sequence[RolloutGroup], chat: Chat) -> dict[str, Any]:
-    shown = context.prompt_ids is not None
+    shown, contrast = context.prompt_ids is not None, context.contrast_prompt_ids
     return {
         "peers": [
             {
@@ -63,6 +63,7 @@ def _teacher_view(context: PeerContext, groups: Sequence[RolloutGroup], chat: Ch
         "uses_feedback": context.selection.feedback,
         "teacher_prompt": chat.decode(context.prompt_ids or (), skip_special_tokens=False) if shown else None,
         "teacher_prompt_tokens": len(context.prompt_ids or ()) if shown else None,
+        "contrast_prompt": chat.decode(contrast, skip_special_tokens=False) if contrast is not None else None,
     }
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mopd_nemo.losses.objectives import DivergenceKind, Support
-from mopd_nemo.losses.reference import sampled_reverse_kl, token_divergence
+from mopd_nemo.losses.reference import contrasted, sampled_reverse_kl, token_divergence
 
 KINDS = ["forward_kl", "reverse_kl", "jsd"]
 SUPPORTS = ["full", "student_topk", "teacher_topk"]
@@ -126,3 +126,33 @@ def test_tokens_that_neither_can_give_change_nothing(
     expected.sum().backward()
     torch.testing.assert_close(masked[0].grad[:, :8], student.grad)
     assert (masked[0].grad[:, 8:] == 0).all()
+
+
+def test_a_contrast_by_hand() -> None:
+    """Q_S·(Q_S/Q_F)^β, normalised; the third token is too unlikely after successes to be compared. So is the tail."""
+    success = torch.tensor([[0.5, 0.3, 0.02]], dtype=torch.float64)
+    failure = torch.tensor([[0.1, 0.6, 0.2]], dtype=torch.float64)
+    scores = [0.5 * (0.5 / 0.1) ** 0.5, 0.3 * (0.3 / 0.6) ** 0.5, 0.02, 0.18]
+    found = contrasted(success.log(), failure.log(), 0.5, tail=True).exp()
+    torch.testing.assert_close(found, torch.tensor([scores[:3]]).double() / sum(scores))
+    alone = contrasted(success.log(), failure.log(), 0.5, tail=False).exp()
+    torch.testing.assert_close(alone, torch.tensor([scores[:3]]).double() / sum(scores[:3]))
+
+
+def test_a_contrast_is_bounded_where_failures_hardly_know_a_token() -> None:
+    success = torch.tensor([[0.45, 0.45, 0.1]], dtype=torch.float64).log()
+    failure = torch.tensor([[1e-30, 0.5, 0.5]], dtype=torch.float64).log()
+    found = contrasted(success, failure, 1.0, tail=False).exp()
+    assert found[0, 0] / found[0, 1] == pytest.approx(math.exp(3.0) / 0.9)
+    assert torch.isfinite(contrasted(success, torch.full_like(failure, -torch.inf), 1.0, tail=False)).all()
+
+
+@settings(max_examples=40)
+@given(st.floats(0.0, 4.0), st.integers(0, 1000), st.booleans())
+def test_a_contrast_is_a_distribution_and_none_without_beta_or_difference(beta: float, seed: int, tail: bool) -> None:
+    success, failure = (x.log_softmax(-1)[:, :7] for x in logits(seed, 3.0))
+    found = contrasted(success, failure, beta, tail)
+    mass = found.exp().sum(-1)
+    assert ((mass < 1) if tail else (mass - 1).abs() < 1e-12).all()
+    for same in (contrasted(success, failure, 0.0, tail), contrasted(success, success, beta, tail)):
+        torch.testing.assert_close(same, success if tail else success - success.logsumexp(-1, keepdim=True))

@@ -39,6 +39,18 @@ DIVERGENCES = [
         ("teacher_topk", 99, True),
     ]
 ]
+SHARPER = [
+    Divergence("jsd", 0.3, "student_topk", 30, weights="sharper"),
+    Divergence("forward_kl", 0.3, "teacher_topk", 7, tail=False, weights="sharper"),
+    Divergence("reverse_kl", support="full", weights="sharper"),
+]
+CONTRASTS = [
+    Divergence("jsd", 0.3, "student_topk", 7, contrast=0.5),
+    Divergence("reverse_kl", 0.3, "teacher_topk", 7, tail=False, contrast=2.0),
+    Divergence("forward_kl", 0.3, "teacher_topk", 99, contrast=1.0),
+    Divergence("jsd", 0.5, "student_topk", 7, weights="sharper", contrast=1.0),
+]
+DIVERGENCES += [*SHARPER, *CONTRASTS]
 OTHERS = [SampledReverseKL(), PolicyGradient(), LogLikelihood()]
 FORMS = ["fused", "recomputed", "logits", "rows of logits"]
 
@@ -51,6 +63,8 @@ class Case:
     teacher: tuple[Tensor, Tensor, Tensor]
     tokens: Tokens
     weights_T: Tensor
+    failures: tuple[Tensor, Tensor, Tensor]
+    """The teacher after failures alone."""
 
     @staticmethod
     def make(seed: int = 0, rows: int = T, dtype: torch.dtype = torch.float64) -> "Case":
@@ -63,18 +77,24 @@ class Case:
         ids_T = torch.randint(0, V, (rows,), generator=generator)
         logprobs_T = (normal(rows) - 4).to(torch.float64)
         tokens = Tokens(ids_T, normal(rows).double(), logprobs_T, logprobs_T - 0.3)
-        return Case(student, teacher, tokens, torch.rand(rows, generator=generator, dtype=torch.float64).to(dtype))
+        weights_T = torch.rand(rows, generator=generator, dtype=torch.float64).to(dtype)
+        return Case(student, teacher, tokens, weights_T, (normal(rows, H), *teacher[1:]))
 
     def teacher_logits(self) -> Tensor:
         hidden, weight, bias = self.teacher
         return hidden @ weight.T + bias
+
+    def contrast(self, objective: Objective) -> dict[str, Head]:
+        """What an objective that reads a contrast is given, too."""
+        return {"contrast": Head(*self.failures)} if objective.reads_contrast else {}
 
 
 def reference(objective: Objective, logits: Tensor, case: Case) -> Tensor:
     """loss_T from whole logits, through the plain formulas and autograd."""
     if isinstance(objective, Divergence):
         arguments = {name: getattr(objective, name) for name in objective.__slots__}
-        return token_divergence(logits, case.teacher_logits(), **arguments)
+        hidden, weight, bias = case.failures
+        return token_divergence(logits, case.teacher_logits(), contrast_logits_TV=hidden @ weight.T + bias, **arguments)
     ids_T = case.tokens.ids_T
     if isinstance(objective, SampledReverseKL):
         return sampled_reverse_kl(logits, case.teacher_logits(), ids_T)
@@ -97,6 +117,7 @@ def produced(
         logits = hidden @ weight.T + bias
         source = Logits(torch.cat([logits.new_ones(3, V), logits.flip(0)]), torch.arange(len(hidden) + 2, 2, -1))
     weights_T = None if form == "recomputed" else case.weights_T
+    arguments |= case.contrast(objective)
     result = token_loss(
         objective, source, case.tokens, Head(*case.teacher), weights_T=weights_T, chunk_size=chunk_size, **arguments
     )
@@ -142,7 +163,8 @@ def test_gradcheck(objective: Objective) -> None:
         objective = LogLikelihood()
 
     def loss_T(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return token_loss(objective, Head(hidden, weight, bias), case.tokens, Head(*case.teacher), chunk_size=2).loss_T
+        student, teacher = Head(hidden, weight, bias), Head(*case.teacher)
+        return token_loss(objective, student, case.tokens, teacher, **case.contrast(objective), chunk_size=2).loss_T
 
     assert torch.autograd.gradcheck(loss_T, [x.clone().requires_grad_() for x in case.student])
 
@@ -153,22 +175,24 @@ def test_gradcheck(objective: Objective) -> None:
     st.permutations(range(T)),
     st.integers(1, T - 1),
     st.sampled_from(["token_mean", "sequence_mean"]),
+    st.sampled_from([Divergence(), SHARPER[0], CONTRASTS[0]]),
 )
-def test_micro_batches_and_order_change_nothing(seed: int, order: list[int], cut: int, aggregation) -> None:
+def test_micro_batches_and_order_change_nothing(
+    seed: int, order: list[int], cut: int, aggregation, objective: Divergence
+) -> None:
     """Tokens of four responses, in any order and cut in two anywhere, with the weights of the whole step."""
     case = Case.make(seed)
     lengths = [5, 1, 4, 3]
     per_response = token_weights(lengths, aggregation)
     case.weights_T = torch.tensor([w for w, n in zip(per_response, lengths, strict=True) for _ in range(n)]).double()
-    whole_T, whole = produced(Divergence(), case, "fused")
+    whole_T, whole = produced(objective, case, "fused")
     total, grads = 0.0, [torch.zeros_like(x) for x in whole]
     for part in (torch.tensor(order[:cut]), torch.tensor(order[cut:])):
         hidden, weight, bias = (case.student[0][part], *case.student[1:])
         ids_T = case.tokens.ids_T[part]
-        batch = Case(
-            (hidden, weight, bias), (case.teacher[0][part], *case.teacher[1:]), Tokens(ids_T), case.weights_T[part]
-        )
-        loss_T, found = produced(Divergence(), batch, "fused")
+        teacher, failures = ((own[0][part], *own[1:]) for own in (case.teacher, case.failures))
+        batch = Case((hidden, weight, bias), teacher, Tokens(ids_T), case.weights_T[part], failures)
+        loss_T, found = produced(objective, batch, "fused")
         total += (loss_T * batch.weights_T).sum()
         grads[0][part] += found[0]
         grads[1] += found[1]
@@ -281,11 +305,64 @@ def test_signals() -> None:
         torch.testing.assert_close(found, wanted)
 
 
+def test_signals_of_a_contrast_and_of_weights() -> None:
+    case = Case.make()
+    p, q, f = (h @ w.T + b for h, w, b in (case.student, case.teacher, case.failures))
+    p, q, f = p.softmax(-1), q.softmax(-1), f.softmax(-1)
+    sampled = case.tokens.ids_T[:, None]
+    for objective in (CONTRASTS[0], SHARPER[2]):
+        found = token_loss(
+            objective, Head(*case.student), case.tokens, Head(*case.teacher), watch=5, **case.contrast(objective)
+        ).signals
+        assert list(found)[-2:] == ["sampler/gap", "sampler/ratio"]
+        if objective.reads_contrast:
+            wanted = (q.gather(-1, sampled) / f.gather(-1, sampled)).log().squeeze(-1)
+            torch.testing.assert_close(found["teacher/contrast"], wanted)
+        else:
+            wanted = -(q * q.log()).sum(-1) < -(p * p.log()).sum(-1)
+            assert 0 < wanted.sum() < T
+            torch.testing.assert_close(found["teacher/sharper"], wanted.double())
+
+
+def test_tokens_at_which_the_teacher_is_not_sharper_give_no_gradient() -> None:
+    case = Case.make()
+    loss_T, (hidden, *_) = produced(SHARPER[0], case, "fused")
+    plain_T, _ = produced(Divergence("jsd", 0.3, "student_topk", 30), case, "fused")
+    kept = loss_T != 0
+    assert 0 < kept.sum() < T
+    torch.testing.assert_close(loss_T[kept], plain_T[kept])
+    assert (hidden[~kept] == 0).all() and (hidden[kept] != 0).any(-1).all()
+
+
+def test_a_contrast_with_the_same_teacher_is_the_plain_divergence() -> None:
+    case = Case.make()
+    case.failures = case.teacher
+    plain = produced(Divergence("jsd", 0.3, "student_topk", 7), case, "fused")
+    torch.testing.assert_close(produced(CONTRASTS[0], case, "fused"), plain)
+
+
+def test_a_contrast_asks_for_both_teachers_and_nothing_else_does() -> None:
+    case = Case.make()
+    student, teacher = Head(*case.student), Head(*case.teacher)
+    with pytest.raises(ValueError, match="needs a teacher after failures"):
+        token_loss(CONTRASTS[0], student, case.tokens, teacher)
+    with pytest.raises(ValueError, match="does not read a teacher after failures"):
+        token_loss(Divergence(), student, case.tokens, teacher, contrast=teacher)
+    with pytest.raises(ValueError, match="of `reference"):
+        topk = TopK(torch.zeros(T, 1, dtype=torch.long), torch.zeros(T, 1))
+        token_loss(CONTRASTS[1], student, case.tokens, topk, contrast=teacher)
+    with pytest.raises(ValueError, match="take student_topk or teacher_topk"):
+        Divergence(support="full", contrast=1.0)
+
+
 def test_bfloat16_head_accumulates_in_float32() -> None:
     """bfloat16 products, float32 statistics: as near to float64 as the rounding of the logits allows."""
     case = Case.make(rows=64, dtype=torch.bfloat16)
     exact = Case(
-        *(tuple(x.double() for x in xs) for xs in (case.student, case.teacher)), case.tokens, case.weights_T.double()
+        *(tuple(x.double() for x in xs) for xs in (case.student, case.teacher)),
+        case.tokens,
+        case.weights_T.double(),
+        case.failures,
     )
     for objective in (Divergence(k=7), Divergence(support="full")):
         case.weights_T = exact.weights_T.float()

@@ -47,6 +47,7 @@ def settings_of(path: Path, settings: list[str]) -> list[str]:
     [
         ["mopd"],
         ["mopd", "policy_gradient.weight=0.5", "train.num_updates_per_step=2"],
+        ["mopd", "divergence.contrast=0.5", "divergence.weights=sharper"],
         ["sdpo"],
         ["opd", TEACHER],
         ["gkd", TEACHER, "gkd.completions=COMPLETIONS"],

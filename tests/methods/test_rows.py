@@ -155,3 +155,20 @@ def test_groups_without_anything_to_learn_make_an_empty_batch(chat: Chat, tmp_pa
     for method in ("sdpo", "grpo", "dpo", "simpo", "verified_sft"):
         given = build(chat, [make_group(chat, [F1, F2])], f"method={method}")
         assert given.terms == []
+
+
+def test_a_contrast_has_successes_in_one_prompt_and_failures_in_another(chat: Chat, groups: list[RolloutGroup]) -> None:
+    given = build(chat, groups, "divergence.contrast=0.5")
+    assert given.terms[0].objective == Divergence(contrast=0.5)
+    for row in given.examples:
+        assert row.teacher_prompt_ids is not None
+        successes = chat.decode(row.teacher_prompt_ids)
+        assert "correct solution" in successes and "A failed attempt" not in successes
+        if row.contrast_prompt_ids is not None:
+            failures = chat.decode(row.contrast_prompt_ids)
+            assert "A failed attempt" in failures and "correct solution" not in failures
+    second = {place(row) for row in given.examples if row.contrast_prompt_ids is not None}
+    assert taught(given) == taught(build(chat, groups, "peers.failures=0")), "whom successes teach"
+    assert second == {(0, 0), (0, 2), (0, 3), (1, 0), (1, 2)}, "of them, those with a failed peer"
+    shown = given.contexts[0][0].selection.peers if given.contexts else ()
+    assert [peer.kind for peer in shown] == ["success", "failure"], "records and metrics know both"

@@ -24,7 +24,8 @@ from mopd_nemo.losses.token_loss import token_loss
 from mopd_nemo.methods.batch import LossTerm, TrainBatch
 
 Targets = Sequence[Tensor | None]
-"""Per example with a teacher prompt, the teacher's hidden states that predict its response: [response tokens, H]."""
+"""Per example with a teacher prompt, the teacher's hidden states that predict its response: [response tokens, H],
+or [response tokens, 2·H] with a second prompt."""
 
 
 class Learner:
@@ -186,6 +187,7 @@ class _Passes:
             student,
             self._tokens(some),
             self._teacher_head(some) if term.objective.reads_teacher else None,
+            contrast=self._teacher_head(some, second=True) if term.objective.reads_contrast else None,
             weights_T=torch.tensor(weights_M, device=self._student.device),
             importance_clip=self._config.rollout.importance_clip if term.objective.reads_sampler else None,
             watch=self._config.divergence.k if watch else None,
@@ -215,10 +217,13 @@ class _Passes:
     def _head(self, model: LanguageModel, hidden_TH: Tensor) -> Head:
         return Head(hidden_TH, model.head.weight, model.head.bias)
 
-    def _teacher_head(self, some: Sequence[int]) -> Head:
+    def _teacher_head(self, some: Sequence[int], second: bool = False) -> Head:
+        """The teacher after the first prompt of each example, or after its second where it has one."""
         assert self._teacher is not None
+        size = self._teacher.head.weight.shape[-1]
         hidden = [self._targets[i] for i in some]
-        return self._head(self._teacher, torch.cat([part for part in hidden if part is not None]))
+        parts = [part[:, -size:] if second else part[:, :size] for part in hidden if part is not None]
+        return self._head(self._teacher, torch.cat(parts))
 
     def _tokens(self, some: Sequence[int]) -> Tokens:
         device = self._student.device

@@ -12,6 +12,7 @@ from mopd_nemo.config import Config
 from mopd_nemo.engines.nemo.batches import even_budget, score_batch, split_scores
 from mopd_nemo.losses.logits import TopK
 from mopd_nemo.losses.objectives import Divergence, Objective
+from mopd_nemo.losses.reference import contrasted
 from mopd_nemo.types import TrainExample
 
 Ids = Sequence[int]
@@ -40,7 +41,8 @@ class Scorer:
 
         Args:
             objective: for a divergence, the support is the likeliest tokens of the teacher, or of the student, which
-                costs a pass of the student first. For any other objective it is the sampled token.
+                costs a pass of the student first. For any other objective it is the sampled token. For a contrast, what
+                the teacher says after successes is set against what it says after failures already here.
         """
         k, candidates = 1, None
         match objective:
@@ -52,18 +54,40 @@ class Scorer:
                 k = min(objective.k, self._vocab_size)
             case _:
                 candidates = [torch.tensor(row.response_ids)[:, None] for row in rows]
-        sequences = [(_prompt(row), row.response_ids) for row in rows]
         if self._teacher is None:
-            self_teacher = self._config.teacher.kind in ("ema", "frozen")
             self._student.prepare_for_lp_inference()
-            return self._scores(self._student, sequences, candidates, k, self_teacher)
+            return self._taught(self._student, rows, objective, candidates, k)
         shared = not self._config.nemo.teacher_gpus
         if shared:
             self._student.offload_after_refit()
         self._teacher.prepare_for_lp_inference()
-        targets = self._scores(self._teacher, sequences, candidates, k, self_teacher=False)
+        targets = self._taught(self._teacher, rows, objective, candidates, k)
         if shared:
             self._teacher.offload_after_refit()
+        return targets
+
+    def _taught(
+        self,
+        policy: Any,
+        rows: Sequence[TrainExample],
+        objective: Objective,
+        candidates: Sequence[Tensor] | None,
+        k: int,
+    ) -> list[TopK]:
+        """The targets of the rows from the policy that has the teacher."""
+        self_teacher = self._teacher is None and self._config.teacher.kind in ("ema", "frozen")
+        sequences = [(_prompt(row), row.response_ids) for row in rows]
+        targets = self._scores(policy, sequences, candidates, k, self_teacher)
+        if not (isinstance(objective, Divergence) and objective.reads_contrast):
+            return targets
+        second = [i for i, row in enumerate(rows) if row.contrast_prompt_ids is not None]
+        sequences = [(rows[i].contrast_prompt_ids or (), rows[i].response_ids) for i in second]
+        supports = [targets[i].ids_TK for i in second]
+        failures = self._scores(policy, sequences, supports, k, self_teacher) if second else []
+        for i, failure in zip(second, failures, strict=True):
+            both = targets[i].logprobs_TK.float(), failure.logprobs_TK.float()
+            target_TK = contrasted(*both, objective.contrast, objective.tail)
+            targets[i] = TopK(targets[i].ids_TK, target_TK.to(targets[i].logprobs_TK.dtype))
         return targets
 
     def sampled_logprobs(self, sequences: Sequence[tuple[Ids, Ids]]) -> list[Tensor]:

@@ -11,6 +11,7 @@ import torch
 from mopd_nemo.engines.base import Sampling
 from mopd_nemo.engines.local.engine import LocalEngine
 from mopd_nemo.losses.objectives import Divergence, Dpo, LogLikelihood, Objective, PolicyGradient, Simpo
+from mopd_nemo.losses.reference import importance_weights, token_divergence
 from mopd_nemo.methods.batch import LossTerm, TrainBatch
 from mopd_nemo.methods.opd import divergence_objective
 from mopd_nemo.types import TrainExample
@@ -289,3 +290,68 @@ def test_importance_weights_follow_the_sampler(make: Make) -> None:
 
     assert loss(0.5) == pytest.approx(loss(0.0) * math.exp(0.5), rel=1e-3)
     assert loss(3.0) == pytest.approx(loss(0.0) * 2.0, rel=1e-3)
+
+
+CONTRAST_PROMPTS = [(90, 91, 5, 6, 7), None, (92, 11), (93, 94, 95, 12, 13)]
+
+
+def contrasting(rows: list[TrainExample]) -> list[TrainExample]:
+    """With a second teacher prompt for three of the four groups."""
+    return [replace(row, contrast_prompt_ids=CONTRAST_PROMPTS[row.group_index]) for row in rows]
+
+
+@pytest.mark.parametrize("tail", [True, False])
+def test_a_contrast_of_two_prompts_is_that_of_the_formulas(make: Make, tail: bool) -> None:
+    engine = make("teacher.kind=frozen")
+    objective = Divergence("jsd", k=20, tail=tail, contrast=0.7)
+    rows = contrasting(make_rows(engine, TEACHER_PROMPTS))
+    batch, teacher = make_batch(rows, objective), engine.teacher.model
+    assert teacher is not None
+    losses = []
+    for row in rows:
+        prompts = [row.prompt_ids, row.teacher_prompt_ids, row.contrast_prompt_ids or row.teacher_prompt_ids]
+        with torch.no_grad():
+            student, success, failure = (
+                model.head(model.response_hidden_TH([prompt], [row.response_ids])).double()
+                for model, prompt in zip((engine.student, teacher, teacher), prompts, strict=True)
+            )
+        divergence = token_divergence(
+            student, success, kind="jsd", k=20, tail=tail, contrast=0.7, contrast_logits_TV=failure
+        )
+        losses.append(divergence * _clipped(student, row))
+    expected = torch.cat(losses).mean().item()
+    assert update(engine, batch, 0.0)["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def _clipped(student_TV: torch.Tensor, row: TrainExample) -> torch.Tensor:
+    ids_T = torch.tensor(row.response_ids)[:, None]
+    logprobs_T = student_TV.log_softmax(-1).gather(-1, ids_T).squeeze(-1)
+    return importance_weights(logprobs_T, torch.tensor(row.sampled_logprobs).double(), 2.0)
+
+
+@pytest.mark.parametrize("setting", ["divergence.weights=sharper", "divergence.contrast=1.0"])
+def test_weights_and_contrasts_do_not_depend_on_micro_batches(make: Make, setting: str) -> None:
+    found = []
+    for budget in (40, 100_000):
+        engine = make("teacher.kind=frozen", setting, f"train.tokens_per_micro_batch={budget}")
+        rows = contrasting(make_rows(engine, TEACHER_PROMPTS))
+        metrics = learn(engine, rows, 1e-3)
+        found.append((weights(engine), metrics))
+    (first, one), (second, other) = found
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], atol=1e-5, rtol=1e-4)
+    for name in one.keys() - COST:
+        assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6), name
+    assert ("teacher/sharper" in one) == ("weights" in setting) and ("teacher/contrast" in one) == (
+        "contrast" in setting
+    )
+
+
+def test_the_second_prompt_alone_makes_a_contrast(make: Make) -> None:
+    engine = make("teacher.kind=frozen", "divergence.contrast=1.0")
+    rows = make_rows(engine, TEACHER_PROMPTS)
+    same = [replace(row, contrast_prompt_ids=row.teacher_prompt_ids) for row in rows]
+    plain = update(engine, make_batch(rows, Divergence()), 0.0)["loss"]
+    assert learn(engine, rows, 0.0)["loss"] == pytest.approx(plain)
+    assert learn(engine, same, 0.0)["loss"] == pytest.approx(plain)
+    assert abs(learn(engine, contrasting(rows), 0.0)["loss"] - plain) > 1e-3

@@ -224,6 +224,26 @@ def test_steps_equal_those_of_the_local_engine(backend: str, batching: str) -> N
     end(engine)
 
 
+def test_weights_and_contrasts_equal_those_of_the_local_engine() -> None:
+    """Two teacher prompts for some rows, one for the others; then the weights of tokens."""
+    from mopd_nemo.losses.objectives import Divergence
+
+    settings = nemo_config(teacher={"kind": "frozen"})
+    engine, twin = make(settings), local_twin(settings)
+    for number, objective in enumerate(
+        [Divergence(k=8, contrast=0.7), Divergence("reverse_kl", k=8, tail=False, weights="sharper")]
+    ):
+        batch = make_batch(engine, str(number), [objective])
+        for i, row in enumerate(batch.examples[:4]):
+            batch.examples[i] = replace(row, contrast_prompt_ids=(9, 9, 8, *row.prompt_ids))
+        found = engine.update(batch, engine.score(batch)[0], 1e-3)
+        expected = twin.update(batch, twin.score(batch)[0], 1e-3)
+        for name in {"loss", "grad_norm", "teacher/sharper"} & expected.keys():
+            assert found[name] == pytest.approx(expected[name], rel=2e-3), (objective, name)
+        assert found["loss"] != pytest.approx(twin.update(batch, twin.score(batch)[0], 0.0)["loss"], rel=1e-6)
+    end(engine)
+
+
 @pytest.mark.parametrize("teacher", [{"kind": "ema"}, {"kind": "external"}])
 def test_a_step_that_teaches_nothing_leaves_the_engine_whole(teacher: dict[str, str], random_model: Path) -> None:
     """Preferences without a mixed group, successes where there are none: generation has the GPUs, and nobody trains."""

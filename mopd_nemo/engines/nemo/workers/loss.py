@@ -28,7 +28,15 @@ from mopd_nemo.losses.objectives import Divergence, LogLikelihood, Objective, Po
 from mopd_nemo.losses.token_loss import token_loss
 from mopd_nemo.losses.vocab import Vocab
 
-SIGNALS = ("student/entropy", "student/topk_mass", "teacher/topk_mass", "topk_overlap", "sampler/gap", "sampler/ratio")
+SIGNALS = (
+    "student/entropy",
+    "student/topk_mass",
+    "teacher/topk_mass",
+    "teacher/sharper",
+    "topk_overlap",
+    "sampler/gap",
+    "sampler/ratio",
+)
 """Signals that are reported, over the tokens of the first term."""
 
 
@@ -128,7 +136,8 @@ class BatchLoss:
             objective, teacher = PolicyGradient(), None
         if isinstance(objective, Divergence):
             assert teacher is not None
-            objective = replace(objective, support="teacher_topk", k=teacher.ids_TK.shape[-1])
+            # A contrast is in the targets already.
+            objective = replace(objective, support="teacher_topk", k=teacher.ids_TK.shape[-1], contrast=0.0)
         else:
             teacher = None
         result = token_loss(

@@ -1,0 +1,65 @@
+"""Who is asked what: the targets of a contrast. Scores by real workers: tests/integration/nemo/test_engine.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mopd_nemo.config.load import config_from
+from mopd_nemo.engines.nemo.scorer import Scorer
+from mopd_nemo.losses.logits import TopK
+from mopd_nemo.losses.objectives import Divergence
+from mopd_nemo.losses.reference import contrasted
+from mopd_nemo.types import TrainExample
+
+VOCABULARY, K = 30, 4
+ROWS = [
+    TrainExample(0, 0, (1,), (2, 3), (), (7, 1), contrast_prompt_ids=(8, 1)),
+    TrainExample(0, 1, (1,), (4,), (), (7, 1)),
+    TrainExample(1, 0, (5,), (6, 2, 2), (), (7, 5), contrast_prompt_ids=(8, 5)),
+]
+
+
+class Policy:
+    """A model that answers by its prompt and the response so far, with `Scorer._scores` on it."""
+
+    def prepare_for_lp_inference(self) -> None:
+        pass
+
+    def logprobs_TV(self, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
+        seed = torch.Generator().manual_seed(sum(31 * i + token for i, token in enumerate(prompt)))
+        return torch.randn(len(response), VOCABULARY, generator=seed).log_softmax(-1)
+
+
+def scores(
+    self: Any, policy: Policy, sequences: Any, candidates: Sequence[Tensor] | None, k: int, self_teacher: bool
+) -> list[TopK]:
+    found = []
+    for number, (prompt, response) in enumerate(sequences):
+        logprobs_TV = policy.logprobs_TV(prompt, response)
+        ids_TK = logprobs_TV.topk(k).indices if candidates is None else candidates[number].long()
+        found.append(TopK(ids_TK, logprobs_TV.gather(-1, ids_TK).half()))
+    return found
+
+
+@pytest.mark.parametrize("support", ["student_topk", "teacher_topk"])
+@pytest.mark.parametrize("tail", [True, False])
+def test_a_contrast_is_made_of_two_passes_over_one_support(
+    monkeypatch: pytest.MonkeyPatch, support: Any, tail: bool
+) -> None:
+    monkeypatch.setattr(Scorer, "_scores", scores)
+    policy = Policy()
+    scorer = Scorer(policy, None, config_from({"engine": "nemo"}, "test"), 0, VOCABULARY)
+    plain = scorer.teach(ROWS, Divergence(support=support, k=K, tail=tail))
+    found = scorer.teach(ROWS, Divergence(support=support, k=K, tail=tail, contrast=0.5))
+    assert torch.equal(found[1].logprobs_TK, plain[1].logprobs_TK), "without failures"
+    for number in (0, 2):
+        row, ids_TK = ROWS[number], plain[number].ids_TK
+        assert torch.equal(found[number].ids_TK, ids_TK) and found[number].logprobs_TK.dtype == torch.half
+        failure_TK = policy.logprobs_TV(row.contrast_prompt_ids or (), row.response_ids).gather(-1, ids_TK)
+        wanted = contrasted(plain[number].logprobs_TK.float(), failure_TK, 0.5, tail)
+        torch.testing.assert_close(found[number].logprobs_TK.float(), wanted, atol=5e-3, rtol=0)

@@ -1,9 +1,8 @@
-"""Rows to the tensors and lists that NeMo-RL shards, packs and sends, and what comes back to rows.
+"""Batches as NeMo-RL shards, packs and sends them, and scores as it returns them.
 
-What belongs to response tokens alone travels as one small array a row, not as a block padded to the longest sequence:
-NeMo-RL's batches carry lists as well, and cut them wherever they cut rows. They are lists of NumPy arrays, because Ray
-hands those on without a copy, and a slice of one as the slice alone. It pickles a tensor instead, at a tenth of the
-speed, and of a view of a tensor everything that the view looks at.
+Values of response tokens are one small array per row, not a block padded to the longest sequence. NeMo-RL's batches may
+hold lists, which they split together with the rows. The lists hold NumPy arrays, because Ray passes an array without a
+copy, and of a slice only the slice. A tensor it pickles, at a tenth of the speed, and of a view the whole storage.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ Scored = Mapping[str, np.ndarray]
 """`ids` and `logprobs` [response tokens, k] of all rows that a worker has scored."""
 
 BUDGET_STEPS = (1.0, 1.02, 1.05, 1.1, 1.2, 1.35, 1.5, 2.0)
-"""Budgets that are tried, in even shares of a rank's row; sequences seldom fill a row to the last token."""
+"""Budgets that are tried, in multiples of an even share: sequences seldom fill a packed row exactly."""
 
 
 def score_batch(
@@ -38,7 +37,7 @@ def score_batch(
     Args:
         sequences: (prompt, response) token ids.
         candidates: ids [response tokens, k] to score for each; None: the likeliest.
-        count_multiple: rows are made up to a multiple of this, as NeMo-RL needs; those added come last.
+        count_multiple: NeMo-RL needs a multiple of this many rows; filler rows are added at the end.
     """
     filler = _filler(len(sequences), count_multiple)
     rows = [*sequences, *([((pad_id,), (pad_id,))] * filler)]
@@ -63,8 +62,8 @@ def train_batch(
     """A batch for `Policy.train` with `BatchLoss`.
 
     Args:
-        weights: for each row [parts, response tokens].
-        old_logprobs: for each row [response tokens]; None when ratios refer to the policy as it is.
+        weights: for each row [terms, response tokens].
+        old_logprobs: for each row [response tokens]; None when ratios refer to the present policy.
     """
     filler = _filler(len(rows), count_multiple)
     sequences = [(row.prompt_ids, row.response_ids) for row in rows]
@@ -92,7 +91,7 @@ def train_batch(
 
 
 def joined(parts: Sequence[np.ndarray], axis: int = 0) -> Tensor:
-    """Arrays of a micro-batch's rows, as they have travelled, in one tensor."""
+    """The arrays of a micro-batch's rows in one tensor."""
     return torch.from_numpy(np.concatenate(parts, axis))
 
 
@@ -101,8 +100,8 @@ def split_scores(scores: Sequence[Scored], order: Sequence[int], response_length
 
     Args:
         scores: by rank.
-        order: number of each scored sequence, rank by rank; numbers from `len(response_lengths)` on are filler.
-        response_lengths: of the rows; filler has one token.
+        order: index of each scored sequence, rank by rank; indices from `len(response_lengths)` on are filler.
+        response_lengths: of the rows; a filler row has one token.
     """
     count = len(response_lengths)
     ends = np.cumsum([response_lengths[number] if number < count else 1 for number in order])
@@ -112,9 +111,9 @@ def split_scores(scores: Sequence[Scored], order: Sequence[int], response_length
 
 
 def _cut(scored: Sequence[np.ndarray], ends: np.ndarray) -> list[np.ndarray]:
-    """What the ranks have scored, end to end, cut at the ends of rows into parts that have memory of their own.
+    """The scores of all ranks, end to end, split at the ends of rows, as copies.
 
-    What comes from Ray lies in its object store, which it would fill for as long as a part of it is held.
+    Arrays from Ray are in its object store, which cannot free an array while a view of it exists.
     """
     lengths = [len(part) for part in scored]
     rank_ends = np.cumsum(lengths)
@@ -141,7 +140,7 @@ def _sequences(
 
 
 def _no_targets(length: int, width: int) -> tuple[Tensor, Tensor]:
-    """For tokens that no part compares with a teacher: any valid ids, and numbers that cannot become nan."""
+    """Targets for tokens that no term compares with a teacher: valid ids and finite numbers."""
     ids_RK = torch.arange(width, dtype=torch.int32).expand(length, width)
     return ids_RK, torch.full((length, width), -100.0)
 
@@ -155,16 +154,16 @@ def _filler(count: int, multiple: int) -> int:
 
 
 def even_budget(lengths: Sequence[int], budget: int, ranks: int, packing: Mapping[str, Any]) -> int:
-    """The budget, of those up to `budget`, with which the busiest rank has the fewest tokens; the largest of equals.
+    """The token budget, at most `budget`, with which the busiest rank has the fewest tokens; the largest on a tie.
 
-    NeMo-RL fills a row to the budget before it starts another, deals rows to ranks in turn, and only then breaks rows
-    up, one sequence at a time, until there is a multiple of the ranks. A step that fits one row leaves all but one
-    rank idle.
+    NeMo-RL fills a packed row to the budget before it starts another, and assigns rows to ranks in turn. Only then it
+    splits rows, one sequence at a time, until their number is a multiple of the ranks. With the full budget, a step
+    that fits one row would leave all but one rank idle.
 
     Args:
         lengths: tokens of each sequence.
         budget: most tokens of a packed row.
-        packing: NeMo-RL's `sequence_packing_args`, of which the algorithm and the padding are used.
+        packing: NeMo-RL's `sequence_packing_args`; the algorithm and the padding are used.
     """
     multiple = packing["sequence_length_pad_multiple"]
     padded = [-(-length // multiple) * multiple for length in lengths]
@@ -175,7 +174,7 @@ def even_budget(lengths: Sequence[int], budget: int, ranks: int, packing: Mappin
 
 
 def _busiest(lengths: list[int], budget: int, ranks: int, algorithm: str) -> int:
-    """Tokens of the rank that has most, as NeMo-RL deals rows of `budget` tokens."""
+    """Tokens of the rank with the most, as NeMo-RL assigns rows of `budget` tokens."""
     from nemo_rl.data.packing import get_packer
 
     packer = get_packer(algorithm, budget, min_bin_count=ranks, bin_count_multiple=ranks)

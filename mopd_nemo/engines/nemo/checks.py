@@ -1,4 +1,4 @@
-"""What can be known of models and surroundings before a GPU is reserved. `config.nemo` checks what needs no model."""
+"""Checks of models and environment before a GPU is reserved. `config.cluster` makes those that need no model."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from mopd_nemo.embedded import resolve_model_path
 from mopd_nemo.engines.models import check_positions, check_vocabularies
 
 DTENSOR_TENSOR_MODELS = ("llama",)
-"""Model types whose training under DTensor's tensor parallelism has been compared with one process."""
+"""Model types whose training under DTensor's tensor parallelism equals training in one process."""
 
 
 def check_surroundings(backend: str) -> None:
-    """NeMo-RL is there, and what its policy asks for.
+    """NeMo-RL is importable, and the environment variables of its policy are set.
 
     Raises:
         UserError: naming what is missing.
     """
     if importlib.util.find_spec("nemo_rl") is None or importlib.util.find_spec("nemo_rl.algorithms") is None:
         raise UserError(
-            "engine=nemo needs NeMo-RL, which is no package to install: run inside its container, or put a checkout of "
-            "it on PYTHONPATH (docs/nemo.md)"
+            "engine=nemo needs NeMo-RL, which is not on a package index: run inside its container, or put a checkout "
+            "on PYTHONPATH (docs/nemo.md)"
         )
     if backend == "megatron" and "TORCH_CUDA_ARCH_LIST" not in os.environ:
         raise UserError(
             "engine=nemo: NeMo-RL's Megatron policy needs the environment variable TORCH_CUDA_ARCH_LIST, which its "
-            "container sets; outside it, for H100: export TORCH_CUDA_ARCH_LIST=9.0"
+            "container sets. Outside it, for H100: export TORCH_CUDA_ARCH_LIST=9.0"
         )
 
 
 def check_models(config: Config) -> int:
-    """Student and external teacher fit their cuts, their budgets and each other. Reads configs, no weights.
+    """Student and external teacher fit their parallel sizes, their budgets and each other. Reads no weights.
 
     Returns:
         The size of the vocabulary.
@@ -47,7 +47,7 @@ def check_models(config: Config) -> int:
     """
     student = _model_config(config.model.path, "model.path")
     response = config.rollout.max_response_tokens
-    _check_cut(student, "nemo.student", config.nemo.student, config.nemo.backend)
+    _check_parallel_sizes(student, "nemo.student", config.nemo.student, config.nemo.backend)
     _check_tensor_training(student, config)
     check_positions(student, "model.path", "data.max_prompt_tokens", config.data.max_prompt_tokens, response)
     if student.num_attention_heads % config.nemo.generation.tensor:
@@ -59,7 +59,7 @@ def check_models(config: Config) -> int:
     if config.teacher.path is not None:
         check_vocabularies(config.model.path, config.teacher.path)
         teacher, key = _model_config(config.teacher.path, "teacher.path"), "teacher.path"
-        _check_cut(teacher, "nemo.teacher", config.nemo.teacher, config.nemo.backend)
+        _check_parallel_sizes(teacher, "nemo.teacher", config.nemo.teacher, config.nemo.backend)
     check_positions(teacher, key, *teacher_prompt(config), response)
     return student.vocab_size
 
@@ -71,7 +71,7 @@ def _model_config(path: str, key: str) -> Any:
         raise UserError(f"{key}={path}: cannot read its config: {str(error).splitlines()[0]}") from error
 
 
-def _check_cut(model: Any, key: str, parallel: ParallelConfig, backend: str) -> None:
+def _check_parallel_sizes(model: Any, key: str, parallel: ParallelConfig, backend: str) -> None:
     padded = backend == "megatron"
     for what, count, size, name in (
         ("attention heads", model.num_attention_heads, parallel.tensor, "tensor"),
@@ -84,7 +84,7 @@ def _check_cut(model: Any, key: str, parallel: ParallelConfig, backend: str) -> 
 
 
 def _check_tensor_training(student: Any, config: Config) -> None:
-    """Automodel leaves gradients of norms inside the cut heads unsummed: Qwen3's ranks drift apart."""
+    """Automodel does not sum the gradients of norms inside sharded heads, so Qwen3's ranks drift apart."""
     tensor = config.nemo.student.tensor
     if config.nemo.backend == "dtensor" and tensor > 1 and student.model_type not in DTENSOR_TENSOR_MODELS:
         raise UserError(

@@ -1,4 +1,4 @@
-"""The NeMo-RL engine: the seam's verbs over worker groups on a cluster. See `engines.base.Engine` for the contract."""
+"""The NeMo-RL engine: `engines.base.Engine` over groups of workers on a cluster."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from pathlib import Path
 
 import yaml
 
-from mopd_nemo.chat import Chat
 from mopd_nemo.config import Config
 from mopd_nemo.engines.base import OnRollout, Progress, Sampling
-from mopd_nemo.engines.models import load_tokenizer
+from mopd_nemo.engines.models import load_chat
 from mopd_nemo.engines.nemo.checks import check_models, check_surroundings
 from mopd_nemo.engines.nemo.launch import BACKENDS, Launch, Runtime, launch
 from mopd_nemo.engines.nemo.learner import Learner
@@ -25,8 +24,8 @@ from mopd_nemo.types import Rollout
 class NemoEngine:
     """Student, teacher and vLLM on a cluster.
 
-    Everything that can be checked is checked when it is made; GPUs are reserved by the first verb that needs them,
-    because Megatron takes a checkpoint to continue from only while it starts.
+    The constructor makes every check that needs no GPU. The first method that needs GPUs reserves them, because
+    Megatron can load a checkpoint to continue from only while it starts.
 
     Args:
         launch: starts the workers.
@@ -36,11 +35,7 @@ class NemoEngine:
         check_surroundings(config.nemo.backend)
         self._config = config
         self._vocab_size = check_models(config)
-        path = config.model.path
-        model = config.model
-        self.chat = Chat(
-            load_tokenizer(path, key="model.path"), model.chat_template_kwargs, model.end_tokens, source=model.path
-        )
+        self.chat = load_chat(config.model)
         self.chat.check_end_of_turn(self.chat.end_ids)
         if self.chat.tokenizer.pad_token_id is None:
             self.chat.tokenizer.pad_token = self.chat.tokenizer.eos_token
@@ -48,7 +43,7 @@ class NemoEngine:
         self._checkpoint: Path | None = None
         self._running: Runtime | None = None
         self._stale = True
-        """vLLM has not the student's weights, or the student is where vLLM will be."""
+        """vLLM's weights are older than the student's, or the student occupies the GPUs that vLLM needs."""
 
     def generate(
         self,
@@ -61,8 +56,8 @@ class NemoEngine:
     ) -> list[list[Rollout]]:
         generation = self._runtime.generation
         if self._stale:
-            # After a step that taught nothing, or under an external teacher on the same GPUs, it is not there: a refit
-            # would read memory that was given up.
+            # After a step without an update, or with an external teacher on the same GPUs, the student is offloaded: a
+            # refit would read freed memory.
             self._runtime.student.prepare_for_lp_inference()
         generation.wake(refit=self._stale)
         self._stale = False
@@ -86,7 +81,7 @@ class NemoEngine:
     def score(
         self, batch: TrainBatch, on_progress: Progress | None = None
     ) -> tuple[list[TopK | None], dict[str, float]]:
-        """Per example with a teacher prompt, the tokens that the loss compares and what the teacher gives them."""
+        """Per example with a teacher prompt, the tokens that the loss compares and the teacher's log-probabilities."""
         scored = [i for i, example in enumerate(batch.examples) if example.teacher_prompt_ids is not None]
         objective = next((term.objective for term in batch.terms if term.objective.reads_teacher), None)
         targets: list[TopK | None] = [None] * len(batch.examples)
@@ -126,11 +121,11 @@ class NemoEngine:
         if self._config.teacher.kind == "ema":
             student = self._runtime.student
             self._stale = True
-            student.prepare_for_lp_inference()  # where no update has brought it back
+            student.prepare_for_lp_inference()  # it may still be offloaded if the step had no update
             student.run_all_workers_single_data("follow_student", rate=self._config.teacher.ema_rate)
 
     def save(self, directory: Path) -> None:
-        """Write `policy/`, a NeMo-RL checkpoint with the configuration that its converter reads, and `teacher/`."""
+        """Write `policy/` (a NeMo-RL checkpoint, with the configuration for NeMo-RL's converter) and `teacher/`."""
         student = self._runtime.student
         self._stale = True
         student.prepare_for_training()
@@ -141,7 +136,7 @@ class NemoEngine:
             tokenizer_path=str(policy / "tokenizer"),
             **BACKENDS[self._config.nemo.backend].checkpointing,
         )
-        if hasattr(student, "finalize_async_save"):  # newer than v0.7.0: the call may return before all is written
+        if hasattr(student, "finalize_async_save"):  # newer than v0.7.0, where a save may return before it is complete
             student.finalize_async_save()
         self.chat.tokenizer.save_pretrained(policy / "tokenizer")
         write_text(policy / "config.yaml", yaml.safe_dump({"policy": student_policy(self._config)}))
@@ -149,7 +144,7 @@ class NemoEngine:
             student.run_all_workers_single_data("save_teacher", directory=str(directory.absolute() / "teacher"))
 
     def load(self, directory: Path) -> None:
-        """Remember where to start from; workers that run already are ended."""
+        """End running workers. The next ones start from this checkpoint."""
         if self._running is not None:
             self._running.shutdown()
         self._running, self._stale = None, True

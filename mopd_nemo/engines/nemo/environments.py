@@ -38,7 +38,7 @@ def has_nemo_rl() -> bool:
 
 
 class ResponseJudge:
-    """What the environment does, without Ray: judge the assistant's last turn of every conversation.
+    """The environment without Ray: it judges the assistant's last turn of every conversation.
 
     Args:
         cfg: `{task, verifier}`.
@@ -49,7 +49,7 @@ class ResponseJudge:
 
     def __init__(self, cfg: Mapping[str, Any]) -> None:
         if cfg.get("task") not in TASKS:
-            raise UserError(f"task={cfg.get('task')!r}: an environment of ours needs a task of {', '.join(TASKS)}")
+            raise UserError(f"task={cfg.get('task')!r}: unknown; choose one of {', '.join(TASKS)}")
         self.task: str = cfg["task"]
         self.pool = VerifierPool(VerifierConfig.model_validate(cfg.get("verifier", {})), [self.task])
         self.num_judged = 0
@@ -58,7 +58,7 @@ class ResponseJudge:
     def judge(
         self, message_logs: Sequence[Sequence[Mapping[str, Any]]], metadata: Sequence[Mapping[str, Any]]
     ) -> list[Verdict]:
-        """One verdict a conversation, in order. Whether a response was cut cannot be seen here: none counts as cut."""
+        """One verdict a conversation, in order. Truncation cannot be seen here, so no response counts as truncated."""
         futures = [
             self.pool.submit(self.task, _last_response(log), _answer(info))
             for log, info in zip(message_logs, metadata, strict=True)
@@ -81,7 +81,7 @@ class ResponseJudge:
 
 
 def _last_response(log: Sequence[Mapping[str, Any]]) -> str:
-    """The assistant's last turn, with the tag of thinking where the templated turn before it opens a block."""
+    """The assistant's last turn, after the opening thinking tag if the template before it has opened a block."""
     for index in reversed(range(len(log))):
         if log[index]["role"] == "assistant":
             before = "".join(str(message["content"]) for message in log[:index])
@@ -94,7 +94,7 @@ def _answer(info: Mapping[str, Any]) -> Any:
 
 
 def observation(verdict: Verdict) -> dict[str, str]:
-    """The environment's message: the outcome, then what the verifier says about a failure."""
+    """The environment's message: the outcome, then the verifier's feedback on a failure."""
     return {"role": "environment", "content": f"Environment: {verdict.outcome}\n{verdict.feedback}".rstrip()}
 
 
@@ -115,7 +115,7 @@ if has_nemo_rl():
         def step(
             self, message_log_batch: list[list[dict[str, Any]]], metadata: list[dict[str, Any]]
         ) -> EnvironmentReturn:
-            """Judge a batch. Rewards [B] float32; a response that could not be judged gets 0 and says so."""
+            """Judge a batch. Rewards [B] float32; 0 for a response that could not be judged, which is logged."""
             verdicts = self._judge.judge(message_log_batch, metadata)
             return EnvironmentReturn(
                 observations=[observation(verdict) for verdict in verdicts],
@@ -127,7 +127,7 @@ if has_nemo_rl():
             )
 
         def global_post_process_and_metrics(self, batch: Any) -> tuple[Any, dict[str, float]]:
-            """A response that did not end by itself has reward 0, as in NeMo-RL's own environments."""
+            """An unfinished response gets reward 0, as in NeMo-RL's own environments."""
             batch["rewards"] = batch["rewards"] * batch["is_end"]
             return batch, self._judge.metrics(batch)
 

@@ -1,6 +1,6 @@
-"""Ray, the clusters of GPUs, and the worker groups on them: started once, from a whole config, by NeMo-RL's own means.
+"""Start Ray, the clusters of GPUs and the groups of workers on them, with NeMo-RL's own classes.
 
-The order is that of NeMo-RL's distillation example: what will wait in the nodes' memory starts first.
+The order is that of NeMo-RL's distillation example: models that are offloaded to host memory start first.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Backend:
     worker: str
     """This package's worker, a dotted name."""
     theirs: str
-    """NeMo-RL's own, which it extends."""
+    """NeMo-RL's own worker, which it extends."""
     checkpointing: Mapping[str, Any]
-    """Arguments of `Policy.save_checkpoint`, such that the checkpoint is whole when the call returns."""
+    """Arguments of `Policy.save_checkpoint`, with which the checkpoint is complete when the call returns."""
 
 
 BACKENDS = {
@@ -46,16 +46,16 @@ BACKENDS = {
 
 @dataclass
 class Runtime:
-    """Running worker groups."""
+    """Running groups of workers."""
 
     student: Any
     """NeMo-RL `Policy` whose workers have `TeacherMethods`."""
     teacher: Any | None
-    """Another, for an external teacher."""
+    """The policy of an external teacher."""
     generation: Any
-    """What samples, such as `VllmRollouts`."""
+    """The sampler, such as `VllmRollouts`."""
     clusters: Sequence[Any]
-    """The GPUs that they run on."""
+    """Their GPUs."""
 
     def shutdown(self) -> None:
         """Give the GPUs back."""
@@ -69,7 +69,7 @@ Launch = Callable[[Config, Any, Path | None], Runtime]
 
 
 def launch(config: Config, tokenizer: Any, checkpoint: Path | None) -> Runtime:
-    """Start everything that the config names. See `Launch`."""
+    """Start all workers of a config. See `Launch`."""
     make_package_visible()
     from nemo_rl.distributed.virtual_cluster import init_ray
     from nemo_rl.models.policy.lm_policy import Policy
@@ -113,7 +113,7 @@ def launch(config: Config, tokenizer: Any, checkpoint: Path | None) -> Runtime:
 
 
 def resume_paths(checkpoint: Path | None) -> dict[str, Any]:
-    """Arguments of `Policy` that continue a checkpoint. For Megatron the second is a flag more than a path."""
+    """Arguments of `Policy` that continue a checkpoint. Megatron reads the second only as a flag."""
     if checkpoint is None:
         return {}
     return {
@@ -123,9 +123,9 @@ def resume_paths(checkpoint: Path | None) -> dict[str, Any]:
 
 
 def register_workers() -> None:
-    """Tell NeMo-RL which interpreter a worker of ours runs in: that of its own one, where it is built already.
+    """Run our workers in the interpreter of NeMo-RL's own worker.
 
-    An interpreter of its own would be built on every node, Transformer Engine included.
+    Otherwise NeMo-RL would build another environment on every node, Transformer Engine included.
     """
     from nemo_rl.distributed.ray_actor_environment_registry import ACTOR_ENVIRONMENT_REGISTRY
 
@@ -136,7 +136,7 @@ def register_workers() -> None:
 
 
 def worker_python(backend: str) -> Path | None:
-    """The interpreter that NeMo-RL has built for its worker of a backend; None where it has none."""
+    """The interpreter that NeMo-RL has built for its worker of a backend; None: not built."""
     from nemo_rl.utils.venvs import DEFAULT_VENV_DIR
 
     python = Path(os.environ.get("NEMO_RL_VENV_DIR", DEFAULT_VENV_DIR)) / BACKENDS[backend].theirs / "bin" / "python"
@@ -144,15 +144,15 @@ def worker_python(backend: str) -> Path | None:
 
 
 def make_package_visible() -> None:
-    """Put this checkout on the PYTHONPATH that Ray hands to workers, whose interpreters know nothing of it.
+    """Put this checkout on the PYTHONPATH that Ray passes to workers.
 
     Raises:
-        UserError: it is installed among other packages, which would come along and shadow the workers' own.
+        UserError: the package is installed in a directory with others, which would shadow the workers' own packages.
     """
     root = str(Path(mopd_nemo.__file__).resolve().parents[1])
     if Path(root).name in ("site-packages", "dist-packages"):
         raise UserError(
-            f"engine=nemo: mopd_nemo is installed in {root}; workers need it without the rest of that directory. "
+            f"engine=nemo: mopd_nemo is installed in {root}, whose other packages would shadow those of the workers. "
             "Run from a checkout of the project, on storage that every node sees (docs/nemo.md)"
         )
     others = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part and part != root]
@@ -160,7 +160,7 @@ def make_package_visible() -> None:
 
 
 def _cluster(name: str, gpus: int, nemo: NemoConfig, groups: int) -> Any:
-    """GPUs for worker groups that take turns on them."""
+    """GPUs for groups of workers that take turns on them."""
     from nemo_rl.distributed.virtual_cluster import RayVirtualCluster
 
     nodes = max(gpus // nemo.gpus_per_node, 1)
@@ -194,7 +194,7 @@ class VllmRollouts:
         self._student: Any = None
 
     def connect(self, student: Any, training: Any, generating: Any) -> None:
-        """Let the student hand over its weights."""
+        """Prepare the transfer of the student's weights."""
         import ray
 
         self._student = student
@@ -209,7 +209,7 @@ class VllmRollouts:
             ray.get(joining)
 
     def wake(self, refit: bool) -> None:
-        """Make ready to sample; with `refit`, from the student's weights as they are now."""
+        """Bring vLLM back to the GPUs; with `refit`, load the student's present weights."""
         from nemo_rl.algorithms.grpo import refit_policy_generation
 
         if refit:
@@ -232,7 +232,7 @@ class VllmRollouts:
         return [by_rank[number % size][number // size] for number in range(len(prompts))]
 
     def sleep(self) -> None:
-        """Give memory back to training."""
+        """Free the GPUs' memory for training."""
         self._generation.finish_generation()
 
     def shutdown(self) -> None:

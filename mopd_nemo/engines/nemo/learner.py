@@ -1,4 +1,4 @@
-"""Updates of the student on a cluster: a batch becomes calls of `Policy.train` with `BatchLoss`."""
+"""Updates of the student on a cluster: `Policy.train` with `BatchLoss`."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from mopd_nemo.methods.batch import LossTerm, TrainBatch
 
 @dataclass(frozen=True, slots=True)
 class _Weighted:
-    """A term of an update as a sum over tokens."""
+    """A term of an update as a weighted sum over tokens."""
 
     objective: Objective
     weights: dict[int, Tensor]
-    """Per example, of each of its tokens: [response tokens]."""
+    """Per example, the weight of each response token: [response tokens]."""
     loss: float | None
-    """Its value, where the sum over tokens only has the same gradient."""
+    """Its value, if the sum over tokens has only its gradient."""
 
 
 class Learner:
@@ -56,13 +56,13 @@ class Learner:
         learning_rate: float,
         on_progress: Progress | None = None,
     ) -> dict[str, float]:
-        """As many updates as `train.num_updates_per_step` asks for; means over them of their metrics."""
+        """`train.num_updates_per_step` updates. Returns the means of their metrics."""
         updates = batch.updates(self._config.train.num_updates_per_step)
         if not updates:
             return {"update/skipped": 1.0}
         old = None
         if len(updates) > 1 and any(term.objective.reads_old_policy for term in batch.terms):
-            # From the second update on, the policy is no longer the one that the ratios refer to.
+            # The ratios refer to the policy before the first update.
             old = self._scorer.sampled_logprobs([(e.prompt_ids, e.response_ids) for e in batch.examples])
         totals: dict[str, float] = {}
         for done, terms in enumerate(updates, start=1):
@@ -114,7 +114,7 @@ class Learner:
         self._student.prepare_for_training()
         self._student.run_all_workers_single_data("set_learning_rate", rate=learning_rate)
         start = time.monotonic()
-        with _dealt_evenly(self._student, data):
+        with _packed_evenly(self._student, data):
             result = self._student.train(BatchedDataDict(data), loss, gbs=len(data["weights"]), mbs=1)
         seconds = time.monotonic() - start
         sums = {name: math.fsum(values) for name, values in result["all_mb_metrics"].items()}
@@ -124,8 +124,8 @@ class Learner:
         grad_norm = float(result["grad_norm"])
         if not math.isfinite(grad_norm):
             raise FloatingPointError(
-                f"the gradient's norm is {grad_norm}, and it has been applied: continue from the last checkpoint, "
-                "with a lower optimizer.learning_rate if this comes again"
+                f"the gradient's norm is {grad_norm}, and the update has been applied: continue from the last "
+                "checkpoint, with a lower optimizer.learning_rate if this happens again"
             )
         return metrics | {"grad_norm": grad_norm, "update/skipped": 0.0} | _utilisation(result, seconds)
 
@@ -139,10 +139,11 @@ class Learner:
     def _pairs(
         self, term: LossTerm, weights: dict[int, float], batch: TrainBatch, targets: Sequence[TopK | None]
     ) -> _Weighted:
-        """A loss on pairs as weights of log-likelihoods, so that the two of a pair may lie on different ranks.
+        """A loss on pairs as weights of log-likelihoods, so that the two of a pair may be on different ranks.
 
-        With c_i the derivative of the loss at example i's log P, taken at the student as it is, Σ c_i·log P_i has the
-        gradient of the loss; one update needs no more. It costs a pass of the student without gradient.
+        Let c_i be the derivative of the loss with respect to example i's log P, at the present student. Then
+        Σ c_i·log P_i has the gradient of the loss, which is all that one update needs. It costs a pass of the student
+        without gradient.
         """
         members = [batch.examples[i] for i in term.examples]
         found = self._scorer.sampled_logprobs([(e.prompt_ids, e.response_ids) for e in members])
@@ -161,8 +162,8 @@ class Learner:
 
 
 @contextmanager
-def _dealt_evenly(student: Any, data: dict[str, Any]) -> Iterator[None]:
-    """Meanwhile `Policy.train`, which takes its budget from its config, packs so that no rank waits for another."""
+def _packed_evenly(student: Any, data: dict[str, Any]) -> Iterator[None]:
+    """Inside, the config from which `Policy.train` reads its token budget has the one of `even_budget`."""
     packing = student.cfg["sequence_packing"]
     whole = packing["train_mb_tokens"]
     if packing["enabled"]:
@@ -182,7 +183,7 @@ def _reference(target: TopK | None) -> Tensor:
 
 
 def _losses(weighted: Sequence[_Weighted], terms: Sequence[LossTerm], sums: dict[str, float]) -> dict[str, float]:
-    """`loss`, and with several terms `loss/OBJECTIVE`, named as the local engine does."""
+    """`loss`, and with several terms `loss/OBJECTIVE`, as the local engine names them."""
     values = [sums[f"loss/{n}"] if term.loss is None else term.loss for n, term in enumerate(weighted)]
     losses = {"loss": math.fsum(values)}
     if len(terms) > 1:
@@ -191,7 +192,7 @@ def _losses(weighted: Sequence[_Weighted], terms: Sequence[LossTerm], sums: dict
 
 
 def _utilisation(result: dict[str, Any], seconds: float) -> dict[str, float]:
-    """`mfu`: floating-point operations of the update over what the GPUs could have done, where NeMo-RL knows both."""
+    """`mfu`: floating-point operations of the update as a share of the GPUs' peak, if NeMo-RL reports both."""
     if not result.get("total_flops") or not result.get("theoretical_tflops"):
         return {}
     return {"mfu": result["total_flops"] / (seconds * result["theoretical_tflops"] * 1e12)}

@@ -1,6 +1,6 @@
-"""Our config as NeMo-RL's `policy` block: the same keys as its example configs, so that a reader can compare.
+"""Our config as NeMo-RL's `policy` block, with the keys of its example configs.
 
-NeMo-RL reads most keys without a default, so all are written out. `nemo.policy` overrides any of them.
+NeMo-RL has no default for most keys, so all are written out. `nemo.policy` overrides any of them.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from mopd_nemo.config.cluster import ParallelConfig, sequence_multiple
 from mopd_nemo.embedded import resolve_model_path
 
 ITERATIONS = 10**6
-"""Length of Megatron's own schedule. It is flat, the trainer sets each step's rate, and a number that does not depend
-on `train.num_steps` lets a resumed run be made longer."""
+"""Length of Megatron's own schedule, which is flat: the trainer sets each step's rate. It does not depend on
+`train.num_steps`, so that a resumed run can be made longer."""
 
 NAMED_RATE = 1e-6
-"""Megatron's learning rate, at which nothing is trained: the trainer sets each step's. A checkpoint knows its groups of
-parameters by it, so that it must not follow `optimizer.learning_rate`: a run could not resume with another."""
+"""Megatron's learning rate, which never takes effect: the trainer sets each step's. A checkpoint identifies its groups
+of parameters by it. If it followed `optimizer.learning_rate`, a run could not resume with another rate."""
 
 
 def student_policy(config: Config) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def teacher_policy(config: Config) -> dict[str, Any]:
     assert config.teacher.path is not None
     policy = _policy(config, config.teacher.path, config.nemo.teacher, teacher_prompt(config)[1])
     merged = _merged(policy, {key: value for key, value in config.nemo.policy.items() if key != "generation"})
-    # A generation block would have it sample; a checkpoint of the student would have it be the student.
+    # With a generation block it would sample, and with the student's checkpoint it would be the student.
     return {key: value for key, value in merged.items() if key not in ("generation", "pretrained_checkpoint")}
 
 
@@ -63,12 +63,12 @@ def _policy(config: Config, path: str, parallel: ParallelConfig, prompt_tokens: 
             **budget,
         },
         "dynamic_batching": {"enabled": nemo.batching == "dynamic", **budget},
-        **(_dtensor(config, parallel) if nemo.backend == "dtensor" else _only_megatron(config, parallel)),
+        **(
+            _dtensor(config, parallel)
+            if nemo.backend == "dtensor"
+            else {"megatron_cfg": _megatron(config, parallel), "dtensor_cfg": {"enabled": False}}
+        ),
     }
-
-
-def _only_megatron(config: Config, parallel: ParallelConfig) -> dict[str, Any]:
-    return {"megatron_cfg": _megatron(config, parallel), "dtensor_cfg": {"enabled": False}}
 
 
 def _dtensor(config: Config, parallel: ParallelConfig) -> dict[str, Any]:
@@ -161,8 +161,8 @@ def _megatron(config: Config, parallel: ParallelConfig) -> dict[str, Any]:
         "distributed_data_parallel_config": {
             "grad_reduce_in_fp32": True,
             "overlap_grad_reduce": True,
-            # On, ranks would gather what each has updated in their next training forward, hence after the refit, and
-            # vLLM would get weights of which all but one rank's share are an update old (NeMo-RL before its #4086).
+            # If on, ranks gather updated parameters in their next training forward, which comes after the refit. vLLM
+            # would get weights of which all but one rank's share are one update old (NeMo-RL before its #4086).
             "overlap_param_gather": False,
             "use_custom_fsdp": False,
             "data_parallel_sharding_strategy": "optim_grads_params",
@@ -179,7 +179,7 @@ def _generation(config: Config) -> dict[str, Any]:
         "backend": "vllm",
         "model_name": resolve_model_path(config.model.path),
         "max_new_tokens": config.rollout.max_response_tokens,
-        "temperature": 1.0,  # NeMo-RL divides training logits by it; the sampler is told its own with every call
+        "temperature": 1.0,  # NeMo-RL divides training logits by it; each call of the sampler sets its own
         "top_p": 1.0,
         "top_k": None,
         "val_temperature": config.eval.temperature,  # required by NeMo-RL's main branch, not used by this engine
@@ -198,7 +198,7 @@ def _generation(config: Config) -> dict[str, Any]:
             "max_model_len": longest,
             "enforce_eager": False,
             "use_deep_gemm": False,
-            "logprobs_mode": "processed_logprobs",  # of what was sampled from; newer NeMo-RLs ask, v0.7.0 has no other
+            "logprobs_mode": "processed_logprobs",  # of the sampled distribution; the only mode of NeMo-RL v0.7.0
             "num_first_layers_in_bf16": 0,
             "num_last_layers_in_bf16": 0,
             "distributed_executor_backend": None,

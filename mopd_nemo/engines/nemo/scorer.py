@@ -1,4 +1,4 @@
-"""Scores of responses from worker groups: who scores what, and in which order the models take the GPUs."""
+"""Scores of responses: which model scores what, and in which order the models use the GPUs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Scorer:
     """Asks policies whose workers have `TeacherMethods`.
 
     Args:
-        student: the student's policy, and that of the teachers that are its past.
+        student: the student's policy, whose workers also hold a self-teacher.
         teacher: the policy of an external teacher.
         vocab_size: real tokens.
     """
@@ -37,7 +37,7 @@ class Scorer:
         self._vocab_size = vocab_size
 
     def teach(self, rows: Sequence[TrainExample], objective: Objective) -> list[TopK]:
-        """What the teacher says about rows that all have a teacher prompt.
+        """Teacher targets of rows that all have a teacher prompt.
 
         Args:
             objective: for a divergence, the support is the likeliest tokens of the teacher, or of the student, which
@@ -74,9 +74,9 @@ class Scorer:
         candidates: Sequence[Tensor] | None,
         k: int,
     ) -> list[TopK]:
-        """The targets of the rows from the policy that has the teacher."""
+        """Targets of the rows from the teacher's policy."""
         self_teacher = self._teacher is None and self._config.teacher.kind in ("ema", "frozen")
-        sequences = [(_prompt(row), row.response_ids) for row in rows]
+        sequences = [(row.teacher_prompt_ids or (), row.response_ids) for row in rows]
         targets = self._scores(policy, sequences, candidates, k, self_teacher)
         if not (isinstance(objective, Divergence) and objective.reads_contrast):
             return targets
@@ -91,14 +91,14 @@ class Scorer:
         return targets
 
     def sampled_logprobs(self, sequences: Sequence[tuple[Ids, Ids]]) -> list[Tensor]:
-        """log P of the response tokens of (prompt, response) sequences under the student: [response tokens] each."""
+        """The student's log-probabilities of the responses in (prompt, response) sequences: [response tokens] each."""
         candidates = [torch.tensor(response)[:, None] for _, response in sequences]
         return [target.logprobs_TK.float().squeeze(-1) for target in self.student_scores(sequences, candidates, 1)]
 
     def student_scores(
         self, sequences: Sequence[tuple[Ids, Ids]], candidates: Sequence[Tensor] | None, k: int
     ) -> list[TopK]:
-        """Scores of (prompt, response) sequences by the student as it is."""
+        """Scores of (prompt, response) sequences by the present student."""
         self._student.prepare_for_lp_inference()
         return self._scores(self._student, sequences, candidates, k, self_teacher=False)
 
@@ -121,7 +121,7 @@ class Scorer:
             data=shards,
             in_sharded_axes=["data_parallel"],
             replicate_on_axes=REPLICAS,
-            output_is_replicated=["context_parallel", "tensor_parallel"],  # and None but from the last pipeline stage
+            output_is_replicated=["context_parallel", "tensor_parallel"],  # earlier pipeline stages return None
             common_kwargs={
                 "k": k,
                 "vocab_size": self._vocab_size,
@@ -134,7 +134,7 @@ class Scorer:
 
 
 def shard(policy: Any, data: Any) -> tuple[list[Any], list[int]]:
-    """A batch for each data-parallel rank, cut as the policy packs or batches; and the rows' order, rank by rank."""
+    """A batch for each data-parallel rank, as the policy packs or batches; and the rows' order, rank by rank."""
     size, cfg = policy.data_parallel_size, policy.cfg
     if cfg["sequence_packing"]["enabled"]:
         packing = policy.sequence_packing_args
@@ -148,8 +148,3 @@ def shard(policy: Any, data: Any) -> tuple[list[Any], list[int]]:
         arguments = policy.dynamic_batching_args | {"max_tokens_per_microbatch": tokens}
         return data.shard_by_batch_size(size, batch_size=None, dynamic_batching_args=arguments)
     return data.shard_by_batch_size(size, batch_size=None), list(range(data.size))
-
-
-def _prompt(row: TrainExample) -> Ids:
-    assert row.teacher_prompt_ids is not None
-    return row.teacher_prompt_ids

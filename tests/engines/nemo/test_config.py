@@ -122,7 +122,7 @@ def test_vocabularies_are_compared_before_anything_starts(tmp_path: Path, random
 
 def test_missing_nemo_rl_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="engine=nemo needs NeMo-RL, which is no package to install"):
+    with pytest.raises(UserError, match="engine=nemo needs NeMo-RL, which is not on a package index"):
         check_surroundings("megatron")
 
 

@@ -54,7 +54,7 @@ def test_an_answer_inside_thinking_that_the_prompt_opened_is_none() -> None:
 
 
 def test_an_unknown_task_is_refused() -> None:
-    with pytest.raises(UserError, match="task=None: an environment of ours needs a task of arithmetic"):
+    with pytest.raises(UserError, match="task=None: unknown; choose one of arithmetic"):
         ResponseJudge({})
 
 

@@ -1,6 +1,6 @@
-"""Methods that this package adds to NeMo-RL's policy workers, whichever backend they have; and the self-teacher.
+"""Methods that this package adds to NeMo-RL's policy workers of either backend, and the self-teacher.
 
-A self-teacher is the student's past: an exponential moving average of its weights, or its weights when the run started.
+A self-teacher is an exponential moving average of the student's weights, or the weights at the start of the run.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class TeacherMethods:
         dist.barrier()
 
     def score_responses(self, *, data: Any, k: int, vocab_size: int, self_teacher: bool, dtype: str) -> Scored | None:
-        """Scores of response tokens by the student or by its self-teacher, as the backend's module gives them."""
+        """Scores of response tokens by the student or by its self-teacher. See the backend's `score_responses`."""
         with self._self_teacher_inside() if self_teacher else nullcontext():
             scores = self._score(data, k, vocab_size, DTYPES[dtype])
         return None if scores is None else {name: part.numpy() for name, part in scores.items()}
@@ -74,23 +74,23 @@ class TeacherMethods:
         raise NotImplementedError
 
     def _shard_name(self) -> str:
-        """File of this rank's part of the weights; the same for ranks that hold the same part."""
+        """File name of this rank's shard of the weights. Ranks with the same shard give the same name."""
         raise NotImplementedError
 
     def _whole_parameters(self) -> AbstractContextManager[None]:
-        """While entered, all parameters are up to date, and no forward pass gathers them."""
+        """Inside, all parameters are up to date, and no forward pass gathers them."""
         return nullcontext()
 
 
 class SelfTeacher:
-    """A second set of weights for a sharded model. One of the two sets is in the model at a time.
+    """A second set of weights for a sharded model, which holds one of the two sets at a time.
 
-    Each rank keeps its own shard on the CPU, and writes it to a file of its own.
+    Each rank keeps its own shard on the CPU, and saves it in a file of its own.
 
     Args:
-        model: its present weights become the teacher's.
-        dtype: of the teacher's weights. An average that moves by small steps needs float32. A fixed copy does not:
-            None keeps each weight's own type.
+        model: the teacher starts with its present weights.
+        dtype: of the teacher's weights. A moving average takes small steps and needs float32. None keeps each weight's
+            own type, which suffices for a fixed copy.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype | None) -> None:
@@ -111,7 +111,7 @@ class SelfTeacher:
 
     @contextmanager
     def in_place_of(self, model: nn.Module) -> Iterator[None]:
-        """Put the teacher's weights into the model, and the model's own back at the end, whatever happens."""
+        """Inside, the model has the teacher's weights. Its own are restored at the end, after an error too."""
         own = {name: weight.to("cpu", copy=True) for name, weight in _weights(model)}
         try:
             _load(model, self._weights)
@@ -128,7 +128,7 @@ class SelfTeacher:
         """Continue from `save`.
 
         Raises:
-            ValueError: the file holds another shard: the model is cut differently now.
+            ValueError: the file holds another shard: the parallel sizes have changed.
         """
         saved = torch.load(file, map_location="cpu", weights_only=True)
         shapes = {name: weight.shape for name, weight in self._weights.items()}
@@ -149,7 +149,7 @@ def _load(model: nn.Module, weights: dict[str, Tensor]) -> None:
 def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Parameters and persistent buffers, without Transformer Engine's `_extra_state` (its scales, not weights).
 
-    Of a DTensor, what this rank holds.
+    Of a DTensor, the local shard.
     """
     for name, value in model.state_dict(keep_vars=True).items():
         if isinstance(value, Tensor) and "_extra_state" not in name:

@@ -3,8 +3,8 @@
 It imports without NeMo-RL and can be pickled to its workers. Names in `data` are NeMo-RL's. Losses of micro-batches add
 up, so each divides by the global counts that it is given; metrics add up likewise.
 
-The row at a position predicts the token at the next one, which under context parallelism may be on another rank. So
-ids, weights and targets are looked up in the whole sequences, which every rank has.
+The row at a position predicts the token at the next one. Under context parallelism that token may be on another rank,
+so ids, weights and targets are looked up in the whole sequences, which every rank has.
 
 Shape suffixes: B sequences, S positions of the whole sequence, L positions on this rank, T response tokens predicted on
 this rank.

@@ -1,7 +1,7 @@
-"""Methods of NeMo-RL's DTensor worker (the second version, on Automodel): scores by its own forward, and its shards.
+"""NeMo-RL's DTensor worker (its second version, on Automodel), with scores of response tokens and a self-teacher.
 
-The logits of all positions are computed, on the GPU and over its share of the vocabulary. What leaves the GPU is
-[response tokens, k].
+Each GPU computes the logits of all positions for its shard of the vocabulary. Only [response tokens, k] values leave
+the GPU.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class DTensorTeacherMethods(TeacherMethods):
         return score_responses(self, data, k=k, vocab_size=vocab_size, dtype=dtype)
 
     def _shard_name(self) -> str:
-        """Every rank holds a part of its own: what tensor parallelism leaves is cut over the data-parallel ranks."""
+        """Every rank has a shard of its own: FSDP shards over the data-parallel ranks as well."""
         return f"shard_{dist.get_rank():05d}_of_{dist.get_world_size():05d}.pt"
 
 
@@ -65,9 +65,9 @@ def score_responses(worker: Any, data: Any, *, k: int, vocab_size: int, dtype: t
                 post_processing_fn=process,
                 processed_mb=microbatch,
                 allow_flash_attn_args=worker.allow_flash_attn_args,
-                sampling_params=None,  # temperature 1: the sampler's temperature is no part of the teacher
+                sampling_params=None,  # temperature 1: the sampler's temperature does not apply to the teacher
             )
-        if number < count:  # what comes after only keeps the ranks in step
+        if number < count:  # the rest are dummies that keep the ranks in step
             found.append(scores)
     ids, logprobs = (torch.cat(part) for part in zip(*found, strict=True))
     return {"ids": ids, "logprobs": logprobs}

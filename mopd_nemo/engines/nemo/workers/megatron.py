@@ -1,7 +1,6 @@
-"""Methods of NeMo-RL's Megatron worker: scores of response tokens by its own forward, and what Megatron shards.
+"""NeMo-RL's Megatron worker, with scores of response tokens and a self-teacher.
 
-Only response rows reach the output layer. What leaves the GPU is [tokens, k]: no positions of the prompt, no
-vocabulary.
+Only response rows reach the output layer. Only [response tokens, k] values leave the GPU.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ class MegatronTeacherMethods(TeacherMethods):
     should_disable_forward_pre_hook: bool
 
     def move_model(self, model: Any, device: str, move_params: bool = True, move_grads: bool = True) -> Any:
-        """Move the model, also one without an optimiser. NeMo-RL calls this to offload a model and to bring it back.
+        """Move the model to a device. NeMo-RL calls this to offload a model and to bring it back.
 
-        An external teacher has no optimiser and is not in Megatron's DDP. NeMo-RL v0.7.0 copies the weights of such a
-        model to the other device and from there back to where they were, so that nothing moves.
+        An external teacher has no optimiser and is not wrapped in Megatron's DDP. NeMo-RL v0.7.0 copies the weights of
+        such a model to the other device and back, so the model does not move; here it does.
         """
         if self.optimizer is not None:
             return super().move_model(model, device, move_params=move_params, move_grads=move_grads)  # type: ignore[misc]
@@ -58,9 +57,9 @@ class MegatronTeacherMethods(TeacherMethods):
 
     @contextmanager
     def _whole_parameters(self) -> Iterator[None]:
-        """With `overlap_param_gather`, what an update did reaches a layer only when its next forward starts.
+        """With `overlap_param_gather`, a layer gets its updated parameters only when its next forward starts.
 
-        Reading parameters before that, or writing them, needs that mechanism off, which also makes it catch up.
+        Parameters may be read or written only while this is off. Switching it off gathers the updated parameters.
         """
         enabled = self.should_disable_forward_pre_hook and bool(
             getattr(self.model, "remove_forward_pre_hook_handles", None)
@@ -116,7 +115,7 @@ def score_responses(
             mbs=size,
             post_processing_fn=_ResponseScores(cfg, k, head, vocab_size, dtype),
             forward_only=True,
-            sampling_params=None,  # temperature 1: the sampler's temperature is no part of the teacher
+            sampling_params=None,  # temperature 1: the sampler's temperature does not apply to the teacher
             **forward,
         )
     if not parallel_state.is_pipeline_last_stage(ignore_virtual=True):
@@ -153,7 +152,7 @@ class _ResponseScores(TopkLogitsPostProcessor):
 
 
 def _all_rows(part_RK: Tensor, rows: LocalRows) -> Tensor:
-    """All rows of the micro-batch from the context-parallel ranks that computed them."""
+    """All rows of the micro-batch, gathered from the context-parallel ranks."""
     if parallel_state.get_context_parallel_world_size() == 1:
         return part_RK
     all_TK = part_RK.new_zeros(rows.total, part_RK.shape[-1])
@@ -163,7 +162,7 @@ def _all_rows(part_RK: Tensor, rows: LocalRows) -> Tensor:
 
 
 def _choosing_rows(microbatches: Iterator[ProcessedMicrobatch], head: ResponseHead) -> Iterator[ProcessedMicrobatch]:
-    """Tell the head, as each micro-batch is taken for its forward, which rows to compute."""
+    """The micro-batches. Each sets the rows of the head when its forward pass takes it."""
     for microbatch in microbatches:
         prompts = microbatch.data_dict["prompt_lengths"].tolist()
         lengths = microbatch.data_dict["input_lengths"].tolist()
@@ -181,7 +180,7 @@ def _choosing_rows(microbatches: Iterator[ProcessedMicrobatch], head: ResponseHe
 
 
 def _output_layer(model: Any) -> Any | None:
-    """The output layer inside the wrappers of a model; None on a stage without one."""
+    """The output layer of a wrapped model; None on a pipeline stage without one."""
     while hasattr(model, "module"):
         model = model.module
     return getattr(model, "output_layer", None)

@@ -1,8 +1,8 @@
-"""Which rows of a Megatron micro-batch predict response tokens, and an output layer that computes only those.
+"""The rows of a Megatron micro-batch that predict response tokens, and an output layer that computes only those.
 
 Response token t of a sequence with P prompt tokens is predicted at its position P - 1 + t. Micro-batches come padded
 ([B, S], one sequence a row) or packed (sequences end to end, each padded to a multiple). Under context parallelism
-Megatron cuts a sequence into 2·C equal pieces, and rank r of C holds pieces r and 2·C - 1 - r in this order.
+Megatron splits a sequence into 2·C equal pieces, and rank r of C holds pieces r and 2·C - 1 - r in this order.
 
 Shape suffixes: B sequences, S positions, L positions on this rank, R response rows on this rank, T of all ranks.
 """
@@ -30,7 +30,7 @@ class LocalRows:
     sequence_R: Tensor
     """Index into the batch dimension; 0 when packed."""
     number_R: Tensor
-    """Which of the T rows each is."""
+    """Index of each among the T rows."""
     total: int
     """T."""
 
@@ -51,7 +51,7 @@ def packed_rows(
     """Rows of a packed micro-batch on one context-parallel rank.
 
     Args:
-        starts: where each sequence begins in the uncut packed row, and where the last one ends, padding included.
+        starts: where each sequence begins in the whole packed row, and where the last one ends, padding included.
     """
     local, numbers, total = [], [], 0
     for number, (prompt, length) in enumerate(zip(prompt_lengths, lengths, strict=True)):
@@ -65,7 +65,7 @@ def packed_rows(
 
 
 def positions(length: int, rank: int = 0, ranks: int = 1) -> Tensor:
-    """positions_L: which positions of a sequence of `length` a rank holds, in its order.
+    """positions_L: the positions that a rank holds of a sequence of `length`, in the rank's order.
 
     Raises:
         ValueError: the length is no multiple of 2·ranks.
@@ -73,16 +73,16 @@ def positions(length: int, rank: int = 0, ranks: int = 1) -> Tensor:
     if ranks == 1:
         return torch.arange(length)
     if length % (2 * ranks):
-        raise ValueError(f"a sequence of {length} positions cannot be cut over {ranks} ranks: pad to {2 * ranks}·n")
+        raise ValueError(f"a sequence of {length} positions cannot be split over {ranks} ranks: pad to {2 * ranks}·n")
     pieces = torch.arange(length).chunk(2 * ranks)
     return torch.cat([pieces[rank], pieces[2 * ranks - 1 - rank]])
 
 
 def response_rows(is_response_BS: Tensor, rank: int = 0, ranks: int = 1) -> tuple[Tensor, Tensor]:
-    """Where the logits of response tokens are on this rank, and which tokens they predict.
+    """The rows of response tokens in this rank's logits, and the tokens that they predict.
 
     Args:
-        is_response_BS: True at tokens that the loss is about. A first token has no row and is left out.
+        is_response_BS: True at tokens with a loss. A first token has no row and is left out.
 
     Returns:
         rows_T: indices into this rank's logits, flattened to [B·L, V].
@@ -96,10 +96,10 @@ def response_rows(is_response_BS: Tensor, rank: int = 0, ranks: int = 1) -> tupl
 
 
 class ResponseHead:
-    """While entered, a Megatron output layer is applied to `rows` alone and answers [R, 1, V].
+    """Inside, a Megatron output layer is applied to `rows` alone and returns [R, 1, V].
 
-    Under sequence parallelism the layer gathers its input itself, after which rows can no longer be chosen; so the
-    gather is done here, before, and the layer's own is switched off.
+    Under sequence parallelism the layer would gather its input itself, after which rows can no longer be chosen. So
+    the gather is done here, and the layer's own is switched off.
 
     Args:
         output_layer: a `ColumnParallelLinear`, or None on a pipeline stage that has none.

@@ -65,7 +65,7 @@ def test_ranks_hold_the_pieces_that_megatron_gives_them() -> None:
     assert positions(8, 0, 2).tolist() == [0, 1, 6, 7]
     assert positions(8, 1, 2).tolist() == [2, 3, 4, 5]
     assert positions(5).tolist() == [0, 1, 2, 3, 4]
-    with pytest.raises(ValueError, match="6 positions cannot be cut over 2 ranks: pad to 4·n"):
+    with pytest.raises(ValueError, match="6 positions cannot be split over 2 ranks: pad to 4·n"):
         positions(6, 0, 2)
 
 

@@ -13,7 +13,7 @@ from scipy import stats
 from mopd_nemo.config import Config
 from mopd_nemo.engines.base import Engine, Progress, Sampling
 from mopd_nemo.peers.metrics import group_metrics
-from mopd_nemo.types import Problem, Rollout, RolloutGroup
+from mopd_nemo.types import Problem, RolloutGroup
 from mopd_nemo.verifiers import verifier_class
 from mopd_nemo.verifiers.pool import PendingVerdicts, VerifierPool
 
@@ -28,19 +28,22 @@ def evaluate(
     config: Config,
     on_progress: Progress | None = None,
 ) -> tuple[dict[str, float], list[RolloutGroup]]:
-    """Metrics of the student on held-out problems, and the samples behind them.
+    """Metrics of the student on held-out problems, and its samples.
 
-    The draws depend on the config's seed alone, so evaluations at different steps share their random numbers.
+    The random numbers depend on the config's seed alone, so evaluations at different steps share them.
     """
     n = config.eval.num_samples
     prompts = [problem.prompt_ids for problem in problems]
     sampling = Sampling(config.rollout.max_response_tokens, config.eval.temperature, config.eval.top_p)
     verifying = PendingVerdicts(verifiers, engine.chat)
-
-    def finished(number: int, sample: int, rollout: Rollout) -> None:
-        verifying.add(problems[number], sample, rollout)
-
-    samples = engine.generate(prompts, n, sampling, f"eval/{config.seed}", on_progress, on_rollout=finished)
+    samples = engine.generate(
+        prompts,
+        n,
+        sampling,
+        f"eval/{config.seed}",
+        on_progress,
+        on_rollout=lambda number, sample, rollout: verifying.add(problems[number], sample, rollout),
+    )
     groups = [
         RolloutGroup(problem, tuple(rollouts), verdicts)
         for problem, rollouts, verdicts in zip(problems, samples, verifying.collect(problems, samples), strict=True)
@@ -51,7 +54,7 @@ def evaluate(
 def evaluation_metrics(groups: Sequence[RolloutGroup], n: int, verifiers: VerifierPool) -> dict[str, float]:
     """`mean@n` with its 95 % interval, `pass@k` for k = 1, 2, 4, ... n, `maj@n`, lengths and outcomes.
 
-    `maj@n` is over the problems whose tasks have answers to vote on; without one it is absent.
+    `maj@n` is over the problems whose tasks have answers to vote on; it is absent if there are none.
     """
     correct = [[verdict.success is True for verdict in group.verdicts] for group in groups]
     num_correct = [sum(flags) for flags in correct]
@@ -73,9 +76,9 @@ def evaluation_metrics(groups: Sequence[RolloutGroup], n: int, verifiers: Verifi
 
 
 def votes_of(group: RolloutGroup, verifiers: VerifierPool) -> list[int | None]:
-    """What each sample votes for: a number for each answer, one for all that the task's verifier calls equal.
+    """The vote of each sample, as an index; answers that the task's verifier calls equal get the same one.
 
-    None: no answer was found. Wrong answers are compared with each other only where that can change who wins.
+    None: no answer was found. Wrong answers are compared with each other only if that can change the winner.
     """
     found = [verdict.details.get("found") for verdict in group.verdicts]
     votes: list[int | None] = [None if answer is None else index for index, answer in enumerate(found)]
@@ -101,7 +104,7 @@ def mean_at_k(num_correct: Sequence[int], k: int) -> float:
 
 
 def pass_at_k(num_correct: int, num_samples: int, k: int) -> float:
-    """Unbiased chance that at least one of k samples is right: 1 - C(n-c, k) / C(n, k).
+    """Unbiased estimate of the probability that at least one of k samples is right: 1 - C(n-c, k) / C(n, k).
 
     Args:
         num_correct: c, right samples among n.
@@ -115,7 +118,7 @@ def pass_at_k(num_correct: int, num_samples: int, k: int) -> float:
 def majority_at_k(answers: Sequence[Sequence[Hashable | None]], correct: Sequence[Sequence[bool]]) -> float:
     """Fraction of problems whose most frequent answer is right.
 
-    Ties go to the answer that was given first; a sample without an answer (None) does not vote.
+    Ties go to the first answer given. A sample without an answer (None) does not vote.
     """
     won = []
     for given, right in zip(answers, correct, strict=True):
@@ -126,13 +129,13 @@ def majority_at_k(answers: Sequence[Sequence[Hashable | None]], correct: Sequenc
 
 
 def bootstrap(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """95 % percentile interval of the mean of each column, resampling rows: problems or prompts.
+    """95 % percentile interval of the mean of each column, by resampling rows (problems or prompts).
 
     Args:
         values: [problems, columns], at least one row. The same problems are drawn for every column.
 
     Returns:
-        low and high, one number per column. One row has no spread to show.
+        low and high, one number per column. With a single row, both are its values.
     """
     if len(values) < 2:
         return values[0], values[0]

@@ -54,7 +54,7 @@ class Trainer:
             console.print(f"programs run in the sandbox {self.verifiers.sandbox}", highlight=False, soft_wrap=True)
         samples = method_class(config.method).samples
         self.completions = None if samples else read_completions(config, self.problems)
-        # Completions are there already, so nobody asks their teacher.
+        # Completions exist already, so their teacher is not loaded.
         teacher = config.teacher if samples else TeacherConfig(kind="none")
         self.engine = make_engine(config.model_copy(update={"teacher": teacher}))
         limit, escape = config.data.max_prompt_tokens, config.data.escape_control_tokens
@@ -71,7 +71,7 @@ class Trainer:
 
     @classmethod
     def new(cls, config: Config, console: Console, started: float | None = None) -> Trainer:
-        """A new run. Its directory is made last, when everything that can be checked has been."""
+        """A new run. Its directory is made last, after all checks."""
         run = RunDirectory.at(config)
         trainer = cls(config, run, console, started)
         run.create(config)
@@ -105,7 +105,7 @@ class Trainer:
         return self.step == self.config.train.num_steps and not self._evaluation_due()
 
     def _loop(self) -> None:
-        """A checkpoint comes before the evaluation of its step; one that a stop left out is made after a resume."""
+        """A step is saved before it is evaluated. An evaluation that a stop has prevented is made after a resume."""
         train = self.config.train
         while (work := self._next_work()) and self._may_start(work):
             with self.stop.timed(work):
@@ -124,14 +124,14 @@ class Trainer:
         return "step" if self.step < self.config.train.num_steps else None
 
     def _may_start(self, work: str) -> bool:
-        """Nobody has asked to stop, and there is time for it."""
+        """No stop was requested, and there is time for it."""
         if self.stop.reason is None and not self.stop.leaves_time_for(work):
             limit = self.config.train.checkpoint_must_save_by
             self.stop.ask(TIME_IS_UP, f"Stopping in time for train.checkpoint_must_save_by={limit}.")
         return self.stop.reason is None
 
     def _evaluation_due(self) -> bool:
-        """Before the first step, every so many, and after the last; unless recorded already."""
+        """Before the first step, every `train.eval_every` steps and after the last; unless it is recorded already."""
         every = self.config.train.eval_every
         if not every or self.step in self.evaluated_steps:
             return False
@@ -170,7 +170,7 @@ class Trainer:
         self._record(metrics)
 
     def _respond(self, problems: list[Problem], step: int, verifying: PendingVerdicts) -> list[list[Rollout]]:
-        """The responses of a step: the student's new ones, or a teacher's that were written beforehand."""
+        """The responses of a step: new ones of the student, or completions of a teacher from a file."""
         if self.completions is not None:
             return [self.completions[problem.id] for problem in problems]
         rollout = self.config.rollout

@@ -1,4 +1,4 @@
-"""The values that travel through the pipeline: small, frozen, and free of torch."""
+"""The values that pass through the pipeline: small, frozen, and without torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Message(TypedDict):
 
 
 class Outcome(StrEnum):
-    """What a verifier found. Only `CORRECT` is right; only `VERIFIER_ERROR` is not the model's doing."""
+    """A verifier's finding. Only `CORRECT` is right; only `VERIFIER_ERROR` is not caused by the model."""
 
     CORRECT = "correct"
     WRONG = "wrong"
@@ -35,7 +35,7 @@ class Problem:
     messages: tuple[Message, ...]
     """The student's prompt; the last message is the user's."""
     answer: Any
-    """What the verifier of `task` compares with."""
+    """The gold answer, in the form of the task's verifier."""
     task: str
     """Name of the verifier."""
     prompt_ids: tuple[int, ...] = ()
@@ -49,9 +49,9 @@ class Rollout:
     response_ids: tuple[int, ...]
     """The sampled token ids, the end-of-turn token included when the model produced it."""
     text: str
-    """`response_ids` decoded without special tokens. For reading only: scoring always uses the ids."""
+    """`response_ids` decoded without special tokens. Scores always use the ids."""
     finished: bool
-    """False when the response was cut at the token limit."""
+    """False when the response was truncated at the token limit."""
     logprobs: tuple[float, ...]
     """Log-probability (nats) of each sampled token under the distribution it was sampled from; empty when unknown."""
 
@@ -63,12 +63,12 @@ class Verdict:
     reward: float
     outcome: Outcome
     feedback: str = ""
-    """What an environment would tell the model about a failure; the gold answer only where the config reveals it."""
+    """An environment's message about a failure. It reveals the gold answer only if the config says so."""
     details: dict[str, Any] = field(default_factory=dict)
     success: bool | None = None
     """Whether the reward reaches τ of eq. 3 (`verifiers.base.decide`). None: it could not be judged."""
     seconds: float = field(default=0.0, compare=False)
-    """How long the judging took, wall clock, without waiting for a worker."""
+    """Wall-clock time of the judging, without the wait for a worker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +103,10 @@ class RolloutGroup:
 
 @dataclass(frozen=True, slots=True)
 class TrainExample:
-    """One response to learn from, with what the student and the teacher read before it.
+    """One response to learn from, with the prompts of student and teacher.
 
-    The student scores `prompt_ids + response_ids`, the teacher `teacher_prompt_ids + response_ids`: the same sampled
-    ids, so that token t of the response is the same event for both.
+    The student scores `prompt_ids + response_ids`, the teacher `teacher_prompt_ids + response_ids`. Both score the same
+    sampled ids, so token t of the response is the same event for both.
     """
 
     group_index: int
@@ -116,7 +116,7 @@ class TrainExample:
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
     sampled_logprobs: tuple[float, ...]
-    """Of the response ids, as the sampler gave them; empty when unknown."""
+    """Log-probabilities of the response ids from the sampler; empty when unknown."""
     teacher_prompt_ids: tuple[int, ...] | None = None
     """None: no teacher scores this response."""
     advantage: float = 0.0

@@ -1,4 +1,4 @@
-"""Engines run the models. `base` is the seam: nothing outside this room knows which engine it talks to."""
+"""Engines run the models. `base` is the seam: the rest of the package does not know which engine it uses."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""The files of a run. A checkpoint is whole or not there: written aside, forced to disk, then renamed.
+"""The files of a run. A checkpoint appears only when it is complete: it is written aside, synced to disk, then renamed.
 
 config.yaml           every setting, defaults included
 metrics.jsonl         one row a step
 eval.jsonl            one row an evaluation
-rollouts/             step_*.jsonl: what was sampled, judged and shown; eval_*.jsonl: held-out samples
+rollouts/             step_*.jsonl: samples, verdicts and teacher prompts; eval_*.jsonl: held-out samples
 checkpoints/step_*/   Hugging Face model, teacher, optimiser, trainer state
 report.html
 """
@@ -40,7 +40,7 @@ class RunDirectory:
 
     @classmethod
     def at(cls, config: Config) -> RunDirectory:
-        """The place of a new run, before anything is written.
+        """The directory of a new run. Writes nothing.
 
         Raises:
             UserError: the directory already holds a run.
@@ -89,7 +89,7 @@ class RunDirectory:
         write_text(self.config_file, dump_config(config))
 
     def rollouts_file(self, step: int, kind: Literal["step", "eval"] = "step") -> Path:
-        """Where the rollouts of a training step, or of the evaluation after it, are or will be."""
+        """File of the rollouts of a training step, or of the evaluation after it."""
         return self.rollouts / f"{kind}_{step:06d}.jsonl"
 
     def rollout_files(self, kind: Literal["step", "eval"] = "step") -> dict[int, Path]:
@@ -97,7 +97,7 @@ class RunDirectory:
         return {int(file.stem.removeprefix(f"{kind}_")): file for file in sorted(self.rollouts.glob(f"{kind}_*.jsonl"))}
 
     def forget_after(self, step: int) -> None:
-        """Drop rows and files of steps later than `step`: a resumed run makes them again."""
+        """Drop rows and files of steps after `step`: a resumed run writes them again."""
         for file in (self.metrics_file, self.eval_file):
             if file.exists():
                 write_rows(file, [row for row in read_rows(file) if row["step"] <= step])
@@ -110,7 +110,7 @@ def save_checkpoint(directory: Path, step: int, engine: Engine, state: dict[str,
     """Write `directory/step_NNNNNN` and delete all but the newest `keep` checkpoints.
 
     Args:
-        state: what the trainer needs to continue, as JSON.
+        state: of the trainer, as JSON.
     """
     partial = directory / f"{_PARTIAL}{step:06d}"
     shutil.rmtree(partial, ignore_errors=True)
@@ -129,7 +129,7 @@ def save_checkpoint(directory: Path, step: int, engine: Engine, state: dict[str,
 
 
 def checkpoints(directory: Path) -> list[Path]:
-    """Complete checkpoints, oldest first. A half-written one never has its final name."""
+    """Complete checkpoints, oldest first."""
     return sorted(path for path in directory.glob(f"{_PREFIX}*") if path.is_dir())
 
 
@@ -142,7 +142,7 @@ def latest_checkpoint(directory: Path) -> Path | None:
 
 
 def load_checkpoint(checkpoint: Path, engine: Engine) -> dict[str, Any]:
-    """Put the engine where `save_checkpoint` found it; the trainer's state."""
+    """Restore the engine. Returns the trainer's state."""
     engine.load(checkpoint)
     return json.loads((checkpoint / "trainer.json").read_text())
 

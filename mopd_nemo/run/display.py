@@ -1,4 +1,4 @@
-"""Progress on the terminal, as a live panel or as plain lines, and the time that each phase takes."""
+"""Progress on the terminal, as a live panel or as plain lines, and the time of each phase."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from rich.text import Text
 PHASES = ("generate", "reward", "context", "score", "update", "other")
 """Parts of a step's time; `other` is what no phase covers."""
 WARM_UP_STEPS = 5
-"""Steps left out of mean times when there are more, as in the paper's appendix E: they load and compile."""
+"""First steps, which load and compile. Mean times leave them out, as in the paper's appendix E, if there are more."""
 _SHOWN_STEPS = 8
 
 
 class Display:
-    """The progress of a run, as a person sees it. Use as a context manager.
+    """Shows the progress of a run. Use as a context manager.
 
     Args:
         num_steps: last step of the run.
@@ -54,11 +54,11 @@ class Display:
             self._live.stop()
 
     def phase(self, name: str) -> None:
-        """What is being done now."""
+        """A phase begins."""
         self._phase, self._fraction = name, None
 
     def progress(self, fraction: float) -> None:
-        """How much of the phase is done."""
+        """The fraction of the phase that is done."""
         self._fraction = fraction
 
     def notice(self, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Rollout files: what was sampled, how it was judged, and exactly what its teacher read, written and read back."""
+"""Rollout files, written and read back: samples, their verdicts, and the exact prompts of their teacher."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NEEDED = ("step", "problem", "rollout", "response", "reward", "outcome", "succe
 def rollout_records(
     step: int, groups: Sequence[RolloutGroup], contexts: Sequence[Sequence[PeerContext]] | None, chat: Chat
 ) -> Iterator[dict[str, Any]]:
-    """One row per rollout. `contexts` is None when no teacher reads anything."""
+    """One row per rollout. `contexts` is None when there is no teacher."""
     for g, group in enumerate(groups):
         prompt = chat.decode(group.problem.prompt_ids, skip_special_tokens=False)
         for r, (rollout, verdict) in enumerate(zip(group.rollouts, group.verdicts, strict=True)):
@@ -78,7 +78,7 @@ class RecordedGroup:
 
 
 def find_rollouts(path: Path) -> Path:
-    """The file itself, or of a run directory its newest evaluation samples, else its newest training step.
+    """The file itself; of a run directory, the samples of the newest evaluation, or else of the newest training step.
 
     One file is one policy: steps are never pooled.
 
@@ -98,7 +98,7 @@ def read_groups(file: Path) -> list[RecordedGroup]:
     """The groups of a rollouts file, in order.
 
     Raises:
-        UserError: a row is not a recorded rollout, or a group is there twice.
+        UserError: a row is not a recorded rollout, or the rows of a group are not in one block.
     """
     try:
         rows = read_rows(file)
@@ -109,7 +109,7 @@ def read_groups(file: Path) -> list[RecordedGroup]:
     for number, row in enumerate(rows, start=1):
         missing = [name for name in _NEEDED if name not in row]
         if missing:
-            raise UserError(f"{file}: row {number} lacks {', '.join(missing)}; give a file that `mopd` recorded")
+            raise UserError(f"{file}: row {number} lacks {', '.join(missing)}; give a rollouts file that `mopd` wrote")
     groups = [
         RecordedGroup(f"{step}/{problem}", problem, tuple(members))
         for (step, problem), members in groupby(rows, key=lambda row: (row["step"], row["problem"]))
@@ -127,10 +127,10 @@ def group_at(run: RunDirectory, step: int, problem: str, kind: Literal["step", "
 
 
 def to_rollout_group(group: RecordedGroup, chat: Chat, source: Path) -> RolloutGroup:
-    """A recorded group as the pipeline saw it: the same messages, sampled ids and verdicts.
+    """A recorded group as the pipeline had it: the same messages, sampled ids and verdicts.
 
     Raises:
-        UserError: the record is too thin, or this tokenizer and chat template are not those it was sampled with.
+        UserError: fields are missing, or the tokenizer or chat template is not the one of the recorded run.
     """
     head = group.rows[0]
     for name in ("messages", "response_ids"):
@@ -140,7 +140,7 @@ def to_rollout_group(group: RecordedGroup, chat: Chat, source: Path) -> RolloutG
     problem = Problem(head["problem"], messages, head["answer"], head["task"], chat.prompt_ids(messages))
     if chat.decode(problem.prompt_ids, skip_special_tokens=False) != head["prompt"]:
         raise UserError(
-            f"{source}: this model's chat template renders the prompt of {group.key} otherwise than it was when the "
+            f"{source}: this model's chat template renders the prompt of {group.key} differently than when the "
             "rollouts were sampled; set model.chat_template_kwargs as in the run, or give a model of the same family"
         )
     rollouts = tuple(_rollout(row, chat, group.key, source) for row in group.rows)
@@ -168,7 +168,7 @@ def _rollout(row: Row, chat: Chat, key: str, source: Path) -> Rollout:
 
 
 def num_successes(rows: Sequence[Row]) -> int:
-    """Successes among recorded rollouts; one that could not be judged is none."""
+    """Successes among recorded rollouts. A rollout that could not be judged is no success."""
     return sum(row["success"] is True for row in rows)
 
 
@@ -178,7 +178,7 @@ def solved_fraction(rows: Sequence[Row]) -> float:
 
 
 def teacher_prompts(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Distinct teacher prompts of a group: `prompt`, the rollouts it was shown for (`targets`), what it shows."""
+    """Distinct teacher prompts of a group: `prompt`, the rollouts scored with it (`targets`), and the peers `shown`."""
     targets: dict[str, list[Row]] = {}
     for row in rows:
         if row.get("teacher_prompt") is not None:
@@ -190,7 +190,7 @@ def teacher_prompts(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def describe_peers(row: Mapping[str, Any]) -> str:
-    """What the teacher of a recorded rollout was shown, in words."""
+    """The peers that the teacher of a recorded rollout read, in words."""
     shown = []
     for peer in row["peers"]:
         name = f"summary of {peer['rollout']}" if peer["summary"] else f"{peer['kind']} {peer['rollout']}"

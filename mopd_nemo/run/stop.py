@@ -1,4 +1,4 @@
-"""When a run should stop: Ctrl-C, a termination signal, or a moment that is known from the start."""
+"""When a run stops: at Ctrl-C, at a termination signal, or at a deadline."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from types import FrameType
 from typing import Any
 
 TIME_IS_UP = signal.SIGUSR1
-"""Batch systems send it some time before the limit. A run's own deadline counts as the same."""
+"""Batch systems send it some time before the limit. The run's own deadline counts as this signal."""
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, TIME_IS_UP)
 REMEMBERED = 10
-"""How many of the latest times of each kind of work count. The slow first step of a run is forgotten after a while."""
+"""Latest times that count, for each kind of work. So the slow first step of a run is forgotten."""
 
 
 class StopRequest:
-    """Whether someone has asked the run to stop, or its time is nearly up.
+    """Whether the run was asked to stop, or its time is nearly up. Use as a context manager.
 
-    While entered, the first stop signal is a request; a second Ctrl-C raises KeyboardInterrupt at once.
+    Inside, the first stop signal is a request; a second Ctrl-C raises KeyboardInterrupt at once.
 
     Args:
         limit: seconds after `started` by which the run must have saved.
         started: when the process began, in the clock's seconds. Default: now.
-        on_request: called with what to tell the user.
+        on_request: called with a notice for the user.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class StopRequest:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.reason: signal.Signals | None = None
-        """The signal that counts as the reason; None until someone asks to stop."""
+        """The signal that asked for the stop; None: none has."""
         self._end = (clock() if started is None else started) + limit
         self._on_request = on_request
         self._clock = clock
@@ -44,21 +44,21 @@ class StopRequest:
         self._previous: dict[signal.Signals, Any] = {}
 
     def ask(self, reason: signal.Signals, notice: str) -> None:
-        """Ask the run to stop after what it is doing."""
+        """Ask the run to stop after its present work."""
         self.reason = reason
         self._on_request(notice)
 
     @contextmanager
     def timed(self, work: str) -> Iterator[None]:
-        """Remember how long this takes."""
+        """Measure the time of this work."""
         started = self._clock()
         yield
         self._seconds[work].append(self._clock() - started)
 
     def leaves_time_for(self, work: str) -> bool:
-        """Whether `work` and a save would end in time if each took the longest that it took lately.
+        """Whether `work` and a save would end in time if each took as long as the longest of its latest times.
 
-        Work that has not been done yet is assumed to take no time.
+        Work that was never done is assumed to take no time.
         """
         return self._clock() + self._longest(work) + self._longest("save") <= self._end
 

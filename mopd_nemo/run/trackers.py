@@ -20,7 +20,7 @@ class Tracker(Protocol):
 
 
 def check_trackers(config: Config) -> None:
-    """Fail before anything expensive when a tracker's package is missing."""
+    """Raise UserError if a tracker's package is missing, before anything expensive starts."""
     wanted = {"tensorboard": config.logging.tensorboard, "wandb": config.logging.wandb != "off"}
     for package, on in wanted.items():
         if on and importlib.util.find_spec(package) is None:

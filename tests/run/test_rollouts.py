@@ -52,7 +52,7 @@ def tampered(rollouts: Path, **changes: object) -> list[RecordedGroup]:
         ({"response_ids": None}, "lack 'response_ids'"),
         ({"messages": None}, "lack 'messages'"),
         ({"response_ids": [5, 6]}, "do not decode to its text"),
-        ({"prompt": "another"}, "chat template renders the prompt of 0/p0 otherwise"),
+        ({"prompt": "another"}, "chat template renders the prompt of 0/p0 differently"),
     ],
 )
 def test_rollouts_of_another_model_family_are_refused(

@@ -1,4 +1,4 @@
-"""The `mopd` command, one file a subcommand. What is slow to import is imported when a command runs."""
+"""The subcommands of `mopd`. Slow imports are inside the commands, so that `mopd --help` is fast."""
 
 from __future__ import annotations
 

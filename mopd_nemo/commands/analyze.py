@@ -1,4 +1,4 @@
-"""`mopd analyze`: teacher-signal, diversity, cases."""
+"""`mopd analyze`: teacher signal, diversity and cases of recorded rollouts."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def parse_patterns(items: Sequence[str]) -> dict[str, str]:
 
 
 def _scoring_config(source: Path, model: str | None, config_file: Path | None, overrides: Sequence[str]) -> Config:
-    """The given config, else that of the run that recorded the rollouts, else the defaults; without a teacher."""
+    """The given config, else that of the run that recorded the rollouts, else the defaults. No teacher is loaded."""
     of_run = source.parent.parent / "config.yaml"
     if config_file is not None:
         config = load_config(config_file, overrides)
@@ -202,7 +202,7 @@ def _score(
 
 
 def _print_signal(result: Mapping[str, Any]) -> None:
-    """The comparable reading, means only; the files have intervals and the other readings."""
+    """Print the means of the common responses. The files also have intervals and the other readings."""
     from mopd_nemo.analysis.teacher_signal.conditions import CONDITIONS, LABELS
     from mopd_nemo.analysis.teacher_signal.metrics import METRICS
 

@@ -21,7 +21,7 @@ app = typer.Typer(help="The paper's benchmarks: list them, and prepare one as JS
 
 @app.command("list")
 def list_sources() -> None:
-    """Name every data source."""
+    """List the data sources."""
     table = Table(box=None)
     for name in ("name", "what", "hub"):
         table.add_column(name, overflow="fold")

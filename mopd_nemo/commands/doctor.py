@@ -1,4 +1,4 @@
-"""`mopd doctor`: the parts that are installed and usable here, and their use."""
+"""`mopd doctor`: which parts are installed and usable on this machine."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Finding:
 
 
 def doctor() -> None:
-    """Say what is installed and usable on this machine."""
+    """Show which parts are installed and usable on this machine."""
     table = Table(box=None)
     for name in ("", "part", "found", "needed for"):
         table.add_column(name, overflow="fold")
@@ -40,7 +40,7 @@ def doctor() -> None:
 
 
 def findings() -> list[Finding]:
-    """Look at every part, without importing what is slow to import, except torch."""
+    """Look at every part. Of the slow imports only torch is made."""
     everything = "everything"
     cluster = "engine=nemo on a cluster"
     return [
@@ -98,7 +98,7 @@ def _program(part: str, program: str, version: list[str], needed_for: str) -> Fi
 
 
 def _sandbox() -> Finding:
-    """The layer that `verifier.code.sandbox=auto` takes here, and why not a better one."""
+    """The layer that `verifier.code.sandbox=auto` chooses here, and why no better one."""
     needed_for = "running model-written code (task code)"
     try:
         choice = choose(CodeConfig())

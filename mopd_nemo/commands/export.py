@@ -15,14 +15,14 @@ from rich.console import Console
 from mopd_nemo.config import UserError
 
 NOT_THE_MODEL = ("trainer.json", "optimizer.pt", "teacher")
-"""What a checkpoint of the local engine holds beside the Hugging Face model."""
+"""Files of a local engine's checkpoint that are not part of the Hugging Face model."""
 
 
 def export(
     source: Annotated[Path, typer.Argument(help="A run, whose newest checkpoint is taken, or a checkpoint.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write; it must not exist yet.")],
 ) -> None:
-    """Make a Hugging Face model of a checkpoint: the student, with its tokenizer."""
+    """Write the student of a checkpoint as a Hugging Face model, with its tokenizer."""
     checkpoint = _checkpoint(source)
     if output.exists():
         raise UserError(f"--output {output}: exists; choose a directory that does not")
@@ -42,12 +42,12 @@ def _checkpoint(source: Path) -> Path:
         return source
     found = checkpoints(source / "checkpoints")
     if not found:
-        raise UserError(f"{source}: this run has no checkpoint yet; train.checkpoint_every says when it writes one")
+        raise UserError(f"{source}: this run has no checkpoint yet; train.checkpoint_every sets when it writes one")
     return found[-1]
 
 
 def _export_policy(checkpoint: Path, output: Path) -> None:
-    """A NeMo-RL checkpoint: DTensor's holds a Hugging Face model, Megatron's is converted by its worker's Python."""
+    """Export a NeMo-RL checkpoint: copy DTensor's Hugging Face model, or convert Megatron's in its worker's Python."""
     policy = checkpoint / "policy"
     inside = next((policy / "weights").rglob("config.json"), None)
     if inside is not None:

@@ -1,4 +1,4 @@
-"""`mopd inspect`: a rollout group as a person reads it."""
+"""`mopd inspect`: a rollout group in readable form."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _show(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     for prompt, targets in contexts.items():
         names = ", ".join(str(row["rollout"]) for row in targets)
         if not prompt:
-            console.print(f"rollout {names}: no teacher (nothing to show it)", style="yellow")
+            console.print(f"rollout {names}: no teacher context", style="yellow")
             continue
         first = targets[0]
         title = f"for rollout {names}: {describe_peers(first)}, {first['teacher_prompt_tokens']} tokens"

@@ -22,9 +22,9 @@ def report(
         typer.Option(help="HTML file. Default: report.html of the run; for several runs, report.html here."),
     ] = None,
 ) -> None:
-    """Write report.html of a run again, also while it trains; or one page that lays several runs over each other.
+    """Write report.html of a run, also while it trains, or one page with the curves of several runs.
 
-    For means and spread over seeds: `mopd compare`.
+    For means and spread over seeds, use `mopd compare`.
     """
     from mopd_nemo.analysis.report import write_report
     from mopd_nemo.run.directory import RunDirectory

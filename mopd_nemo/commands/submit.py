@@ -104,5 +104,5 @@ def _submit_chain(job: Job, length: int, after: str | None) -> None:
 
 
 def _dependency(after: str | None) -> list[str]:
-    """A job that cannot start any more, because the one before it has failed, does not stay in the queue."""
+    """Options for a job after another one. If that one fails, Slurm removes this one from the queue."""
     return [f"--dependency=afterok:{after.replace(',', ':')}", "--kill-on-invalid-dep=yes"] if after else []

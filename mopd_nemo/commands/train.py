@@ -38,7 +38,7 @@ def train(
 
 
 def run_training(config_file: Path | None, resume: Path | None, overrides: Sequence[str]) -> int:
-    """Start or continue a run; the exit code: 0 complete, 130 stopped by Ctrl-C, 143 by a termination signal."""
+    """Start or continue a run. Exit code: 0 complete, 130 stopped by Ctrl-C, 143 by a termination signal."""
     started = time.monotonic()
     if (config_file is None) == (resume is None):
         raise UserError("give either --config FILE for a new run or --resume RUN_DIR to continue one")
@@ -79,7 +79,7 @@ def _say_where(run: RunDirectory, complete: bool, console: Console) -> None:
 
 @dataclass(frozen=True, slots=True)
 class PlannedRun:
-    """One combination."""
+    """One combination of settings."""
 
     path: Path
     overrides: list[str]
@@ -98,7 +98,7 @@ def sweep(
 
 
 def run_sweep(config_file: Path, overrides: Sequence[str], output: Path) -> int:
-    """Run what is missing, then compare all runs of `output`; the exit code of `mopd train` if one was stopped."""
+    """Make the missing runs, then compare all of `output`. Returns the exit code of a run that was stopped, else 0."""
     runs = plan(config_file, overrides, output)
     console = Console()
     for number, run in enumerate(runs, start=1):
@@ -122,7 +122,7 @@ def plan(config_file: Path, overrides: Sequence[str], output: Path) -> list[Plan
     A list value keeps its commas: `optimizer.betas=[0.9,0.95]` is one value.
 
     Raises:
-        UserError: nothing varies, a combination is no valid config, or a finished run was made with other settings.
+        UserError: nothing varies, a combination is no valid config, or a run directory has other settings.
     """
     fixed = [item for item in overrides if len(_values(item)) == 1]
     varied = [_values(item) for item in overrides if len(_values(item)) > 1]
@@ -152,7 +152,7 @@ def is_complete(run: RunDirectory) -> bool:
 
 
 def _values(item: str) -> list[str]:
-    """`seed=1,2` -> seed=1 and seed=2; commas inside brackets, braces or quotes do not separate."""
+    """`seed=1,2` -> seed=1 and seed=2. Commas inside brackets, braces or quotes do not separate."""
     key, _, text = item.partition("=")
     parts = re.findall(r"""(?:\[[^\]]*\]|\{[^}]*\}|"[^"]*"|'[^']*'|[^,])+""", text)
     return [f"{key}={part}" for part in parts] or [item]

@@ -25,7 +25,7 @@ from mopd_nemo.verifiers import verifier_class
 from mopd_nemo.verifiers.pool import VerifierPool
 
 _AHEAD = 256
-"""Rows that are being judged, or wait for an earlier one, at once: memory does not grow with the file."""
+"""Limit of rows in memory: those being judged, and those that wait for an earlier row."""
 
 
 class _Row(BaseModel):
@@ -39,8 +39,8 @@ class _Row(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class _Judging:
-    """A row and its verdict to come, or the reason why there is none."""
+class _PendingRow:
+    """A row with its pending verdict, or with the reason why it cannot be judged."""
 
     id: str | int | None
     verdict: Future[Verdict] | None
@@ -73,7 +73,7 @@ def verify(
 
 
 def _verify_file(task: str, source: Path, output: Path, config: VerifierConfig, feedback: bool) -> Counter[str]:
-    """Judge every row of `source`; how many rows had each outcome."""
+    """Judge every row of `source`. Returns the number of rows by outcome."""
     verifier_class(task, key="--task")
     if not source.is_file():
         raise UserError(f"--input {source}: no such file")
@@ -102,13 +102,13 @@ def _verify_file(task: str, source: Path, output: Path, config: VerifierConfig, 
     return outcomes
 
 
-def _judge_rows(task: str, source: Path, pool: VerifierPool) -> Iterator[_Judging]:
-    """Every row in file order, with some judged ahead."""
-    ahead: deque[_Judging] = deque()
+def _judge_rows(task: str, source: Path, pool: VerifierPool) -> Iterator[_PendingRow]:
+    """Every row in file order. Judging runs ahead by some rows."""
+    ahead: deque[_PendingRow] = deque()
     for number, line, row in read_models(source, _Row):
         where = f"{source}, line {number}"
         if isinstance(row, ValidationError):
-            ahead.append(_Judging(_id_of(line), None, f"{where}: {explain(row)}"))
+            ahead.append(_PendingRow(_id_of(line), None, f"{where}: {explain(row)}"))
         else:
             ahead.append(_begin(task, row, where, pool))
         if len(ahead) > _AHEAD:
@@ -116,16 +116,16 @@ def _judge_rows(task: str, source: Path, pool: VerifierPool) -> Iterator[_Judgin
     yield from ahead
 
 
-def _begin(task: str, row: _Row, where: str, pool: VerifierPool) -> _Judging:
+def _begin(task: str, row: _Row, where: str, pool: VerifierPool) -> _PendingRow:
     field = "tests" if task == "code" else "answer"
     answer = getattr(row, field)
     if answer is None:
-        return _Judging(row.id, None, f"{where}: {field}: missing")
+        return _PendingRow(row.id, None, f"{where}: {field}: missing")
     try:
         verifier_class(task).check_answer(answer)
     except ValueError as error:
-        return _Judging(row.id, None, f"{where}: {error}")
-    return _Judging(row.id, pool.submit(task, row.response, answer, row.finished), where)
+        return _PendingRow(row.id, None, f"{where}: {error}")
+    return _PendingRow(row.id, pool.submit(task, row.response, answer, row.finished), where)
 
 
 def _id_of(line: str) -> Any:
@@ -135,8 +135,8 @@ def _id_of(line: str) -> Any:
         return None
 
 
-def _result(judging: _Judging, feedback: bool) -> dict[str, Any]:
-    """The row to write. One that was not judged has no reward: 0 would be a finding about the response."""
+def _result(judging: _PendingRow, feedback: bool) -> dict[str, Any]:
+    """The row to write. A row that was not judged has no reward: 0 would say that the response is wrong."""
     if judging.verdict is None:
         error, verdict = judging.reason, Verdict(0.0, Outcome.VERIFIER_ERROR)
     else:

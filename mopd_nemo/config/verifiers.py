@@ -40,8 +40,6 @@ class CodeConfig(ConfigBlock):
     """Size of a program's scratch directory, in MiB of memory."""
     processes: PositiveInt = 32
     """Limit of processes and threads of one test."""
-    packages: tuple[str, ...] = ("numpy", "sortedcontainers")
-    """Packages beside the standard library that programs may import, where installed."""
     sandbox: Literal["auto", "bubblewrap", "namespaces", "rlimits"] = "auto"
     """Isolation of programs from the machine. `auto`: bubblewrap, else namespaces, else an error. `rlimits` protects
     neither files nor network and is never chosen by `auto`."""

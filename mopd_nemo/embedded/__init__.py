@@ -10,7 +10,7 @@ _PREFIX = "embedded:"
 
 
 def resolve_model_path(path: str) -> str:
-    """`embedded:NAME` as a directory; anything else unchanged."""
+    """The directory of `embedded:NAME`. Any other path stays as it is."""
     if not path.startswith(_PREFIX):
         return path
     directory = Path(__file__).parent / path.removeprefix(_PREFIX)

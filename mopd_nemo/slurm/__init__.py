@@ -1,5 +1,5 @@
 """One Slurm job from one config.
 
-`site` reads the site file, `job` renders the script, `checks` refuses what cannot run, `memory` estimates GPU memory,
-`submit` writes and submits. `scripts/` runs inside the job.
+`site` reads the site file, `job` renders the script, `memory` estimates GPU memory, `submit` refuses jobs that would
+fail, writes and submits the others. `scripts/` runs inside the job.
 """

@@ -1,4 +1,4 @@
-"""A job and its sbatch script. Pure: nothing here looks at a cluster or a file."""
+"""A job and its sbatch script. Pure functions: they read no file and ask no cluster."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ Task = Literal["train", "eval", "interactive"]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What one submission is made of."""
+    """One submission to Slurm."""
 
     config: Config
     site: SiteConfig
     directory: Path
     """The run directory, or with several seeds the directory of the run directories. Absolute."""
     workdir: Path
-    """Where the driver starts: relative paths of the config are relative to it. Absolute."""
+    """Working directory of the driver, which relative paths of the config start from. Absolute."""
     task: Task = "train"
     seeds: tuple[int, ...] = ()
-    """A job array with one run a seed. Empty: one run with the config's seed."""
+    """Seeds of a job array, one run each. Empty: one run with the config's seed."""
 
     @property
     def nodes(self) -> int:
@@ -39,7 +39,7 @@ class Job:
 
     @property
     def gpus_per_node(self) -> int:
-        """The local engine uses one GPU, of one node; none with `model.device=cpu`."""
+        """GPUs of each node. The local engine uses one, or none with `model.device=cpu`."""
         if self.config.engine == "nemo":
             return self.config.nemo.gpus_per_node
         return 0 if self.config.model.device == "cpu" else 1
@@ -51,7 +51,7 @@ class Job:
 
     @property
     def script(self) -> Path:
-        """What sbatch gets."""
+        """The sbatch script."""
         return self.directory / "job" / "job.sbatch"
 
     @property
@@ -75,10 +75,10 @@ def render(job: Job) -> str:
 
 
 def parse_seeds(text: str | None) -> tuple[int, ...]:
-    """`0,1,2` as numbers; a seed is also the task's number in the job array.
+    """`0,1,2` as numbers. A seed is also the number of its task in the job array.
 
     Raises:
-        UserError: it is something else.
+        UserError: the text has another form.
     """
     if text is None:
         return ()
@@ -89,7 +89,7 @@ def parse_seeds(text: str | None) -> tuple[int, ...]:
 
 
 def mounts(job: Job) -> list[str]:
-    """What the container sees, as pyxis wants it."""
+    """The container's mounts, in the form of pyxis."""
     own = [job.site.root, str(job.directory), str(job.workdir), *([job.site.hf_home] if job.site.hf_home else [])]
     given = [mount if ":" in mount else f"{mount}:{mount}" for mount in (*job.site.mounts, *job.site.node_mounts)]
     seen = [Path(mount.split(":")[0]) for mount in given if len(set(mount.split(":")[:2])) == 1]
@@ -136,7 +136,7 @@ def _slurm_time(duration: str) -> str:
 
 
 def _exports(job: Job) -> dict[str, str]:
-    """What the scripts of the job read, and the environment of its processes."""
+    """Variables for the scripts of the job, and the environment of its processes."""
     cluster, site = job.config.cluster, job.site
     own = {
         "MOPD_TASK": job.task,
@@ -164,8 +164,8 @@ def _environment_of_processes(job: Job) -> dict[str, str]:
     site = job.site
     variables = {"TOKENIZERS_PARALLELISM": "false"}
     if job.config.engine == "nemo":
-        # Megatron refuses to start without the first; the second keeps NeMo-RL's converted models for all runs; with
-        # the third Ray leaves the interpreters of NeMo-RL's workers to NeMo-RL.
+        # Megatron refuses to start without the first. The second keeps NeMo-RL's converted models for all runs. With
+        # the third, Ray lets NeMo-RL choose the interpreters of its workers.
         variables |= {
             "TORCH_CUDA_ARCH_LIST": "9.0",
             "NRL_MEGATRON_CHECKPOINT_DIR": f"{site.root}/megatron",
@@ -196,7 +196,7 @@ def _environment() -> Environment:
 
 
 def describe(job: Job) -> Sequence[str]:
-    """The job in a few lines, for a person about to submit it."""
+    """The job in a few lines, printed when it is submitted."""
     gpus = job.nodes * job.gpus_per_node
     hours = seconds_of(job.config.cluster.time_limit) / 3600
     runs = max(1, len(job.seeds))

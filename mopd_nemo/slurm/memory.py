@@ -1,4 +1,4 @@
-"""The sizes of a model, and an estimate of GPU memory per phase from sizes alone: to judge by, not a measurement.
+"""The sizes of a model, and an estimate of GPU memory per phase that is computed from them. Nothing is measured.
 
 With P the parameters on one GPU (layers divided by pipeline stages and tensor parallelism, experts by expert
 parallelism, embedding and output layer on the stages that have them), D the GPUs that share the optimiser's state
@@ -15,9 +15,9 @@ parallelism, embedding and output layer on the stages that have them), D the GPU
                                          widens a chunk at a time
     generation    gpu_memory_utilization of the GPU, and the training weights while they are handed over
 
-A teacher that scores has weights, one layer's working set and logits without gradients. On shared GPUs an external one
-and the student take turns: each waits in the nodes' memory while the other scores, and the teacher while the student
-trains or vLLM generates.
+A scoring teacher has weights, one layer's working set and logits without gradients. On shared GPUs an external teacher
+and the student take turns: each is in host memory while the other scores. The teacher also is while the student trains
+or vLLM generates.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Architecture:
 
     @property
     def parameters(self) -> int:
-        """All of them."""
+        """Parameters of the model."""
         layer = self.attention + self.mlp + self.all_experts + self.norms
         return self.layers * layer + self.hidden + self.embedding * (1 if self.tied else 2)
 
@@ -110,11 +110,11 @@ KNOWN = {
         layers=80, hidden=8192, heads=64, kv_heads=8, head_dim=128, ffn=28672, vocab=128256, qk_norm=False
     ),
 }
-"""Models whose sizes are needed where they are not installed."""
+"""Sizes of models that may not be installed where a job is submitted."""
 
 
 def architecture_of(path: str, hf_home: str | None) -> Architecture | None:
-    """Of a model directory, a model in a Hugging Face cache, or a known name; None when it cannot be told."""
+    """Sizes of a model directory, of a model in a Hugging Face cache, or of a known name. None: unknown."""
     directory = find_model(path, hf_home)
     if directory is not None:
         return from_config(json.loads((directory / "config.json").read_text()))
@@ -122,7 +122,7 @@ def architecture_of(path: str, hf_home: str | None) -> Architecture | None:
 
 
 def find_model(path: str, hf_home: str | None) -> Path | None:
-    """The directory with the model's `config.json`, if it is on this machine."""
+    """The directory with the model's `config.json`. None: it is not on this machine."""
     if (Path(path) / "config.json").is_file():
         return Path(path)
     if hf_home is None:
@@ -132,7 +132,7 @@ def find_model(path: str, hf_home: str | None) -> Path | None:
 
 
 def from_config(config: Mapping[str, Any]) -> Architecture | None:
-    """From a Hugging Face config; None when it is not of this family."""
+    """Sizes from a Hugging Face config. None: another family of models."""
     try:
         heads = config["num_attention_heads"]
         return Architecture(
@@ -186,7 +186,7 @@ def generation_weights(config: Config, student: Architecture) -> float:
 
 
 def check_divisible(who: str, model: Architecture, parallel: ParallelConfig) -> str | None:
-    """Why the model cannot be sharded so, if it cannot."""
+    """Why the model cannot be sharded like this. None: it can."""
     key = f"nemo.{who}"
     if model.layers % parallel.pipeline:
         return f"{key}.pipeline={parallel.pipeline} does not divide the model's {model.layers} layers"
@@ -201,7 +201,7 @@ def check_divisible(who: str, model: Architecture, parallel: ParallelConfig) -> 
 
 
 def _training(model: Architecture, nemo: NemoConfig, tokens: int, recompute: bool) -> float:
-    """The first stage, which keeps most micro-batches, or the last, which has the logits: the fuller one."""
+    """The fuller of the first stage, which keeps most micro-batches, and the last, which has the logits."""
     parallel = nemo.student
     fixed = 3 * _weights(model, parallel) + _optimizer(model, nemo)  # weights 2 bytes, gradients 4
     stages, local = parallel.pipeline, tokens / parallel.context
@@ -228,7 +228,7 @@ def _optimizer(model: Architecture, nemo: NemoConfig) -> float:
 
 
 def _dense(model: Architecture, parallel: ParallelConfig) -> float:
-    """Parameters of the fullest stage without experts: its layers and, at an end of the pipeline, a vocabulary."""
+    """Parameters of the fullest stage without experts: its layers and, at a pipeline's end, the vocabulary."""
     layer = (model.attention + (0 if model.experts else model.mlp)) / parallel.tensor + model.norms
     router = model.mlp if model.experts else 0
     ends = 1 if model.tied or parallel.pipeline > 1 else 2

@@ -1,7 +1,7 @@
 """Wait until every node has joined Ray, then run one task on each: `python -m mopd_nemo.slurm.ray_nodes`.
 
-The launcher's last step before the driver. A node that cannot run a task, cannot import this package or does not see
-the shared log directory is found here, by name, before any model is loaded.
+The launcher runs it before the driver. It names a node that cannot run a task, cannot import this package or does not
+see the shared log directory, before any model is loaded.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _wait_for_nodes(number: int, deadline: float) -> list[dict[str, Any]]:
 
 
 def _answer(nodes: list[dict[str, Any]], file: str, deadline: float) -> int:
-    """Every node's answer, or which one gave none."""
+    """Print every node's answer. Returns 1 if one of them failed, else 0."""
     answers = {
         node["NodeID"]: _report.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
@@ -72,7 +72,7 @@ def _answer(nodes: list[dict[str, Any]], file: str, deadline: float) -> int:
 
 @ray.remote(num_cpus=0, max_retries=0)
 def _report(file: str) -> tuple[str, bool]:
-    import mopd_nemo  # noqa: F401  the node must be able to
+    import mopd_nemo  # noqa: F401  fails if the node cannot
 
     return socket.gethostname(), Path(file).exists()
 

@@ -46,7 +46,7 @@ class SiteConfig(ConfigBlock):
     """Directories to mount in the container, as `path` or `path:path_inside`. They must exist where the job is
     submitted. The working directory and the run's directory are added."""
     node_mounts: tuple[str, ...] = ()
-    """The same for directories that exist on the nodes only, such as local disks."""
+    """Directories that exist on the nodes only, such as local disks, in the same form."""
     setup: str = ""
     """Shell lines run on every node first, for bare metal: load modules, activate an environment."""
     environment: dict[str, str] = Field(default_factory=dict)
@@ -57,7 +57,7 @@ class SiteConfig(ConfigBlock):
     hf_home: str | None = None
     """Hugging Face cache (HF_HOME) on the shared file system."""
     offline: bool = True
-    """The nodes read models and data sets from `hf_home` only, and never the network."""
+    """Nodes read models and data sets from `hf_home` only, never from the network."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -77,10 +77,10 @@ class SiteConfig(ConfigBlock):
 
 
 def load_site(file: Path | None) -> SiteConfig:
-    """The file that is named, else that of $MOPD_SITE, else `slurm/site.yaml`.
+    """Read the given site file, else that of $MOPD_SITE, else `slurm/site.yaml`.
 
     Raises:
-        UserError: there is none, or it is wrong.
+        UserError: there is no such file, or a value is wrong.
     """
     chosen = file or Path(os.environ.get("MOPD_SITE") or DEFAULT_FILE)
     if not chosen.is_file():

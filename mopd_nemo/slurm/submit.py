@@ -1,4 +1,4 @@
-"""Find what would make a job fail before it waits in a queue, write its directory, and hand it to Slurm."""
+"""Find reasons why a job would fail before it waits in a queue, write its directory, and submit it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mopd_nemo.slurm.site import SiteConfig
 
 
 def problems_of(job: Job) -> list[str]:
-    """Everything that would make the job fail, each with its remedy."""
+    """Every reason why the job would fail, each with its remedy."""
     return [
         *model_problems(job.config, job.site),
         *_paths(job),
@@ -36,10 +36,7 @@ def problems_of(job: Job) -> list[str]:
 
 
 def memory_lines(config: Config, site: SiteConfig) -> list[str]:
-    """The estimate of GPU memory for a person to read, and where it looks too much. Nothing is refused for it.
-
-    Empty for models of unknown size.
-    """
+    """The estimate of GPU memory, with a warning and a remedy where it exceeds a GPU. Empty: the sizes are unknown."""
     student, teacher = _architectures(config, site)
     if student is None:
         return []
@@ -71,7 +68,7 @@ _MEMORY_REMEDIES = {
 
 
 def model_problems(config: Config, site: SiteConfig) -> list[str]:
-    """Models that cannot be sharded as configured, or do not go together. Models of unknown sizes are passed over."""
+    """Models that cannot be sharded as configured, or have different vocabularies. Skips models of unknown sizes."""
     student, teacher = _architectures(config, site)
     if student is None:
         return []
@@ -87,7 +84,7 @@ def model_problems(config: Config, site: SiteConfig) -> list[str]:
 
 
 def _architectures(config: Config, site: SiteConfig) -> tuple[Architecture | None, Architecture | None]:
-    """Sizes of the student and of an external teacher, where NeMo-RL runs them and they are known."""
+    """Sizes of the student and of an external teacher on NeMo-RL. None: unknown, or another engine."""
     if config.engine != "nemo":
         return None, None
     path = config.teacher.path
@@ -110,7 +107,7 @@ def _paths(job: Job) -> Iterator[str]:
 
 
 def unwritable(directory: Path) -> str | None:
-    """Why a directory, which need not exist yet, cannot be written."""
+    """Why a directory cannot be written, whether it exists or not. None: it can."""
     existing = directory
     while not existing.exists():
         existing = existing.parent
@@ -153,7 +150,7 @@ def _secrets(site: SiteConfig) -> Iterator[str]:
 
 
 def write_job(job: Job) -> None:
-    """The script, the settings, and a copy of this package: a queued job does not change with the checkout.
+    """Write the script, the settings and a copy of this package: edits to the checkout do not reach a queued job.
 
     Raises:
         UserError: the directory holds a job already, or cannot be written.
@@ -187,7 +184,7 @@ def sbatch(script: Path, options: Sequence[str] = ()) -> str:
     """Submit a script.
 
     Args:
-        options: added to those in the script, for what is no part of the job itself, such as dependencies.
+        options: in addition to those in the script, for example dependencies on other jobs.
 
     Returns:
         The job's id.

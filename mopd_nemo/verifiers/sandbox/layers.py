@@ -32,6 +32,8 @@ INSIDE = Path(__file__).parent / "inside"
 """The programs that run in the sandbox."""
 _PROBE = "import sched\nprint(6 * 7)"
 """Imports a module that the fork server has not loaded: programs must be able to read Python's library."""
+PACKAGES = ("numpy", "sortedcontainers")
+"""Packages beside the standard library that programs may import, where installed."""
 _NOBODY = 65534
 _SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin", "/sbin", "/etc/ld.so.cache", "/etc/localtime")
 _CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_KILL")
@@ -120,8 +122,8 @@ def launches(layer: LayerName, config: CodeConfig) -> list[Launch]:
 
 
 def _bubblewrap(config: CodeConfig, own_user: bool) -> Launch:
-    mounts = [word for source, target in _mounts(config) for word in ("--ro-bind", source, target)]
-    above = {str(parent): None for _, target in _mounts(config) for parent in reversed(Path(target).parents[:-1])}
+    mounts = [word for source, target in _mounts() for word in ("--ro-bind", source, target)]
+    above = {str(parent): None for _, target in _mounts() for parent in reversed(Path(target).parents[:-1])}
     # bubblewrap itself would create these directories readable by root only.
     parents = [word for path in above for word in ("--perms", "0755", "--dir", path)]
     variables = [word for name, value in _ENVIRONMENT.items() for word in ("--setenv", name, value)]
@@ -140,7 +142,7 @@ def _bubblewrap(config: CodeConfig, own_user: bool) -> Launch:
 
 def _namespaces(config: CodeConfig, own_user: bool) -> Launch:
     plan = {
-        "mounts": _mounts(config),
+        "mounts": _mounts(),
         "own_user": own_user,
         "command": _fork_server(config, isolated=True, uid=None if own_user else _NOBODY),
         "environment": _ENVIRONMENT,
@@ -149,12 +151,12 @@ def _namespaces(config: CodeConfig, own_user: bool) -> Launch:
 
 
 def _fork_server(config: CodeConfig, *, isolated: bool, uid: int | None) -> list[str]:
-    parents = sorted({str(path.parent) for path in _packages(config)})
+    parents = sorted({str(path.parent) for path in _packages()})
     options = {
         "isolate": isolated,
         "uid": uid,
         "paths": ["/sandbox/packages"] if isolated else parents,
-        "packages": config.packages,
+        "packages": PACKAGES,
         "seconds": config.seconds_per_test,
         "memory_bytes": config.memory_mb << 20,
         "output_bytes": config.output_mb << 20,
@@ -167,21 +169,21 @@ def _fork_server(config: CodeConfig, *, isolated: bool, uid: int | None) -> list
     return [_python(), "-sSB", script, json.dumps(options)]
 
 
-def _mounts(config: CodeConfig) -> list[tuple[str, str]]:
+def _mounts() -> list[tuple[str, str]]:
     """Read-only (source, target): the system's libraries, this Python, the allowed packages, the fork server."""
     paths = [path for path in _SYSTEM if Path(path).exists()]
     prefix = os.path.realpath(sys.base_prefix)
     if not any(prefix == path or prefix.startswith(f"{path}/") for path in paths):
         paths.append(prefix)
     mounts = [(os.path.realpath(path), path) for path in paths]
-    mounts += [(str(path), f"/sandbox/packages/{path.name}") for path in _packages(config)]
+    mounts += [(str(path), f"/sandbox/packages/{path.name}") for path in _packages()]
     return [*mounts, (str(INSIDE), "/sandbox/inside")]
 
 
-def _packages(config: CodeConfig) -> list[Path]:
+def _packages() -> list[Path]:
     """Directories of the allowed packages that are installed, and of the libraries that wheels put beside them."""
     found: list[Path] = []
-    for name in config.packages:
+    for name in PACKAGES:
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.submodule_search_locations:
             package = Path(next(iter(spec.submodule_search_locations)))

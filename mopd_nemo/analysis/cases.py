@@ -29,7 +29,7 @@ from mopd_nemo.run.rollouts import (
 )
 
 SOLVED = 0.5
-"""A held-out problem counts as solved when more than this share of its samples is right."""
+"""A held-out problem counts as solved if more than this share of its samples is right."""
 
 Runs = Mapping[str, RunDirectory]
 Part = tuple[bool, str]
@@ -51,12 +51,12 @@ class Side:
 
 @dataclass
 class History:
-    """What happened to each training problem."""
+    """The course of each training problem."""
 
     visits: dict[str, list[int]] = field(default_factory=dict)
-    """By problem, the recorded steps in which it was sampled."""
+    """Recorded steps in which a problem was sampled, by problem."""
     first_solved: dict[str, int] = field(default_factory=dict)
-    """By problem, the first step with a success."""
+    """The first step with a success, by problem."""
     pattern_rows: list[dict[str, Any]] = field(default_factory=list)
     """Per step, the share of rollouts whose response matches each pattern."""
 
@@ -96,11 +96,11 @@ def write_cases(
 
     Args:
         patterns: name -> regular expression, counted in the training responses.
-        problems: shown in any case.
+        problems: always shown.
         step: evaluation to compare; default: the last that both have.
 
     Raises:
-        UserError: a run has no recorded rollouts, or a problem or step that was asked for is not there.
+        UserError: a run has no recorded rollouts, or lacks one of `problems` or the step.
     """
     histories = {label: read_history(run, patterns) for label, run in runs.items()}
     held_out = _held_out(runs, step)
@@ -133,7 +133,7 @@ def write_cases(
 
 
 def _held_out(runs: Runs, asked: int | None) -> dict[str, Any] | None:
-    """An evaluation that both runs have: rate of each problem, and which only one of them solves."""
+    """An evaluation that both runs have: the rate of each problem, and the problems that only one run solves."""
     shared = set.intersection(*(set(run.rollout_files("eval")) for run in runs.values()))
     if asked is not None and asked not in shared:
         raise UserError(f"--step {asked}: both runs have evaluations at steps {', '.join(map(str, sorted(shared)))}")
@@ -160,7 +160,7 @@ def _held_out(runs: Runs, asked: int | None) -> dict[str, Any] | None:
 
 
 def _training(histories: Mapping[str, History]) -> dict[str, Any]:
-    """First step at which each problem was ever solved, on the problems that both runs sampled."""
+    """First step at which each problem was solved, for the problems that both runs sampled."""
     first, second = histories.values()
     common = [problem for problem in first.visits if problem in second.visits]
     solved = {p: {label: history.first_solved.get(p) for label, history in histories.items()} for p in common}
@@ -184,11 +184,7 @@ def _held_out_cases(runs: Runs, held_out: Mapping[str, Any], max_cases: int) -> 
             for label in (winner, other)
         }
         cases[winner] = [
-            _case(
-                problem,
-                Side(winner, groups[winner][problem]),
-                Side(other, groups[other][problem]),
-            )
+            _case(problem, *(Side(label, groups[label][problem]) for label in (winner, other)))
             for problem in held_out["only"][winner][:max_cases]
         ]
     return cases
@@ -200,7 +196,7 @@ def _training_cases(
     training: Mapping[str, Any],
     max_cases: int,
 ) -> dict[str, list[dict[str, Any]]]:
-    """The step at which one run first solved a problem beside the other's last try."""
+    """The step in which one run first solved a problem, beside the last visit of the other run."""
     return {
         winner: [
             _case(
@@ -220,7 +216,7 @@ def _asked(
     histories: Mapping[str, History],
     held_out: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """A problem that was asked for: the last training visit of both, else the held-out samples."""
+    """A problem of `--problem`: the last training visit of both runs, or else the held-out samples."""
     if all(problem in history.visits for history in histories.values()):
         groups = {label: group_at(run, histories[label].visits[problem][-1], problem) for label, run in runs.items()}
     elif held_out is not None and problem in held_out["rates"]:
@@ -232,7 +228,7 @@ def _asked(
 
 
 def _case(problem: str, first: Side, second: Side) -> dict[str, Any]:
-    """A right response of one run beside a wrong one of the other where there are such, with what differs marked."""
+    """A right response of one run beside a wrong one of the other, if they exist, with the differences marked."""
     second_fails = num_successes(second.group.rows) < len(second.group.rows)
     shown = [first.pick(right=second_fails), second.pick(right=not second_fails)]
     sides = [
@@ -243,18 +239,14 @@ def _case(problem: str, first: Side, second: Side) -> dict[str, Any]:
             "num_rollouts": len(side.group.rows),
             "row": row,
             "parts": parts,
-            "contexts": _first_with(row, teacher_prompts(side.group.rows)),
+            # The teacher prompt of the shown rollout comes first.
+            "contexts": sorted(teacher_prompts(side.group.rows), key=lambda c: row["rollout"] not in c["targets"]),
         }
         for side, row, parts in zip(
             (first, second), shown, diff(shown[0]["response"], shown[1]["response"]), strict=True
         )
     ]
     return {"problem": problem, "head": first.group.rows[0], "sides": sides}
-
-
-def _first_with(row: Row, contexts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The teacher prompt of the shown rollout first."""
-    return sorted(contexts, key=lambda context: row["rollout"] not in context["targets"])
 
 
 def _directions(labels: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -29,7 +29,7 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
 
 
 def svgs(figures: Iterable[Figure | None]) -> list[str]:
-    """The figures that there are, as `<svg>` elements."""
+    """The figures that are not None, as `<svg>` elements."""
     return [to_svg(figure) for figure in figures if figure is not None]
 
 

@@ -1,6 +1,6 @@
-"""Figures that a paper or a report could print. Every function takes plain rows or numbers and returns a figure.
+"""Figures for reports and papers. Every function takes plain rows or numbers and returns a figure, None without data.
 
-Curves take one run or several: `{label: rows}`. A figure without data is None.
+Curves take one run or several: `{label: rows}`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SIZE = (5.2, 3.1)
 """Inches: one column of a two-column page, or half the width of a report."""
 INK, SOFT = "#1c2430", "#5b6675"
 COLOURS = ("#3a6ea5", "#d9730d", "#3b8750", "#8b5fa3", "#c0392b", "#7a6a53", "#2a9d9f", "#a03a6b")
-"""Dark enough for white paper; with `MARKERS` they stay apart in grey too."""
+"""Dark enough for white paper. With `MARKERS` they can be told apart in grey."""
 MARKERS = "os^Dvx*P"
 LINES = ("-", "--", "-.", ":")
 
@@ -63,7 +63,7 @@ def curve(
 ) -> Figure | None:
     """Metrics over steps. `names` maps metric names to labels; steps without a metric are skipped.
 
-    Several runs and several metrics: colour tells runs apart, line style metrics.
+    With several runs and several metrics, colour distinguishes runs, and line style metrics.
     """
     lines: list[tuple[int, int, str, list[tuple[float, float]]]] = []
     for r, (run, rows) in enumerate(runs.items()):
@@ -90,7 +90,7 @@ def ever_solved(runs: Runs, tried: Sequence[tuple[float, float]] = ()) -> Figure
     """Training problems solved at least once so far (the paper's figure 3).
 
     Args:
-        tried: (step, problems sampled at least once so far), drawn as the limit; see `problems_tried`.
+        tried: (step, problems sampled at least once so far), drawn as the upper limit; see `problems_tried`.
     """
     figure = curve(runs, "problems solved at least once", "problems", {"ever_solved": "solved"}, from_zero=True)
     if figure is not None and tried:
@@ -101,7 +101,7 @@ def ever_solved(runs: Runs, tried: Sequence[tuple[float, float]] = ()) -> Figure
 
 
 def problems_tried(last_step: int, per_step: int, total: int) -> list[tuple[float, float]]:
-    """(step, problems sampled so far) of a run that goes through its problems in turn: the corners of the curve."""
+    """The corners of the curve (step, problems sampled so far) of a run that takes its problems in turn."""
     all_tried = total / per_step
     corners = [(1.0, float(per_step))]
     if all_tried < last_step:
@@ -110,7 +110,7 @@ def problems_tried(last_step: int, per_step: int, total: int) -> list[tuple[floa
 
 
 def phase_seconds(runs: Runs) -> Figure | None:
-    """Where the time of a step goes. One run: seconds of each phase, stacked over steps. Several: mean per run."""
+    """Time of each phase of a step. One run: stacked over steps. Several: means per run."""
     runs = {label: rows for label, rows in runs.items() if rows}
     if not runs:
         return None
@@ -151,13 +151,13 @@ def metric_grid(
     controls: Sequence[str],
     title: str,
 ) -> Figure | None:
-    """One panel a metric, one row a condition: the mean and its 95 % interval.
+    """One panel per metric, one row per condition: the mean and its 95 % interval.
 
     Args:
         table: condition -> metric -> `mean`, `low`, `high`.
         metrics: names and titles of the panels.
         conditions: names and labels of the rows.
-        chance: by metric, what no information gives; a dotted line where it is near the data.
+        chance: by metric, its value without information; a dotted line if it is near the data.
         controls: conditions in a colour of their own.
     """
     if any(table[name][metric]["mean"] is None for name in conditions for metric in metrics):
@@ -178,7 +178,7 @@ def metric_grid(
         axes.xaxis.set_major_locator(MaxNLocator(4))
         low, high = axes.get_xlim()
         level = chance.get(metric, math.nan)
-        if low - 0.5 * (high - low) <= level <= high + 0.5 * (high - low):  # farther off it would squeeze the data
+        if low - 0.5 * (high - low) <= level <= high + 0.5 * (high - low):  # a line farther off would squeeze the data
             axes.axvline(level, color=SOFT, linewidth=0.9, linestyle=":")
     panels.flat[0].set_yticks(range(len(conditions)), list(conditions.values()))
     panels.flat[0].invert_yaxis()
@@ -188,11 +188,11 @@ def metric_grid(
 def bars(
     table: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, str], title: str, columns: int = 3
 ) -> Figure | None:
-    """One panel a metric, one bar a method, with 95 % intervals (the paper's figure 5).
+    """One panel per metric, one bar per method, with 95 % intervals (the paper's figure 5).
 
     Args:
         table: method -> metric -> `mean`, `low`, `high`.
-        metrics: names and titles of the panels; those that no method has are left out.
+        metrics: names and titles of the panels; a metric that no method has is left out.
     """
     shown = {m: text for m, text in metrics.items() if any(row[m]["mean"] is not None for row in table.values())}
     if not shown:
@@ -254,7 +254,7 @@ def style_axes(axes: Axes, x: str = "", y: str = "") -> None:
 
 
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
-    """Write `stem`.pdf (text stays text) and `stem`.png (200 dots an inch)."""
+    """Write `stem`.pdf (with text as text) and `stem`.png (200 dots per inch)."""
     vector, pixels = (stem.with_name(stem.name + suffix) for suffix in (".pdf", ".png"))
     with matplotlib.rc_context({"pdf.fonttype": 42}):
         figure.savefig(vector, metadata={"CreationDate": None})
@@ -263,7 +263,7 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
 
 
 def to_svg(figure: Figure) -> str:
-    """An `<svg>` element for a page. Ids are made unique: figures share one page, and equal ids would mix them up."""
+    """An `<svg>` element for a page. Its ids are unique, because figures share one page."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "mopd"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})

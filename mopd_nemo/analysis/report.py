@@ -30,9 +30,9 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def write_report(runs: Sequence[RunDirectory], output: Path | None = None) -> Path:
-    """Write a page about what runs have recorded so far; parts without data are left out.
+    """Write a page about the records of runs; parts without data are left out.
 
-    Several runs are laid over each other, with a table of what each reached and what differs in their settings.
+    Several runs share their figures, with a table of results and a table of the settings that differ.
 
     Args:
         output: default: report.html in the run's directory or, of several runs, in the working directory.
@@ -61,13 +61,13 @@ def write_report(runs: Sequence[RunDirectory], output: Path | None = None) -> Pa
 
 
 def label_runs(runs: Sequence[RunDirectory]) -> dict[str, RunDirectory]:
-    """Runs by directory name; by their whole path where names are equal."""
+    """Runs by directory name, or by path where names are equal."""
     names = [run.path.resolve().name for run in runs]
     return {name if names.count(name) == 1 else str(run.path): run for name, run in zip(names, runs, strict=True)}
 
 
 def read_metrics(run: RunDirectory) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of metrics.jsonl and of eval.jsonl; none where a file is missing."""
+    """Rows of metrics.jsonl and of eval.jsonl; empty where a file is missing."""
     files = (run.metrics_file, run.eval_file)
     metrics, evals = (read_rows(file) if file.exists() else [] for file in files)
     return metrics, evals
@@ -132,7 +132,7 @@ _CURVES = (
 
 
 def _outcome_curve(metrics: plots.Runs) -> _Curve:
-    """Of one run, the outcomes that occur."""
+    """The outcomes that occur, for one run."""
     every = [row for rows in metrics.values() for row in rows]
     outcomes = sorted({name for row in every for name in row if name.startswith("outcome/") and row[name] > 0})
     names = {name: name.removeprefix("outcome/").replace("_", " ") for name in outcomes}
@@ -148,7 +148,7 @@ def summary_table(metrics: plots.Runs, evals: plots.Runs) -> dict[str, Any]:
 
 
 def setting_differences(configs: Mapping[str, Config]) -> list[list[str]]:
-    """One row per setting that is not the same in all runs: key, then its value in each."""
+    """One row per setting that differs between runs: its key, then its value in each run."""
     flat = [flatten(config) for config in configs.values()]
     keys = dict.fromkeys(key for values in flat for key in values)
     return [
@@ -175,7 +175,7 @@ def _summary_row(metrics: Rows, evals: Rows) -> list[str]:
 
 
 def _single(run: RunDirectory, config: Config, metrics: Rows, evals: Rows) -> dict[str, Any]:
-    """The parts of the page that tell of one run alone."""
+    """The parts of the page that exist for one run only."""
     recorded = list(run.rollout_files().values())
     return {
         "description": _describe(config),
@@ -189,7 +189,7 @@ def _single(run: RunDirectory, config: Config, metrics: Rows, evals: Rows) -> di
 
 
 def _describe(config: Config) -> str:
-    """What the method makes of the settings, in a line."""
+    """The main settings in one line."""
     uses, peers = method_class(config.method).uses, config.peers
     parts = [f"method {config.method}"]
     if config.teacher.kind != "none":
@@ -202,7 +202,7 @@ def _describe(config: Config) -> str:
 
 
 def _tried(config: Config, metrics: Rows) -> list[tuple[float, float]]:
-    """Problems sampled so far, where the config says how many there are."""
+    """Problems sampled so far, if the config gives their number."""
     if not metrics or config.data.num_train is None:
         return []
     return plots.problems_tried(metrics[-1]["step"], config.rollout.num_prompts_per_step, config.data.num_train)
@@ -229,7 +229,7 @@ def _cards(metrics: Rows, evals: Rows) -> list[tuple[str, str]]:
 
 
 def _signal(directory: Path) -> dict[str, Any] | None:
-    """The teacher-signal result of a run, if `mopd analyze teacher-signal` has been there."""
+    """The result of `mopd analyze teacher-signal`, if the run has one."""
     file = directory / RESULT_FILE
     if not file.is_file():
         return None
@@ -239,7 +239,7 @@ def _signal(directory: Path) -> dict[str, Any] | None:
 
 
 def _outcomes(metrics: Rows, evals: Rows) -> dict[str, Any] | None:
-    """Share of each outcome: in training at first and at last, and on held-out problems."""
+    """Share of each outcome: in the first and last quarter of training, and on held-out problems."""
     quarter = max(len(metrics) // 4, 1)
     columns: dict[str, Rows] = {}
     if metrics:
@@ -274,14 +274,10 @@ def _steps(rows: Rows) -> str:
 
 
 def _sample_groups(rows: Rows) -> list[dict[str, Any]]:
-    """Some groups of a step: those where successes and failures meet come first, they show the most."""
+    """Some groups of a step, most evenly mixed first: they show the most."""
     groups = [list(members) for _, members in groupby(rows, key=lambda row: row["problem"])]
     groups.sort(key=lambda group: abs(fmean(row["reward"] for row in group) - 0.5))
     return [
-        {
-            "rows": group,
-            "num_correct": num_successes(group),
-            "contexts": teacher_prompts(group),
-        }
+        {"rows": group, "num_correct": num_successes(group), "contexts": teacher_prompts(group)}
         for group in groups[:_SHOWN_GROUPS]
     ]

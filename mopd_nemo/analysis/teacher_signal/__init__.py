@@ -1,4 +1,4 @@
-"""Agreement of a teacher's scores with the verifier, by what the teacher reads (paper section 5.3, appendix A).
+"""Agreement of a teacher's scores with the verifier, under different contexts (paper section 5.3, appendix A).
 
 rollouts -> contexts (conditions) -> scores (scoring) -> six metrics, in three readings (metrics) -> files (output)
 """

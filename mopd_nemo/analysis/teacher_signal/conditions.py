@@ -1,6 +1,6 @@
 """The conditions of a teacher-signal analysis: the paper's seven, and three matched-budget controls of 2S+1F.
 
-The prompts are those of training: the same ranking of peers, rendering, budgets and chat template.
+The teacher prompts are those of training: with the same ranking of peers, rendering, budgets and chat template.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ LABELS = {
 
 @dataclass(frozen=True, slots=True)
 class ConditionContext:
-    """What the teacher of one target reads in one condition."""
+    """The context of one target in one condition."""
 
     context: PeerContext
     complete: bool
-    """False when the group lacks some of the condition's peers; the context then shows those there are."""
+    """False when the group lacks some of the condition's peers. The context then shows the others."""
 
 
 def condition_contexts(

@@ -39,8 +39,8 @@ LABELS = {
 }
 LOWER_IS_BETTER = ("brier",)
 CHANCE = {"spearman": 0.0, "kendall": 0.0, "pairwise_accuracy": 0.5, "auc": 0.5, "point_biserial": 0.0}
-"""What scores without information give. The Brier score has no such value: every score is below 0, so every
-pseudo-probability is below one half, whatever the teacher thinks."""
+"""Values of scores without information. The Brier score has none: every score is below 0, so every
+pseudo-probability is below one half, whatever the teacher's opinion."""
 
 READINGS = ("common", "all_prompts", "own_prompts")
 CLASSES = ("success", "failure")
@@ -80,9 +80,8 @@ def scored_prompt(group: RecordedGroup, rows: Mapping[str, Mapping[str, Any]]) -
 def signal_table(prompts: Sequence[ScoredPrompt]) -> dict[str, Any]:
     """Per reading and condition: `num_prompts`, `num_responses`, and each metric with `mean`, `low`, `high` (95 %).
 
-    `common` has also, per condition, `minus`: the paired difference of each metric to each of `REFERENCES`, and
-    `shift`: how much further than without peers the log-probability of a whole response moves (nats), for successes
-    and for failures.
+    Per condition, `common` also has `minus`, the paired difference of each metric from each of `REFERENCES`, and
+    `shift`, the log-probability of a whole response minus that without peers (nats), for successes and for failures.
     """
     judged = [prompt for prompt in prompts if prompt.rewards]
     common = _common_support(judged)
@@ -102,12 +101,12 @@ def signal_table(prompts: Sequence[ScoredPrompt]) -> dict[str, Any]:
 
 
 def prompt_metrics(scores: Sequence[float], rewards: Sequence[float], success: Sequence[bool]) -> dict[str, float]:
-    """All metrics over the responses of one prompt; those with a score that is not finite are left out.
+    """All metrics over the responses of one prompt. A response whose score is not finite is left out.
 
     Args:
         scores: the teacher's mean token log-probability of each response (nats).
-        rewards: what the verifier gave.
-        success: reward at least τ.
+        rewards: of the verifier.
+        success: whether the reward is at least τ.
     """
     values = np.asarray(scores, dtype=float)
     keep = np.isfinite(values)
@@ -131,7 +130,7 @@ def kendall(scores: Array, rewards: Array) -> float:
 
 
 def pairwise_accuracy(scores: Array, rewards: Array) -> float:
-    """Fraction of unequal-reward pairs that the scores order rightly; a tie of scores is not right."""
+    """Fraction of the pairs with unequal rewards that the scores order alike. Tied scores do not count as alike."""
     rewarded = _pair_signs(rewards)
     unequal = rewarded != 0
     return float(np.mean(_pair_signs(scores)[unequal] == rewarded[unequal])) if unequal.any() else NAN
@@ -160,7 +159,7 @@ def _pair_signs(values: Array) -> Array:
 
 
 def one_class_fraction(prompts: Sequence[ScoredPrompt]) -> tuple[float, float]:
-    """Prompts without a success, and without a failure, among those with a judged response."""
+    """Fractions of prompts without a success and without a failure, among those with a judged response."""
     judged = [prompt.success for prompt in prompts if prompt.success]
     return fmean(not any(s) for s in judged), fmean(all(s) for s in judged)
 
@@ -195,7 +194,7 @@ def _metrics(prompt: ScoredPrompt, rows: Sequence[bool], name: str) -> list[floa
 
 
 def _shift(prompt: ScoredPrompt, rows: Sequence[bool], name: str) -> list[float]:
-    """Mean change of log P(response) against no peers, over the successes and over the failures."""
+    """Mean change of log P(response) from that without peers, over the successes and over the failures."""
     changes: dict[bool, list[float]] = {True: [], False: []}
     for i, keep in enumerate(rows):
         with_peers, without = prompt.scores[name][i], prompt.scores["none"][i]
@@ -213,7 +212,7 @@ def _summary(values: np.ndarray, counts: Sequence[int]) -> dict[str, Any]:
 
 
 def _intervals(values: np.ndarray, names: Sequence[str]) -> dict[str, dict[str, float | None]]:
-    """Mean and 95 % percentile interval of each column, resampling rows; None where there is nothing to say."""
+    """Mean and 95 % percentile interval of each column, by resampling rows; None without rows."""
     if not len(values):
         return {name: {"mean": None, "low": None, "high": None} for name in names}
     means = values.mean(axis=0)

@@ -44,7 +44,7 @@ SHIFT_NOTE = (
 
 
 def collect(groups: Sequence[RecordedGroup], store: ScoreStore, about: Mapping[str, str]) -> dict[str, Any]:
-    """The whole result. `about`: what was scored, by what."""
+    """The whole result. `about`: the model and the rollouts."""
     rows = [{name: store[group.key, name] for name in CONDITIONS} for group in groups]
     prompts = [scored_prompt(group, row) for group, row in zip(groups, rows, strict=True)]
     without_success, without_failure = one_class_fraction(prompts)
@@ -61,7 +61,7 @@ def collect(groups: Sequence[RecordedGroup], store: ScoreStore, about: Mapping[s
 
 
 def write_result(result: Mapping[str, Any], directory: Path) -> list[Path]:
-    """Write JSON, Markdown and figures; their paths, the ones for people first."""
+    """Write JSON, Markdown and figures. Returns their paths, those for people first."""
     markdown = directory / "teacher_signal.md"
     write_text(markdown, to_markdown(result))
     write_json(directory / RESULT_FILE, result)
@@ -76,7 +76,7 @@ def write_result(result: Mapping[str, Any], directory: Path) -> list[Path]:
 
 
 def to_markdown(result: Mapping[str, Any]) -> str:
-    """All tables with a sentence each."""
+    """All tables, each with an explanation."""
     about = ", ".join(f"{name} {value}" for name, value in result["about"].items())
     parts = [
         "# Teacher-signal quality",

@@ -1,6 +1,6 @@
-"""Score every response in every condition, a few prompts at a time, so that a stop at any moment loses little.
+"""Score every response in every condition. A few prompts at a time are saved, so that a stop loses little.
 
-manifest.json    what the scores depend on; a rerun that differs in any of it is refused
+manifest.json    inputs and settings of the scores; a rerun with others is refused
 scores.jsonl     one row per prompt and condition
 """
 
@@ -20,7 +20,7 @@ from mopd_nemo.run.rollouts import RecordedGroup, to_rollout_group
 from mopd_nemo.types import RolloutGroup
 
 PROMPTS_AT_ONCE = 8
-"""Prompts whose scores reach the disk together."""
+"""Prompts whose scores are saved together."""
 
 
 class ScoreStore(RowStore):
@@ -31,9 +31,9 @@ class ScoreStore(RowStore):
 
 
 def manifest_of(rollouts: Path, num_prompts: int, config: Config) -> dict[str, Any]:
-    """What decides the scores: rollouts, weights, and every setting that shapes a teacher prompt.
+    """Inputs and settings of the scores: rollouts, weights, and every setting that shapes a teacher prompt.
 
-    The number of prompts is one: it decides which problems share a block.
+    The number of prompts is one of them, because it decides which problems share a block.
     """
     return {
         "number of prompts": num_prompts,
@@ -56,7 +56,7 @@ def score_rollouts(
     store: ScoreStore,
     on_progress: Callable[[float], None] = lambda _: None,
 ) -> None:
-    """Score what the store does not hold yet.
+    """Score all responses that the store lacks.
 
     Problems are taken in blocks of about `rollout.num_prompts_per_step`, as in training: the `unrelated_prompt` control
     draws from the other problems of its block.
@@ -82,7 +82,7 @@ def _score_part(
     engine: Engine,
     store: ScoreStore,
 ) -> None:
-    """Conditions that show a target the same peers share one score; the engine sees to it."""
+    """Score some prompts of a block. The engine computes equal teacher prompts once."""
     todo = [(g, name) for g in part for name in CONDITIONS if (block[g].key, name) not in store]
     prompts = {
         (g, name, i): item.context.prompt_ids
@@ -110,7 +110,7 @@ def _score_part(
 
 
 def _blocks(groups: Sequence[RecordedGroup], size: int) -> Iterator[Sequence[RecordedGroup]]:
-    """Blocks whose lengths differ by at most one, none longer than needed to stay near `size`."""
+    """Blocks of about `size`, whose lengths differ by at most one."""
     count = max(round(len(groups) / size), 1)
     for number in range(count):
         yield groups[number * len(groups) // count : (number + 1) * len(groups) // count]

@@ -2,6 +2,7 @@
 
     python bench/generation.py                     # every case, 1 and 2 threads
     python bench/generation.py embedded --rounds 9 --threads 1
+    python bench/generation.py SmolLM2             # the model that `make real` has prepared
 
 Three sides take turns in this process on the same model, prompts, number of samples and temperature:
 
@@ -46,6 +47,7 @@ from mopd_nemo.engines.local.model import LanguageModel
 from mopd_nemo.engines.local.sampler import left_padded, sample
 
 Ids = tuple[int, ...]
+REAL_MODEL = Path("data/real/warm")
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,14 @@ class Case:
     eos_ids: frozenset[int]
 
 
-def embedded(num_prompts: int) -> Case:
-    engine = LocalEngine(load_config("configs/quickstart.yaml", ["teacher.kind=live"]))
-    problems = load_problems(engine._config, "train")[:num_prompts]
-    prompts = [engine.chat.prompt_ids(problem.messages) for problem in problems]
-    return Case(engine.student, prompts, 8, Sampling(96), engine._eos_ids)
+def of_config(path: str, num_prompts: int) -> Case:
+    """Model, prompts, group size and response limit of a config, in float32."""
+    config = load_config(path, ["teacher.kind=live", "model.dtype=float32"])
+    engine = LocalEngine(config)
+    prompts = [engine.chat.prompt_ids(problem.messages) for problem in load_problems(config, "train")[:num_prompts]]
+    rollout = config.rollout
+    sampling = Sampling(rollout.max_response_tokens)
+    return Case(engine.student, prompts, rollout.num_rollouts_per_prompt, sampling, engine._eos_ids)
 
 
 def random_weights(name: str, num_prompts: int = 8, max_tokens: int = 64, top_p: float = 1.0, **sizes: Any) -> Case:
@@ -82,8 +87,9 @@ def random_weights(name: str, num_prompts: int = 8, max_tokens: int = 64, top_p:
 
 
 CASES: dict[str, Callable[[], Case]] = {
-    "embedded, 16 prompts": lambda: embedded(16),
-    "embedded, 128 prompts": lambda: embedded(128),
+    "embedded, 16 prompts": lambda: of_config("configs/quickstart.yaml", 16),
+    "embedded, 128 prompts": lambda: of_config("configs/quickstart.yaml", 128),
+    "SmolLM2-135M, 6 prompts": lambda: of_config("configs/real/smollm2.yaml", 6),
     "Qwen3, hidden 512, 8 layers": lambda: random_weights("Qwen3", head_dim=64, num_key_value_heads=4),
     "Qwen3, 151936 tokens": lambda: random_weights(
         "Qwen3", 4, 32, hidden_size=128, num_hidden_layers=4, vocab_size=151936, num_key_value_heads=4
@@ -233,7 +239,7 @@ def main() -> None:
     )
     print("|---|---|---|---|---|---|---|---|---|")
     for name, build in CASES.items():
-        if arguments.only in name:
+        if arguments.only in name and (REAL_MODEL.exists() or not name.startswith("SmolLM2")):
             case = build()
             for threads in arguments.threads:
                 print(measure(name, case, threads, arguments.rounds), flush=True)

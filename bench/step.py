@@ -2,13 +2,15 @@
 
     python bench/step.py --rounds 8                           # mopd, sdpo, grpo
     python bench/step.py --rounds 8 --peer-python trl-env/bin/python    # and TRL's SDPO and on-policy distillation
+    python bench/step.py --config configs/real/smollm2.yaml --peer-python …   # on the model of `make real`
     python bench/step.py --curves docs/results/step-curves    # cost against rollouts and response length
 
-All sides run the quickstart's job (configs/quickstart.yaml: the embedded model, 16 prompts × 8 rollouts, at most 96
-tokens, temperature 1, float32, one update a step) in turns: a round is a few steps of each, in an order that rotates,
-and the first step of every round is not counted, nor are set-up, checkpoints and evaluation. The learning rate is so
-small that no weight moves: every method answers step s with the same rollouts, and a step of one method is compared
-with the same step of another. What a ratio shows is the median over those pairs; seconds are medians over steps.
+All sides run the job of a config in float32, by default the quickstart's (the embedded model, 16 prompts × 8 rollouts,
+at most 96 tokens, temperature 1, one update a step), in turns: a round is a few steps of each, in an order that
+rotates, and the first step of every round is not counted, nor are set-up, checkpoints and evaluation. The learning rate
+is so small that no weight moves: every method answers step s with the same rollouts, and a step of one method is
+compared with the same step of another. What a ratio shows is the median over those pairs; seconds are medians over
+steps.
 
 With one thread, seconds are those that the process itself computes, which other programs on the machine change little;
 with several they are wall-clock time.
@@ -17,6 +19,7 @@ Ours is the trainer itself, and its own `metrics.jsonl`. The teacher's tokens of
 every row's own context and response, without any padding. TRL runs in its own environment (bench/step_trl.py says how
 to make it) with what is fastest there on a CPU: no gradient checkpointing, and the best of several micro-batch sizes,
 which are tried first. Its prompts are the same; its sampler draws others, so its responses differ a little in length.
+`--memory` adds the peak of the resident memory of each side's own process, alone for two steps.
 """
 
 from __future__ import annotations
@@ -57,23 +60,27 @@ LEARNING_RATE = 1e-12
 METHODS = ("mopd", "sdpo", "grpo")
 TRAINERS = {"TRL SDPO": "sdpo", "TRL distillation": "distillation"}
 MICRO_BATCHES = (128, 32, 16, 8)
+EXTRA = {"opd": ["teacher.kind=frozen", "divergence.support=full"]}
+"""What TRL's distillation does."""
 Row = dict[str, float]
 
 
 class Ours:
     """One method's run, continued from its checkpoint in every round."""
 
-    def __init__(self, method: str, directory: Path, overrides: Sequence[str]) -> None:
+    def __init__(self, config: Path, method: str, directory: Path, overrides: Sequence[str]) -> None:
         fixed = [
             f"method={method}",
             f"run_dir={directory / method}",
             f"optimizer.learning_rate={LEARNING_RATE}",
-            "data.num_train=4096",
+            "model.dtype=float32",
             "train.eval_every=0",
             "train.checkpoint_every=1000000",
             "logging.save_rollouts_every=0",
         ]
-        self.config = load_config(ROOT / "configs/quickstart.yaml", [*fixed, *overrides])
+        if load_config(config).data.num_train:  # generated problems: as many as no run uses up
+            fixed.append("data.num_train=4096")
+        self.config = load_config(config, [*fixed, *overrides])
         self.run = RunDirectory(directory / method)
         self.done = 0
 
@@ -110,7 +117,7 @@ class Trl:
         job = {
             "trainer": trainer,
             "model": resolve_model_path(config.model.path),
-            "problems": [{"messages": list(p.messages), "answer": p.answer} for p in ordered],
+            "problems": [{"messages": list(p.messages), "answer": json.dumps(p.answer)} for p in ordered],
             "num_prompts": count,
             "num_rollouts": rollout.num_rollouts_per_prompt,
             "max_response_tokens": rollout.max_response_tokens,
@@ -182,9 +189,8 @@ def fastest_trl(
 def measure(arguments: argparse.Namespace, directory: Path) -> dict[str, list[Row]]:
     """Counted steps of each side, in order."""
     names = [*arguments.methods, *(["opd"] if arguments.peer_python else [])]
-    extra = {"opd": ["teacher.kind=frozen", "divergence.support=full"]}  # what TRL's distillation does
     sides: dict[str, Ours | Trl] = {
-        name: Ours(name, directory, [*arguments.overrides, *extra.get(name, [])]) for name in names
+        name: Ours(arguments.config, name, directory, [*arguments.overrides, *EXTRA.get(name, [])]) for name in names
     }
     config = next(side.config for side in sides.values() if isinstance(side, Ours))
     with contextlib.ExitStack() as stack:
@@ -200,6 +206,29 @@ def measure(arguments: argparse.Namespace, directory: Path) -> dict[str, list[Ro
                 found[name] += sides[name].round(arguments.steps)[1:]
             shown = ", ".join(f"{name} {rows[-1]['seconds']:.2f}" for name, rows in found.items())
             print(f"round {number + 1}: {shown}", file=sys.stderr, flush=True)
+    return found
+
+
+def peaks(arguments: argparse.Namespace, config: Config, sides: Sequence[str], directory: Path) -> dict[str, float]:
+    """GiB of resident memory at the most, of each side's own process, which does two steps and nothing else."""
+    found = {}
+    for name in sides:
+        if name in TRAINERS:
+            with fastest_trl(name, arguments, config, 2, directory / f"memory {name}") as trainer:
+                found[name] = trainer.round(2)[-1]["peak_gib"]
+            continue
+        ours = Ours(arguments.config, name, directory / "memory", [*arguments.overrides, *EXTRA.get(name, [])])
+        fields = ours.config.model_dump(mode="json", exclude_defaults=True)
+        file = directory / "memory" / f"{name}.yaml"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(fields))
+        command = [sys.executable, "-m", "mopd_nemo", "train", "-c", str(file), "train.num_steps=2"]
+        with (directory / "memory" / f"{name}.txt").open("w") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
+            _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            sys.exit(Path(log.name).read_text()[-3000:])
+        found[name] = usage.ru_maxrss / 2**20
     return found
 
 
@@ -281,12 +310,14 @@ def describe(arguments: argparse.Namespace) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", help="settings of our side, key=value")
+    parser.add_argument("--config", type=Path, default=ROOT / "configs/quickstart.yaml", help="the job of all sides")
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--steps", type=int, default=3, help="of a round; the first is not counted")
     parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     parser.add_argument("--peer-python", help="interpreter of an environment with TRL")
     parser.add_argument("--micro-batches", type=int, nargs="+", default=list(MICRO_BATCHES), help="that TRL may take")
+    parser.add_argument("--memory", action="store_true", help="measure each side's peak memory too")
     parser.add_argument("--curves", type=Path, metavar="STEM", help="instead measure the curves, and write STEM.png")
     parser.add_argument("--repeats", type=int, default=5, help="of every point of a curve")
     arguments: Any = parser.parse_args()
@@ -301,8 +332,12 @@ def main() -> None:
             curves(ROOT / "configs/quickstart.yaml", Path(directory), arguments.repeats, arguments.curves)
             return
         found = measure(arguments, Path(directory))
-    check_same_rollouts(found)
-    show(found)
+        check_same_rollouts(found)
+        show(found)
+        if arguments.memory:
+            print("\n| peak resident memory, alone | GiB |\n|---|---|")
+            for name, gib in peaks(arguments, load_config(arguments.config), [*found], Path(directory)).items():
+                print(f"| {name} | {gib:.2f} |")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
+import signal
 import sys
 import time
 from pathlib import Path
@@ -90,9 +92,38 @@ def distillation(job: dict[str, Any], directory: str) -> Any:
 
 
 def reward(completions: list[list[dict[str, str]]], answer: list[str], **_: Any) -> list[float]:
-    """1 for the right boxed number."""
-    found = [re.findall(r"\\boxed\{([^{}]*)\}", completion[0]["content"]) for completion in completions]
-    return [float(bool(boxed) and boxed[-1].strip() == right) for boxed, right in zip(found, answer, strict=True)]
+    """1 for a right answer. The answer is JSON: a boxed number, or the tests of a function."""
+    texts = [completion[0]["content"] for completion in completions]
+    return [float(is_right(text, json.loads(right))) for text, right in zip(texts, answer, strict=True)]
+
+
+def is_right(text: str, answer: Any) -> bool:
+    if isinstance(answer, str):
+        boxed = re.findall(r"\\boxed\{([^{}]*)\}", text)
+        return bool(boxed) and boxed[-1].strip() == answer
+    blocks = re.findall(r"```(?:python)?\n(.*?)```", text, re.DOTALL)
+    return bool(blocks) and passes(blocks[-1], answer)
+
+
+def passes(program: str, tests: dict[str, Any]) -> bool:
+    """Whether a program passes, run in this process and unprotected: the least that a reward can cost."""
+    signal.alarm(2)
+    try:
+        names: dict[str, Any] = {}
+        exec(program, names)
+        function = names[tests["fn_name"]]
+        for given, expected in zip(tests["inputs"], tests["outputs"], strict=True):
+            if function(*map(json.loads, given.splitlines())) != json.loads(expected):
+                return False
+    except BaseException:  # whatever it raises, it has not passed
+        return False
+    finally:
+        signal.alarm(0)
+    return True
+
+
+def out_of_time(*_: Any) -> None:
+    raise TimeoutError
 
 
 class Turns(TrainerCallback):
@@ -118,12 +149,14 @@ class Turns(TrainerCallback):
             answer = {
                 "seconds": self.seconds,
                 "tokens": tokens,
+                "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
                 "signal": float(logs.get("self_distillation/reprompt_sample_fraction", 1.0)),
             }
             print(json.dumps(answer), file=ANSWERS, flush=True)
 
 
 def main() -> None:
+    signal.signal(signal.SIGALRM, out_of_time)
     job = json.loads(Path(sys.argv[1]).read_text())
     torch.set_num_threads(job["threads"])
     trainer = {"sdpo": sdpo, "distillation": distillation}[job["trainer"]](job, str(Path(sys.argv[1]).parent))

@@ -40,15 +40,18 @@ def test_dump_reads_back_to_the_same_config(tmp_path: Path) -> None:
         ("", ["peers.successes=0", "peers.failures=0"], "raise one of them"),
         ("", ["divergence.contrast=1", "peers.failures=0"], "raise the one that is 0"),
         ("", ["divergence.contrast=1", "method=sdpo"], "divergence.contrast=1.0 is unused by method=sdpo"),
-        ("", ["divergence.contrast=1", "divergence.support=full"], "three whole vocabularies"),
-        ("", ["divergence.contrast=1", "peers.failure_form=contrast"], "choose another form"),
+        ("", ["divergence.contrast=1", "peers.failures=1", "divergence.support=full"], "three whole vocabularies"),
+        ("", ["divergence.contrast=1", "peers.failures=1", "peers.failure_form=contrast"], "choose another form"),
         (
             "",
             ["divergence.weights=sharper", "divergence.kind=reverse_kl", "divergence.support=sampled"],
             "compares one",
         ),
-        ("", ["peers.failure_form=contrast", "peers.successes=0"], "shows none: raise the latter"),
-        ("", ["peers.failure_form=described", "peers.control=random_peer"], "matches whole attempts"),
+        ("", ["peers.failure_form=contrast", "peers.successes=0", "peers.failures=1"], "shows none: raise the latter"),
+        ("", ["peers.failure_form=described", "peers.control=random_peer", "peers.failures=1"], "matches whole"),
+        ("", ["peers.failure_form=described"], "failure_form=described is about failures, .* set peers.failures=1"),
+        ("", ["peers.when_no_success=failure_only"], "when_no_success=failure_only is about failures"),
+        ("", ["peers.control=success_only"], "control=success_only is about failures"),
         ("", ["peers.templates.failure=oops"], r"peers.templates.failure='oops': write \{text\} exactly once"),
         ("", ["peers.max_context_tokens=100"], "raise the first or lower the second"),
         ("", ["teacher.kind=live", "peers.when_no_success=plain"], "zero loss"),
@@ -102,12 +105,30 @@ def test_all_errors_are_reported_at_once(tmp_path: Path) -> None:
     assert "seed" in str(error.value) and "name" in str(error.value)
 
 
-def test_defaults_are_the_paper_s() -> None:
+def test_defaults_are_the_paper_s_but_for_the_failure_that_a_small_model_copies() -> None:
     config = Config()
     assert (config.rollout.num_prompts_per_step, config.rollout.num_rollouts_per_prompt) == (32, 8)
-    assert (config.peers.successes, config.peers.failures) == (2, 1)
+    assert (config.peers.successes, config.peers.failures) == (2, 0)
     assert (config.divergence.kind, config.divergence.alpha, config.divergence.k) == ("jsd", 0.5, 100)
     assert config.optimizer.warmup_steps == 10
+
+
+def test_another_method_on_the_command_line_leaves_out_what_the_file_s_own_reads(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "peers: {successes: 1, max_peer_tokens: 96}\nteacher: {kind: frozen}\noptimizer: {warmup_steps: 3}\n"
+    )
+    config = load_config(file, ["method=grpo"])
+    assert (config.peers.successes, config.teacher.kind, config.optimizer.warmup_steps) == (2, "none", 3)
+    assert {record.getMessage() for record in caplog.records} == {
+        f"method=grpo leaves out peers.successes=1 of {file}",
+        f"method=grpo leaves out teacher.kind=frozen of {file}",
+    }
+    assert load_config(file, ["method=sdpo"]).teacher.kind == "frozen"
+    with pytest.raises(UserError, match=r"peers\.successes=1 is unused by method=grpo"):
+        load_config(file, ["method=grpo", "peers.successes=1"])
 
 
 def test_each_method_has_its_own_default_teacher() -> None:

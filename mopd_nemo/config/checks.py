@@ -43,6 +43,11 @@ def uses(method: str, key: str) -> bool:
     return any(_within(key, scope) for scope in method_class(method).uses)
 
 
+def is_unused(method: str, key: str) -> bool:
+    """Whether a method cannot read a setting, which another method reads."""
+    return _is_optional(key) and not uses(method, key)
+
+
 def _check_method(config: Config) -> None:
     """Refuse settings that the method does not use."""
     method, kind = config.method, config.teacher.kind
@@ -57,7 +62,7 @@ def _check_method(config: Config) -> None:
             "`mopd complete --config CONFIG --output FILE` and set gkd.completions=FILE"
         )
     for key, value in _changed(config):
-        if not _is_optional(key) or (uses(method, key) and not any(_within(key, scope) for scope in idle)):
+        if not is_unused(method, key) and not (_is_optional(key) and any(_within(key, scope) for scope in idle)):
             continue
         hint = ""
         if key.startswith("policy_gradient.") and "policy_gradient" in idle:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,17 +15,20 @@ from pydantic import ValidationError
 from yaml import YAMLError
 
 from mopd_nemo.config.base import ConfigBlock, UserError
-from mopd_nemo.config.checks import check
+from mopd_nemo.config.checks import check, is_unused
 from mopd_nemo.config.plugins import method_class
 from mopd_nemo.config.schema import Config
 
+logger = logging.getLogger(__name__)
 _Block = TypeVar("_Block", bound=ConfigBlock)
 
 
 def load_config(path: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> Config:
     """The settings of a YAML file with dotted overrides; without a file, the defaults with the overrides.
 
-    The files that its `defaults:` names (relative to it) are read first, then the file, then the overrides.
+    The files that its `defaults:` names (relative to it) are read first, then the file, then the overrides. An override
+    `method=NAME` leaves out what only the file's own method reads, with a warning, so that a file serves to compare
+    methods.
 
     Raises:
         UserError: the file, an override or a value is wrong. The message names it and the remedy.
@@ -80,13 +84,33 @@ def _with_teacher(values: Mapping[str, Any]) -> Mapping[str, Any]:
 def _read_values(path: str | os.PathLike[str] | None, overrides: Sequence[str]) -> dict[str, Any]:
     merged = _parse_overrides(overrides)
     if path is not None:
-        merged = OmegaConf.merge(_read(Path(path), ()), merged)
+        own = _read(Path(path), ())
+        if isinstance(method := merged.get("method"), str):
+            _leave_out_unused(own, method, path)
+        merged = OmegaConf.merge(own, merged)
     try:
         values = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(f"{path or 'the settings'}: cannot resolve an interpolation: {error}") from error
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
+
+
+def _leave_out_unused(own: DictConfig, method: str, path: str | os.PathLike[str]) -> None:
+    """Remove from a file's settings those of the file's own method that the method named in its place cannot use."""
+    replaced = own.get("method", Config.model_fields["method"].default)
+    if method == replaced:
+        return
+    values = OmegaConf.to_container(own)
+    assert isinstance(values, dict)
+    unused = [key for key in _flatten(values, "") if is_unused(method, key) and not is_unused(replaced, key)]
+    teacher = values.get("teacher", {})
+    if teacher.get("kind", method_class(replaced).teachers[0]) not in method_class(method).teachers:
+        unused += [f"teacher.{key}" for key in teacher]
+    for key in unused:
+        logger.warning("method=%s leaves out %s=%s of %s", method, key, OmegaConf.select(own, key), path)
+        block, _, name = key.rpartition(".")
+        OmegaConf.select(own, block).pop(name)
 
 
 def _read(path: Path, above: tuple[Path, ...]) -> DictConfig:

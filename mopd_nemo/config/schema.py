@@ -128,12 +128,13 @@ class RequireConfig(ConfigBlock):
 
 
 class PeersConfig(ConfigBlock):
-    """Peers in the teacher's prompt for a target rollout (paper eq. 4, 6, 7). Default: two successes, one failure."""
+    """Peers in the teacher's prompt for a target rollout (paper eq. 4, 6, 7). Default: two successes."""
 
     successes: NonNegativeInt | Literal["all"] = 2
     """Success peers per context."""
-    failures: NonNegativeInt | Literal["all"] = 1
-    """Failure peers per context."""
+    failures: NonNegativeInt | Literal["all"] = 0
+    """Failure peers per context. The paper shows one. A small model copies it (docs/results/real-model.md): ask
+    `mopd preflight` first."""
     summaries: NonNegativeInt | Literal["all"] = 0
     """Further peers of either outcome, each shown by the text inside its `<summary>` tags, or by its first
     `max_summary_tokens` tokens if it has none. Ask for summaries with `data.prompt_suffix`."""
@@ -176,6 +177,13 @@ class PeersConfig(ConfigBlock):
     def _check_counts(self) -> Self:
         if self.successes == 0 and self.failures == 0:
             raise ValueError("peers.successes=0 and peers.failures=0 show the teacher no peers: raise one of them")
+        needs = {"failure_form": self.failure_form != "text", "when_no_success": self.when_no_success == "failure_only",
+                 "control": self.control == "success_only"}  # fmt: skip
+        for name in [name for name, reads_failures in needs.items() if reads_failures and self.failures == 0]:
+            raise ValueError(
+                f"peers.{name}={getattr(self, name)} is about failures, and peers.failures=0 shows none: "
+                "set peers.failures=1, or leave it out"
+            )
         if self.failure_form == "contrast" and self.successes == 0:
             raise ValueError(
                 "peers.failure_form=contrast compares failures with the successes shown, and peers.successes=0 shows "

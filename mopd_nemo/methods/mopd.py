@@ -1,6 +1,6 @@
 """Multi-Rollout On-Policy Distillation (paper section 4, algorithm 1), and its closest baseline.
 
-Every rollout is scored by a teacher that reads peers of the same group: by default two successes and one failure.
+Every rollout is scored by a teacher that reads peers of the same group: by default two successes.
 """
 
 from __future__ import annotations

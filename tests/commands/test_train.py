@@ -31,7 +31,7 @@ def test_every_combination_once(tmp_path: Path) -> None:
         (["seed=1"], "nothing varies"),
         (["seed=1,2", "run_dir=x"], "say where with --output"),
         (["method=mopd,nonsense"], "method=nonsense: choose mopd"),
-        (["method=mopd,grpo", "peers.failures=0"], "peers.failures=0 is unused by method=grpo"),
+        (["method=mopd,grpo", "peers.failures=1"], "peers.failures=1 is unused by method=grpo"),
     ],
 )
 def test_bad_sweeps_are_refused_before_the_first_run(tmp_path: Path, overrides: list[str], message: str) -> None:

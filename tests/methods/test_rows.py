@@ -158,7 +158,7 @@ def test_groups_without_anything_to_learn_make_an_empty_batch(chat: Chat, tmp_pa
 
 
 def test_a_contrast_has_successes_in_one_prompt_and_failures_in_another(chat: Chat, groups: list[RolloutGroup]) -> None:
-    given = build(chat, groups, "divergence.contrast=0.5")
+    given = build(chat, groups, "peers.failures=1", "divergence.contrast=0.5")
     assert given.terms[0].objective == Divergence(contrast=0.5)
     for row in given.examples:
         assert row.teacher_prompt_ids is not None

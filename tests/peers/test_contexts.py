@@ -51,7 +51,7 @@ CASES: dict[str, tuple[list[tuple[str, float]], dict[str, object]]] = {
 
 
 def contexts_of(group: RolloutGroup, chat: Chat, settings: dict[str, object]) -> list[PeerContext]:
-    peers = PeersConfig.model_validate(settings)
+    peers = PeersConfig.model_validate({"failures": 1} | settings)
     return build_contexts([group], chat, peers, seed="golden")[0]
 
 

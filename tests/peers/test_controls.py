@@ -20,7 +20,7 @@ def make_groups(chat: Chat, num_groups: int = 3) -> list[RolloutGroup]:
 
 
 def contexts(chat: Chat, groups: list[RolloutGroup], **settings: object) -> list[list[str]]:
-    built = build_contexts(groups, chat, PeersConfig.model_validate(settings), "step 1")
+    built = build_contexts(groups, chat, PeersConfig.model_validate({"failures": 1} | settings), "step 1")
     return [[chat.decode(c.prompt_ids or (), skip_special_tokens=False) for c in group] for group in built]
 
 
@@ -66,6 +66,6 @@ def test_success_only_fills_with_own_then_foreign_successes(chat: Chat) -> None:
 def test_targets_without_signal_stay_so(chat: Chat) -> None:
     failed = make_group(chat, [("a", 0.0), ("b", 0.0)])
     for control in ("random_peer", "unrelated_prompt", "success_only"):
-        peers = PeersConfig.model_validate({"control": control})
+        peers = PeersConfig.model_validate({"failures": 1, "control": control})
         built = build_contexts([failed, *make_groups(chat)], chat, peers, "s")
         assert all(context.prompt_ids is None for context in built[0])

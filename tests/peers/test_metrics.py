@@ -48,14 +48,14 @@ def candidates(successes: str, failures: str) -> Candidates:
 def test_how_many_targets_a_choice_about_equal_texts_moves(order: str) -> None:
     """Two equal successes and a third; two equal failures and a third; and a group without equals."""
     groups = [candidates("aab", "xxy"), candidates("ab", "xy")]
-    peers = PeersConfig.model_validate({"dedupe": "peers", "order": order})
+    peers = PeersConfig.model_validate({"failures": 1, "dedupe": "peers", "order": order})
     metrics = dedupe_metrics(groups, peers)
     # `all` hides from 0 and 1 each other, likewise from 3 and 4. `none` shows a twice to 2, 4 and 5; 3 steps aside.
     assert metrics == {"dedupe/all": 4 / 10, "dedupe/none": 3 / 10, "dedupe/only_twins": 0.0}
 
 
 def test_targets_whose_other_successes_all_read_like_them() -> None:
-    metrics = dedupe_metrics([candidates("aaa", "x"), candidates("ab", "xy")], PeersConfig())
+    metrics = dedupe_metrics([candidates("aaa", "x"), candidates("ab", "xy")], PeersConfig(failures=1))
     assert metrics["dedupe/only_twins"] == 3 / 8
     assert metrics["dedupe/peers"] == 3 / 8, "nothing becomes one success"
     assert metrics["dedupe/none"] == 4 / 8, "the failure, too, would read two successes"

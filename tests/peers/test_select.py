@@ -34,7 +34,7 @@ def failure(index: int) -> Peer:
 
 
 def select(candidates: Candidates, seed: str = "s", **settings: object) -> list[Selection | None]:
-    return select_peers(candidates, PeersConfig.model_validate(settings), seed)
+    return select_peers(candidates, PeersConfig.model_validate({"failures": 1} | settings), seed)
 
 
 MIXED = pool({0: "a", 2: "b", 3: "c"}, {1: "x", 4: "y"})
@@ -92,7 +92,8 @@ def test_in_canonical_order_two_contexts_do_for_a_large_group(settings: dict[str
 @pytest.mark.parametrize("wanted", [(1, 0), (0, 1), (2, 1), (3, 2)])
 def test_stepping_aside_leaves_nobody_with_fewer_peers(successes: int, failures: int, wanted: tuple[int, int]) -> None:
     group = pool({i: f"s{i}" for i in range(successes)}, {successes + i: f"f{i}" for i in range(failures)})
-    settings = {"successes": wanted[0], "failures": wanted[1], "when_no_success": "failure_only"}
+    settings = {"successes": wanted[0], "failures": wanted[1]}
+    settings |= {"when_no_success": "failure_only"} if wanted[1] else {}
     for target, selection in enumerate(select(group, **settings)):
         others = successes - (target < successes), failures - (target >= successes)
         assert target not in [index for indices in shown(selection) for index in indices]

@@ -333,7 +333,7 @@ def _clipped(student_TV: torch.Tensor, row: TrainExample) -> torch.Tensor:
 def test_weights_and_contrasts_do_not_depend_on_micro_batches(make: Make, setting: str) -> None:
     found = []
     for budget in (40, 100_000):
-        engine = make("teacher.kind=frozen", setting, f"train.tokens_per_micro_batch={budget}")
+        engine = make("teacher.kind=frozen", "peers.failures=1", setting, f"train.tokens_per_micro_batch={budget}")
         rows = contrasting(make_rows(engine, TEACHER_PROMPTS))
         metrics = learn(engine, rows, 1e-3)
         found.append((weights(engine), metrics))
@@ -348,7 +348,7 @@ def test_weights_and_contrasts_do_not_depend_on_micro_batches(make: Make, settin
 
 
 def test_the_second_prompt_alone_makes_a_contrast(make: Make) -> None:
-    engine = make("teacher.kind=frozen", "divergence.contrast=1.0")
+    engine = make("teacher.kind=frozen", "peers.failures=1", "divergence.contrast=1.0")
     rows = make_rows(engine, TEACHER_PROMPTS)
     same = [replace(row, contrast_prompt_ids=row.teacher_prompt_ids) for row in rows]
     plain = update(engine, make_batch(rows, Divergence()), 0.0)["loss"]

@@ -101,8 +101,7 @@ def _leave_out_unused(own: DictConfig, method: str, path: str | os.PathLike[str]
     replaced = own.get("method", Config.model_fields["method"].default)
     if method == replaced:
         return
-    values = OmegaConf.to_container(own)
-    assert isinstance(values, dict)
+    values: Any = OmegaConf.to_container(own)
     unused = [key for key in _flatten(values, "") if is_unused(method, key) and not is_unused(replaced, key)]
     teacher = values.get("teacher", {})
     if teacher.get("kind", method_class(replaced).teachers[0]) not in method_class(method).teachers:

@@ -1,15 +1,13 @@
 """Every setting of a run. `schema` is the tree, `load` reads YAML into it, `checks` has the rules between sections."""
 
 from mopd_nemo.config.base import ConfigBlock, UserError
+from mopd_nemo.config.peers import PeersConfig, RequireConfig, Templates
 from mopd_nemo.config.schema import (
     Config,
     DivergenceConfig,
     ModelConfig,
-    PeersConfig,
     PolicyGradientConfig,
-    RequireConfig,
     TeacherConfig,
-    Templates,
     TrainConfig,
 )
 

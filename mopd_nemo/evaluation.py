@@ -80,17 +80,17 @@ def votes_of(group: RolloutGroup, verifiers: VerifierPool) -> list[int | None]:
 
     None: no answer was found. Wrong answers are compared with each other only if that can change the winner.
     """
-    found = [verdict.details.get("found") for verdict in group.verdicts]
-    votes: list[int | None] = [None if answer is None else index for index, answer in enumerate(found)]
-    successes = [index for index in group.successes if found[index] is not None]
+    answers = [verdict.details.get("found") for verdict in group.verdicts]
+    votes: list[int | None] = [None if answer is None else index for index, answer in enumerate(answers)]
+    successes = [index for index in group.successes if answers[index] is not None]
     for index in successes:
         votes[index] = successes[0]  # each equals the gold answer
     others = [index for index, vote in enumerate(votes) if vote is not None and index not in successes]
     firsts: list[int] = []
     for index in others if 0 < len(successes) <= len(others) else []:
         for first in firsts:
-            equal = found[first] == found[index]
-            if equal or verifiers.same(group.problem.task, str(found[first]), str(found[index])).result():
+            equal = answers[first] == answers[index]
+            if equal or verifiers.same(group.problem.task, str(answers[first]), str(answers[index])).result():
                 votes[index] = first
                 break
         else:
@@ -120,12 +120,12 @@ def majority_at_k(answers: Sequence[Sequence[Hashable | None]], correct: Sequenc
 
     Ties go to the first answer given. A sample without an answer (None) does not vote.
     """
-    won = []
+    correct_majority = []
     for given, right in zip(answers, correct, strict=True):
         votes = Counter(answer for answer in given if answer is not None)
         winner = votes.most_common(1)[0][0] if votes else None
-        won.append(winner is not None and right[list(given).index(winner)])
-    return fmean(won)
+        correct_majority.append(winner is not None and right[list(given).index(winner)])
+    return fmean(correct_majority)
 
 
 def bootstrap(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -148,8 +148,8 @@ def _held_out(runs: Runs, asked: int | None) -> dict[str, Any] | None:
     common = [problem for problem in first if problem in second]
     only: dict[str, list[str]] = {}
     for label, other in _directions(runs):
-        mine = [p for p in common if rates[label][p] > SOLVED >= rates[other][p]]
-        only[label] = sorted(mine, key=lambda p: rates[other][p] - rates[label][p])
+        solved = [p for p in common if rates[label][p] > SOLVED >= rates[other][p]]
+        only[label] = sorted(solved, key=lambda p: rates[other][p] - rates[label][p])
     return {
         "step": step,
         "num_problems": len(common),

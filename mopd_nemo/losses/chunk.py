@@ -1,7 +1,7 @@
 """One chunk of response tokens: loss, signals, and the gradient at the logits.
 
 Shape suffixes: C tokens of the chunk, V local columns, K support or top-k, N chosen tokens, D distributions: the
-student, the teacher where it has logits, and for a contrast the teacher after failures alone.
+student, a teacher with logits, and for a contrast the teacher given failures alone.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class ChunkLoss:
     watch: int | None
     """k of the top-k signals; None: no signals."""
     contrast: HeadRows | LogitsRows | None = None
-    """The teacher after failures alone, for an objective that reads it."""
+    """The teacher given failures alone, for an objective that reads it."""
 
     def __call__(
         self, part: slice, student_CV: Tensor, weights_C: Tensor | None, owned: bool
@@ -188,12 +188,12 @@ class ChunkLoss:
         if watch is not None:
             student_top_CK = support_CK if same else top_CK(0, watch)
         wants_sampled = self.support != "sampled" and (watch is not None or self.importance_clip is not None)
-        wanted = [support_CK, tokens.ids_T[:, None] if wants_sampled else None, student_top_CK]
-        ids = [ids_CN for ids_CN in wanted if ids_CN is not None]
+        groups = [support_CK, tokens.ids_T[:, None] if wants_sampled else None, student_top_CK]
+        ids = [ids_CN for ids_CN in groups if ids_CN is not None]
         picked = iter(
             self.shard.pick(chunks, torch.cat(ids, dim=-1)).split([x.shape[-1] for x in ids], dim=-1) if ids else ()
         )
-        support_DCK, sampled_DCN, student_top_DCK = (None if x is None else next(picked) for x in wanted)
+        support_DCK, sampled_DCN, student_top_DCK = (None if x is None else next(picked) for x in groups)
         sampled_DCN = support_DCK if self.support == "sampled" else sampled_DCN
         if watch is not None and len(chunks) > 1:
             teacher_top_CK = top_CK(1, watch)
@@ -214,7 +214,7 @@ class ChunkLoss:
         return self.divergence is not None and self.divergence.weights == "sharper"
 
     def _target(self, support_DCK: Tensor | None, topk: TopK | None) -> Tensor | None:
-        """The teacher's log-probabilities of the support, set against those after failures where that is asked for."""
+        """The teacher's log-probabilities of the support; with a contrast, those of the contrasted target."""
         if topk is not None:
             return topk.logprobs_TK
         if support_DCK is None or len(support_DCK) == 1:

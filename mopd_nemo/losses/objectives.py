@@ -35,7 +35,7 @@ class Objective:
 
     @property
     def reads_contrast(self) -> bool:
-        """It also compares what the teacher says after failures alone."""
+        """It also reads the teacher given failures alone."""
         return False
 
 
@@ -59,7 +59,7 @@ class Divergence(Objective):
 
     @property
     def reads_contrast(self) -> bool:
-        """With a β, Q is what the teacher says after successes set against what it says after failures."""
+        """With β > 0, Q contrasts the teacher given successes with the teacher given failures."""
         return self.contrast > 0.0
 
     def __post_init__(self) -> None:

@@ -31,9 +31,9 @@ from mopd_nemo.losses.objectives import (
 )
 
 PLAUSIBLE = 0.1
-"""A contrast counts for tokens with at least this share of the likeliest token's probability (Li et al. 2023)."""
+"""A contrast applies to tokens with at least this share of the likeliest token's probability (Li et al. 2023)."""
 CONTRAST_BOUND = 3.0
-"""Nats: no contrast between two teachers counts for more, so that one token that failures hardly know cannot win."""
+"""Nats: the largest log-ratio of two teachers that counts. So a token that is rare after failures cannot dominate."""
 LOG_RATIO_BOUND = 20.0
 """Log-ratios are held within ± this before exp, so that one stray token cannot become infinite."""
 
@@ -108,7 +108,7 @@ def token_divergence(
         tail: add the mass outside the support as one more token; False renormalises P and Q on the support.
         weights: `sharper` multiplies by `sharper`.
         contrast: β of `contrasted`, which then takes the teacher's place, except in the choice of the support.
-        contrast_logits_TV: logits of the teacher after failures alone, for a contrast.
+        contrast_logits_TV: logits of the teacher given failures alone, for a contrast.
 
     Returns:
         loss_T, in nats.
@@ -156,9 +156,9 @@ def support_divergence(
 def contrasted(success_TK: Tensor, failure_TK: Tensor, beta: float, tail: bool) -> Tensor:
     """Log-probabilities of the target Q_c ∝ Q_S·(Q_S / Q_F)^β on a support.
 
-    Q_S is what the teacher says after successes, Q_F what it says after failures alone. The ratio counts for tokens
-    that Q_S gives at least `PLAUSIBLE` times as much as its likeliest token, and at most `CONTRAST_BOUND` nats; for the
-    others and for the tail it is 1. With β = 0 or Q_F = Q_S, Q_c is Q_S.
+    Q_S is the teacher given successes, Q_F the teacher given failures alone. The ratio applies to tokens with at least
+    `PLAUSIBLE` times the probability of Q_S's likeliest token, up to `CONTRAST_BOUND` nats. For other tokens and for
+    the tail it is 1. With β = 0 or Q_F = Q_S, Q_c is Q_S.
 
     Args:
         success_TK: log Q_S of the support, under the full-vocabulary normalisation; `failure_TK` likewise.

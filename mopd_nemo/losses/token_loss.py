@@ -62,7 +62,7 @@ def token_loss(
         student: hidden states and head, or logits, of the response tokens; row t predicts token t.
         tokens: the sampled tokens.
         teacher: needed by `Divergence` and `SampledReverseKL`; never differentiated.
-        contrast: the teacher after failures alone, for an objective that reads it.
+        contrast: the teacher given failures alone, for an objective that reads it.
         weights_T: weight of each token in the total, such as `token_weights` gives. With a `Head`, the forward pass
             then computes the gradient of `total` too, which saves computing the logits twice.
         importance_clip: multiply each loss by `importance_weights` of the student against
@@ -129,18 +129,18 @@ class _Sweep:
         device = chunk_loss.tokens.ids_T.device
         with torch.autocast(device.type, enabled=False), torch.no_grad():
             rows = self.student.over(tensors).rows(chunk_loss.shard, self.dtype, needed)
-            found = []
+            results = []
             for part in self.chunks:
                 weights_C = weights_T[part] if weights_T is not None and any(needed) else None
                 loss_C, signals, grad_CV = chunk_loss(part, rows.logits(part), weights_C, rows.owned)
                 if grad_CV is not None:
                     rows.backpropagate(part, grad_CV)
                 del grad_CV
-                found.append((loss_C, *signals))
+                results.append((loss_C, *signals))
             gradients = rows.finish()
-        if not found:
-            found = [[torch.zeros(0, device=device)] * (1 + len(chunk_loss.signal_names))]
-        loss_T, *signals = (torch.cat(parts) for parts in zip(*found, strict=True))
+        if not results:
+            results = [[torch.zeros(0, device=device)] * (1 + len(chunk_loss.signal_names))]
+        loss_T, *signals = (torch.cat(parts) for parts in zip(*results, strict=True))
         return loss_T, signals, gradients
 
 
@@ -235,7 +235,7 @@ def _check_topk(objective: Objective, teacher: TopK) -> None:
     match objective:
         case Divergence(reads_contrast=True):
             raise ValueError(
-                "a contrast needs logits after failures: give TopK what `reference.contrasted` makes of both"
+                "a contrast needs the logits of both teachers: for TopK, apply `reference.contrasted` beforehand"
             )
         case SampledReverseKL():
             raise ValueError("SampledReverseKL needs the teacher's log-probability of the sampled token: not TopK")

@@ -64,8 +64,8 @@ class Shard:
         if not self.group:
             return chunks
         watched = chunks[0].mean_C is not None
-        found = [x for chunk in chunks for x in (chunk.lse_C, chunk.mean_C) if x is not None]
-        parts = self._gathered(torch.stack(found)).unflatten(1, (len(chunks), -1))
+        statistics = [x for chunk in chunks for x in (chunk.lse_C, chunk.mean_C) if x is not None]
+        parts = self._gathered(torch.stack(statistics)).unflatten(1, (len(chunks), -1))
         lse_DC = parts[:, :, 0].logsumexp(0)
         mean_DC = ((parts[:, :, 0] - lse_DC).exp() * parts[:, :, 1]).sum(0) if watched else [None] * len(chunks)
         return [
@@ -123,13 +123,13 @@ def topk_logprobs(logits_RV: Tensor, k: int, vocab: Vocab) -> tuple[Tensor, Tens
     Returns:
         ids_RK (int32) and logprobs_RK (float32).
     """
-    shard, found = vocab.shard(logits_RV.shape[-1]), []
+    shard, parts = vocab.shard(logits_RV.shape[-1]), []
     for part_CV in _parts(logits_RV):
         chunk = _normalised(part_CV, shard)
         ids_CK = shard.topk(chunk.values_CV, k)
         logprobs_CK, order_CK = shard.pick([chunk], ids_CK)[0].sort(-1, descending=True)
-        found.append((ids_CK.gather(-1, order_CK).int(), logprobs_CK))
-    return torch.cat([ids for ids, _ in found]), torch.cat([logprobs for _, logprobs in found])
+        parts.append((ids_CK.gather(-1, order_CK).int(), logprobs_CK))
+    return torch.cat([ids for ids, _ in parts]), torch.cat([logprobs for _, logprobs in parts])
 
 
 def logprobs_of(logits_RV: Tensor, ids_RK: Tensor, vocab: Vocab) -> Tensor:
@@ -141,8 +141,8 @@ def logprobs_of(logits_RV: Tensor, ids_RK: Tensor, vocab: Vocab) -> Tensor:
 
 
 def _normalised(logits_CV: Tensor, shard: Shard) -> Chunk:
-    own_CV = logits_CV[:, : shard.columns].float()
-    chunk = read(own_CV, whole=not shard.group, mean=False, blocks=False, owned=False)
+    real_CV = logits_CV[:, : shard.columns].float()
+    chunk = read(real_CV, whole=not shard.group, mean=False, blocks=False, owned=False)
     return shard.normalise([chunk])[0]
 
 

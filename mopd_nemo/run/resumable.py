@@ -1,6 +1,6 @@
 """Rows of a long computation on disk, so that it can be stopped at any moment and continued.
 
-manifest.json    what the rows depend on; a rerun that differs in any of it is refused
+manifest.json    inputs and settings of the rows; a rerun with others is refused
 NAME.jsonl       the rows
 """
 
@@ -24,12 +24,12 @@ class RowStore(Mapping[Key, dict[str, Any]]):
 
     Args:
         name: of the file, which says what a row is: `scores`, for example.
-        fields: the two that tell rows apart.
-        manifest: what the rows depend on, as JSON.
+        fields: the two that identify a row.
+        manifest: inputs and settings of the rows, as JSON.
         restart: drop earlier rows instead of refusing a changed manifest.
 
     Raises:
-        UserError: `directory` holds rows of something else.
+        UserError: `directory` holds rows of another manifest.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class RowStore(Mapping[Key, dict[str, Any]]):
         if not restart and manifest_file.exists():
             self._check(json.loads(manifest_file.read_text()), manifest)
         rows = read_rows(self._file) if self._file.exists() and not restart else []
-        write_rows(self._file, rows)  # a line that a kill cut short must not be appended to
+        write_rows(self._file, rows)  # drops a last line that a kill has left incomplete
         self._rows = {self._key(row): row for row in rows}
         write_json(manifest_file, manifest)
 
@@ -85,7 +85,7 @@ def text_fingerprint(text: str) -> str:
 
 
 def model_fingerprint(path: str) -> str:
-    """The hash of a directory's files; for a model of the hub, its name."""
+    """The hash of a model directory's files; for a model of the hub, its name."""
     directory = Path(resolve_model_path(path))
     if not directory.is_dir():
         return path

@@ -191,10 +191,10 @@ def teacher_prompts(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def describe_peers(row: Mapping[str, Any]) -> str:
     """The peers that the teacher of a recorded rollout read, in words."""
-    shown = []
+    names = []
     for peer in row["peers"]:
         name = f"summary of {peer['rollout']}" if peer["summary"] else f"{peer['kind']} {peer['rollout']}"
-        shown.append(name if peer["problem"] == row["problem"] else f"{name} of {peer['problem']}")
+        names.append(name if peer["problem"] == row["problem"] else f"{name} of {peer['problem']}")
     if row["uses_feedback"]:
-        shown.append("feedback")
-    return ", ".join(shown) or "the plain prompt"
+        names.append("feedback")
+    return ", ".join(names) or "the plain prompt"

@@ -21,9 +21,9 @@ class Tracker(Protocol):
 
 def check_trackers(config: Config) -> None:
     """Raise UserError if a tracker's package is missing, before anything expensive starts."""
-    wanted = {"tensorboard": config.logging.tensorboard, "wandb": config.logging.wandb != "off"}
-    for package, on in wanted.items():
-        if on and importlib.util.find_spec(package) is None:
+    packages = {"tensorboard": config.logging.tensorboard, "wandb": config.logging.wandb != "off"}
+    for package, enabled in packages.items():
+        if enabled and importlib.util.find_spec(package) is None:
             value = getattr(config.logging, package)
             raise UserError(
                 f"logging.{package}={value}: {package} is not installed; pip install 'mopd-nemo[{package}]'"

@@ -348,7 +348,7 @@ def test_a_contrast_asks_for_both_teachers_and_nothing_else_does() -> None:
         token_loss(CONTRASTS[0], student, case.tokens, teacher)
     with pytest.raises(ValueError, match="does not read a teacher after failures"):
         token_loss(Divergence(), student, case.tokens, teacher, contrast=teacher)
-    with pytest.raises(ValueError, match="of `reference"):
+    with pytest.raises(ValueError, match="apply `reference"):
         topk = TopK(torch.zeros(T, 1, dtype=torch.long), torch.zeros(T, 1))
         token_loss(CONTRASTS[1], student, case.tokens, topk, contrast=teacher)
     with pytest.raises(ValueError, match="take student_topk or teacher_topk"):

@@ -108,7 +108,7 @@ class LocalEngine:
     ) -> tuple[list[Tensor | None], dict[str, float]]:
         """Per example with a teacher prompt, the teacher's hidden states that predict its response: [tokens, H].
 
-        Where the teacher has a second prompt, its hidden states there follow in the row: [tokens, 2·H].
+        For an example with a contrast prompt, the hidden states after that prompt follow in each row: [tokens, 2·H].
         `update` applies the teacher's head chunk by chunk, where the student's own top-k is known. That is the same
         work, and no [tokens, vocabulary] tensor is kept.
         """
@@ -124,7 +124,7 @@ class LocalEngine:
         teacher = self.teacher.model
         assert teacher is not None
         scored, prompts = zip(*read, strict=True)
-        found: list[Tensor | None] = [None] * len(read)
+        states: list[Tensor | None] = [None] * len(read)
         responses = [batch.examples[i].response_ids for i in scored]
         sequences = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
         lengths = [len(sequence) for sequence in sequences]
@@ -134,10 +134,10 @@ class LocalEngine:
             with teacher.computing():
                 hidden_TH = teacher.response_hidden_TH([prompts[m] for m in members], [responses[m] for m in members])
             for member, part_TH in zip(members, hidden_TH.split([len(responses[m]) for m in members]), strict=True):
-                found[member] = part_TH
+                states[member] = part_TH
             if on_progress:
                 on_progress(done / len(micro_batches))
-        for i, part_TH in zip(scored, found, strict=True):
+        for i, part_TH in zip(scored, states, strict=True):
             assert part_TH is not None
             first_TH = hidden[i]
             hidden[i] = part_TH if first_TH is None else torch.cat([first_TH, part_TH], dim=-1)

@@ -218,7 +218,7 @@ class _Passes:
         return Head(hidden_TH, model.head.weight, model.head.bias)
 
     def _teacher_head(self, some: Sequence[int], second: bool = False) -> Head:
-        """The teacher after the first prompt of each example, or after its second where it has one."""
+        """The teacher after the first prompt of each example, or after its contrast prompt if it has one."""
         assert self._teacher is not None
         size = self._teacher.head.weight.shape[-1]
         hidden = [self._targets[i] for i in some]

@@ -70,8 +70,8 @@ def build_tree(sequences: Sequence[Ids], device: torch.device) -> PrefixTree:
     builder = _Builder(sequences)
     builder.add_below(_sorted(sequences), 0)
     # A short segment repeats its last query: reversed, the first of the repetitions wins.
-    found = dict(zip(reversed(builder.queries), reversed(range(len(builder.queries))), strict=True))
-    outputs = [found[place] for place in range(len(builder.ids))]
+    query_of_place = dict(zip(reversed(builder.queries), reversed(range(len(builder.queries))), strict=True))
+    outputs = [query_of_place[place] for place in range(len(builder.ids))]
     ids, positions, queries, keys, outputs = (
         torch.tensor(numbers, dtype=torch.long, device=device)
         for numbers in (builder.ids, builder.positions, builder.queries, builder.keys, outputs)
@@ -183,8 +183,8 @@ def tree_attention(
             part.view(family.count, -1, x.shape[1], x.shape[3]).transpose(1, 2)
             for part, x in zip(parts, (query, key, value), strict=True)
         )
-        found_FNRD = _attend(family, asked, keys, values, tree.mask_BW.to(query.dtype), kwargs.get("scaling"))
-        outputs.append(found_FNRD.transpose(1, 2).flatten(0, 1))
+        attended_FNRD = _attend(family, asked, keys, values, tree.mask_BW.to(query.dtype), kwargs.get("scaling"))
+        outputs.append(attended_FNRD.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs).index_select(0, tree.outputs_S).unsqueeze(0), None
 
 
@@ -202,7 +202,7 @@ def _attend(
     outputs = []
     for start in range(0, family.longest, BLOCK):
         stop = min(start + BLOCK, family.longest)
-        found_FNRD = scaled_dot_product_attention(
+        attended_FNRD = scaled_dot_product_attention(
             query_FNRD[:, :, start:stop],
             key_FNKD[:, :, : ancestors + stop],
             value_FNKD[:, :, : ancestors + stop],
@@ -210,7 +210,7 @@ def _attend(
             scale=scale,
             enable_gqa=query_FNRD.shape[1] != key_FNKD.shape[1],
         )
-        outputs.append(found_FNRD)
+        outputs.append(attended_FNRD)
     return torch.cat(outputs, dim=2)
 
 

@@ -83,10 +83,10 @@ def train_batch(
     width = next((target.ids_TK.shape[-1] for target in targets if target is not None), None)
     if width is not None:
         untaught = [TopK(*_no_targets(len(row.response_ids), width)) for row in rows]
-        known = [own or none for own, none in zip(targets, untaught, strict=True)]
-        known += [TopK(*_no_targets(1, width))] * filler
-        batch["teacher_ids"] = _sent([target.ids_TK for target in known])
-        batch["teacher_logprobs"] = _sent([target.logprobs_TK for target in known])
+        filled = [target or placeholder for target, placeholder in zip(targets, untaught, strict=True)]
+        filled += [TopK(*_no_targets(1, width))] * filler
+        batch["teacher_ids"] = _sent([target.ids_TK for target in filled])
+        batch["teacher_logprobs"] = _sent([target.logprobs_TK for target in filled])
     return batch
 
 

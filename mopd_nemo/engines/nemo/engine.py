@@ -87,8 +87,8 @@ class NemoEngine:
         targets: list[TopK | None] = [None] * len(batch.examples)
         if objective is not None and scored:
             self._stale = True
-            found = self._scorer.teach([batch.examples[i] for i in scored], objective)
-            for i, target in zip(scored, found, strict=True):
+            scores = self._scorer.teach([batch.examples[i] for i in scored], objective)
+            for i, target in zip(scored, scores, strict=True):
                 targets[i] = target
         if on_progress:
             on_progress(1.0)
@@ -112,10 +112,10 @@ class NemoEngine:
         on_progress: Progress | None = None,
     ) -> list[tuple[float, ...]]:
         self._stale = True
-        found = self._scorer.sampled_logprobs(list(zip(prompts, responses, strict=True)))
+        scores = self._scorer.sampled_logprobs(list(zip(prompts, responses, strict=True)))
         if on_progress:
             on_progress(1.0)
-        return [tuple(logprobs_R.tolist()) for logprobs_R in found]
+        return [tuple(logprobs_R.tolist()) for logprobs_R in scores]
 
     def update_teacher(self) -> None:
         if self._config.teacher.kind == "ema":

@@ -146,8 +146,8 @@ class Learner:
         without gradient.
         """
         members = [batch.examples[i] for i in term.examples]
-        found = self._scorer.sampled_logprobs([(e.prompt_ids, e.response_ids) for e in members])
-        logprobs_2N = torch.stack([part_R.sum() for part_R in found]).requires_grad_()
+        logprobs = self._scorer.sampled_logprobs([(e.prompt_ids, e.response_ids) for e in members])
+        logprobs_2N = torch.stack([part_R.sum() for part_R in logprobs]).requires_grad_()
         lengths = [len(example.response_ids) for example in members]
         reference_2N = None
         if term.objective.reads_teacher:
@@ -155,10 +155,10 @@ class Learner:
         loss_N = pair_loss(term.objective, logprobs_2N, torch.tensor(lengths), reference_2N)
         loss = (loss_N * torch.tensor([weights[i] for i in term.examples[::2]])).sum()
         (slope_2N,) = torch.autograd.grad(loss, logprobs_2N)
-        own = {i: torch.zeros(len(batch.examples[i].response_ids)) for i in term.examples}
+        token_weights = {i: torch.zeros(len(batch.examples[i].response_ids)) for i in term.examples}
         for i, slope in zip(term.examples, slope_2N, strict=True):
-            own[i] -= slope  # an example may be in several pairs
-        return _Weighted(LogLikelihood(), own, loss.item())
+            token_weights[i] -= slope  # an example may be in several pairs
+        return _Weighted(LogLikelihood(), token_weights, loss.item())
 
 
 @contextmanager

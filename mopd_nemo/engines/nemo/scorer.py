@@ -129,7 +129,7 @@ class Scorer:
                 "dtype": self._config.nemo.target_dtype,
             },
         )
-        scores = [found for found in policy.worker_group.get_all_worker_results(futures) if found is not None]
+        scores = [part for part in policy.worker_group.get_all_worker_results(futures) if part is not None]
         return split_scores(scores, order, [len(response) for _, response in sequences])
 
 

@@ -175,5 +175,5 @@ def _metrics(
     values = torch.stack([loss.detach().float(), *(signals[name].sum().float() / total for name in names)])
     if context is not None:
         dist.all_reduce(values, group=context)
-    found = dict(zip(["loss", *names], values.tolist(), strict=True))
-    return {**found, "num_valid_samples": float(data["sample_mask"].sum())}
+    metrics = dict(zip(["loss", *names], values.tolist(), strict=True))
+    return {**metrics, "num_valid_samples": float(data["sample_mask"].sum())}

@@ -57,7 +57,7 @@ def score_responses(worker: Any, data: Any, *, k: int, vocab_size: int, dtype: t
         data.to("cuda"), worker.cfg, worker.cfg["logprob_batch_size"], worker.dp_mesh, worker.tokenizer
     )
     process = _ResponseScores(worker, k, vocab_size, dtype)
-    found = []
+    parts = []
     for number, microbatch in enumerate(microbatches):
         with get_train_context(1, worker.cp_mesh, [], 1, worker.dtype, worker.autocast_enabled):
             scores, _, _ = forward_with_post_processing_fn(
@@ -68,8 +68,8 @@ def score_responses(worker: Any, data: Any, *, k: int, vocab_size: int, dtype: t
                 sampling_params=None,  # temperature 1: the sampler's temperature does not apply to the teacher
             )
         if number < count:  # the rest are dummies that keep the ranks in step
-            found.append(scores)
-    ids, logprobs = (torch.cat(part) for part in zip(*found, strict=True))
+            parts.append(scores)
+    ids, logprobs = (torch.cat(part) for part in zip(*parts, strict=True))
     return {"ids": ids, "logprobs": logprobs}
 
 

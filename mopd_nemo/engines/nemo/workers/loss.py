@@ -185,7 +185,7 @@ def _rows(data: Mapping[str, Any], logits_BSV: Tensor, cp_size: int, cp_rank: in
         ids_RK = _on_this_rank(joined(data["teacher_ids"]), local, device).long()
         teacher = TopK(ids_RK, _on_this_rank(joined(data["teacher_logprobs"]), local, device).float())
     weights_PR = joined(data["weights"], axis=-1)[:, local.number_R]
-    parts = [weights_R.nonzero().squeeze(-1).to(device) for weights_R in weights_PR]  # found before they leave the CPU
+    parts = [weights_R.nonzero().squeeze(-1).to(device) for weights_R in weights_PR]  # computed on the CPU
     return _Rows(logits_BSV.flatten(0, 1), index_R, tokens, teacher, weights_PR.to(device), parts)
 
 

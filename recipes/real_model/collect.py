@@ -17,10 +17,18 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from mopd_nemo.config.load import flatten, load_config
 from mopd_nemo.files import read_rows
 from mopd_nemo.run.directory import RunDirectory
 from recipes.real_model.building import building, say
 
+CONFIG = Path(__file__).resolve().parents[2] / "configs/real/smollm2.yaml"
+_ASKED = {"success": "successes", "failure": "failures"}
+_NOT_TRIED = (
+    *("run_dir", "name", "seed", "method", "peers.successes", "peers.failures", "model.", "data.", "verifier."),
+    *("generation.", "train.checkpoint", "train.keep", "nemo.", "cluster."),
+)
+"""Beginnings of keys that a name tells otherwise, or not at all."""
 Row = Mapping[str, Any]
 Settings = Mapping[str, Any]
 """A run's config.yaml as it was written: a run of another version may have keys that this one refuses."""
@@ -47,9 +55,26 @@ def is_finished(run: RunDirectory, settings: Settings) -> bool:
 
 
 def arm(settings: Settings) -> str:
-    """The context of a run in the paper's words: 2S+1F."""
-    peers = settings["peers"]
-    return "+".join(f"{peers[kind]}{letter}" for kind, letter in (("successes", "S"), ("failures", "F")) if peers[kind])
+    """What a run tries: its context in the paper's words (2S+1F) or its method, and where else it is not the recipe."""
+    peers, method = settings["peers"], settings["method"]
+    shown = [f"{peers[kind]}{letter}" for kind, letter in (("successes", "S"), ("failures", "F")) if peers[kind]]
+    recipe = flatten(load_config(CONFIG))
+    passed_over = _NOT_TRIED if method == "mopd" else (*_NOT_TRIED, "peers.", "teacher.")
+    found = {
+        key: _setting(settings, key, default) for key, default in recipe.items() if not key.startswith(passed_over)
+    }
+    other = [f"{key}={value}" for key, value in found.items() if value != recipe[key]]
+    return ",".join(["+".join(shown) if method == "mopd" else method, *other]).replace("/", "_")
+
+
+def _setting(settings: Settings, key: str, default: Any) -> Any:
+    """Of a dotted key; the default where another version knew no such key."""
+    value: Any = settings
+    for part in key.split("."):
+        if not isinstance(value, dict) or part not in value:
+            return default
+        value = value[part]
+    return value
 
 
 def keep(run: RunDirectory, settings: Settings, output: Path) -> None:
@@ -83,18 +108,26 @@ def by_step(rows: Iterable[Row], settings: Settings) -> Iterable[Row]:
     for step, group in groupby(rows, key=lambda row: row["step"]):
         targets = list(group)
         taught = [row["peers"] for row in targets if row["teacher_prompt"] is not None]
-        complete = [
-            len(peers["successes"]) == asked["successes"] and len(peers["failures"]) == asked["failures"]
-            for peers in taught
-        ]
+        complete = [all(_enough(shown[kind], asked[_ASKED[kind]]) for kind in shown) for shown in map(_count, taught)]
         yield {
             "step": step,
             "rollouts": len(targets),
             "taught": len(taught),
             "complete": sum(complete),
-            "shown_failure": sum(bool(peers["failures"]) for peers in taught),
+            "shown_failure": sum(bool(_count(peers)["failure"]) for peers in taught),
             "outcomes": _outcomes(targets),
         }
+
+
+def _count(peers: Any) -> dict[str, int]:
+    """Successes and failures that a teacher read. Runs of earlier versions list them under their kinds."""
+    if isinstance(peers, dict):
+        return {"success": len(peers["successes"]), "failure": len(peers["failures"])}
+    return {kind: sum(peer["kind"] == kind for peer in peers) for kind in ("success", "failure")}
+
+
+def _enough(shown: int, asked: int | str) -> bool:
+    return shown > 0 if asked == "all" else shown == asked
 
 
 def _outcomes(rows: Iterable[Row]) -> dict[str, int]:

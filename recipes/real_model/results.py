@@ -1,6 +1,7 @@
 """Tables of the kept runs: `python -m recipes.real_model.results RUNS_DIR PAGE.md` writes them into the page.
 
-They stand between the page's two markers, so that no number of them is written by hand.
+They stand between the page's two markers, so that no number of them is written by hand. Intervals and comparisons are
+those of `mopd compare`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from mopd_nemo.analysis.contrasts import Contrasts, contrasts, interval_cell
+from mopd_nemo.analysis.page import markdown_table
 from mopd_nemo.config import UserError
 from mopd_nemo.evaluation import pass_at_k
 from mopd_nemo.files import read_rows
@@ -23,7 +26,7 @@ from recipes.real_model.building import ending_with_user_errors
 
 ARMS = ("1S", "2S", "1F", "1S+1F", "2S+1F")
 SEEDS = (0, 1, 2)
-RESAMPLES = 4000
+BASELINE = "1S"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
@@ -59,50 +62,79 @@ def main(
     text = page.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise UserError(f"{page}: needs one line {BEGIN} and one line {END}")
-    tables = "\n\n".join([state(kept), outcome_table(kept), signs_table(kept)])
+    tables = "\n\n".join([state(kept), *contexts(kept), *others(kept)])
     page.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: f"{BEGIN}\n\n{tables}\n\n{END}", text, flags=re.DOTALL))
 
 
 def read(runs: Path) -> dict[str, list[Kept]]:
-    """Kept runs by arm, in the order of `ARMS`, seeds ascending."""
+    """Kept runs by arm, seeds ascending: those of `ARMS` in that order, then the others."""
     found: dict[str, list[Kept]] = defaultdict(list)
     for path in sorted(runs.glob("*-seed*")):
         arm, _, seed = path.name.rpartition("-seed")
         files = (read_rows(path / f"{name}.jsonl") for name in ("metrics", "targets", "problems"))
-        found[arm].append(Kept(arm, int(seed), *files))
+        found[arm.replace(",", ", ")].append(Kept(arm, int(seed), *files))
     if not found:
         raise UserError(f"{runs}: no kept runs; `python -m recipes.real_model.collect` writes them")
-    return {arm: found[arm] for arm in ARMS if arm in found}
+    return {arm: found[arm] for arm in (*ARMS, *found) if arm in found}
 
 
 def state(kept: Mapping[str, Sequence[Kept]]) -> str:
     """How much of the plan is there, and what the verifier could not judge."""
     runs = [run for of_arm in kept.values() for run in of_arm]
-    planned = len(ARMS) * len(SEEDS)
+    planned, finished = len(ARMS) * len(SEEDS), sum(len(kept.get(arm, ())) for arm in ARMS)
     outcomes = sum((Counter(row["outcomes"]) for run in runs for row in [*run.problems, *run.targets]), Counter())
     judged = (
         f"Of {outcomes.total():,} judged responses {outcomes['timeout']} timed out and {outcomes['verifier_error']} "
         "could not be judged."
     )
-    if len(runs) == planned:
-        return f"All {planned} runs are finished. {judged}"
-    return f"**Incomplete: {len(runs)} of {planned} runs are finished.** {judged}"
+    other = f" {len(runs) - finished} runs try something else." if len(runs) > finished else ""
+    if finished == planned:
+        return f"All {planned} runs of the five contexts are finished.{other} {judged}"
+    return f"**Incomplete: {finished} of {planned} runs of the five contexts are finished.**{other} {judged}"
 
 
-def outcome_table(kept: Mapping[str, Sequence[Kept]]) -> str:
+def contexts(kept: Mapping[str, Sequence[Kept]]) -> list[str]:
+    """The five contexts: outcomes, differences from the baseline, signs."""
+    arms = {arm: kept[arm] for arm in ARMS if arm in kept}
+    if BASELINE not in arms:
+        return [signs_table(arms)] if arms else []
+    said = contrasts(changes(arms), BASELINE)
+    against = f"Change in mean@8 {said.title}:"
+    return [outcome_table(arms, said), against, markdown_table(*said.table()), said.note, signs_table(arms)]
+
+
+def others(kept: Mapping[str, Sequence[Kept]]) -> list[str]:
+    """What else was tried, beside the baseline and beside the paper's default context."""
+    tried = {arm: runs for arm, runs in kept.items() if arm not in ARMS}
+    if not tried:
+        return []
+    parts = ["### What else was tried"]
+    for baseline in (BASELINE, ARMS[-1]):
+        if baseline in kept:
+            said = contrasts(changes({baseline: kept[baseline], **tried}), baseline)
+            if baseline == BASELINE:
+                parts.append(outcome_table(tried, said))
+            parts += [f"Change in mean@8 {said.title}:", markdown_table(*said.table())]
+    return [*parts, said.note, signs_table(tried)]
+
+
+def outcome_table(kept: Mapping[str, Sequence[Kept]], said: Contrasts) -> str:
     """Held-out accuracy before and after, by arm."""
-    lines = [
-        "| the teacher reads | seeds | mean@8 before | after | change | against 1S | pass@8 after | unfinished after |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    heading = ["the teacher reads", "seeds", "mean@8 before", "after", "change", "95 % interval"]
+    heading += ["pass@8 before", "after", "unfinished after"]
+    body = []
     for arm, runs in kept.items():
-        against = "" if arm == "1S" else _interval(paired(runs, kept.get("1S", ()), lambda run: right(run.after)))
-        lines.append(
-            f"| {arm} | {', '.join(str(run.seed) for run in runs)} | {_percent(runs, lambda r: right(r.before))} "
-            f"| {_percent(runs, lambda r: right(r.after))} | {_interval(changes(runs))} | {against} "
-            f"| {_percent(runs, lambda r: passed(r.after))} | {_percent(runs, lambda r: unfinished(r.after))} |"
+        before, after = (_percent(runs, lambda r, at=at: right(getattr(r, at))) for at in ("before", "after"))
+        change = 100 * fmean(values.mean() for values in changes(kept)[arm].values())
+        body.append(
+            [
+                *(arm, ", ".join(str(run.seed) for run in runs), before, after, f"{change:+.1f}"),
+                interval_cell(said.means[arm], "+"),
+                *(_percent(runs, lambda r, at=at: passed(getattr(r, at))) for at in ("before", "after")),
+                _percent(runs, lambda r: unfinished(r.after)),
+            ]
         )
-    return "\n".join(lines)
+    return markdown_table(heading, body)
 
 
 def signs_table(kept: Mapping[str, Sequence[Kept]]) -> str:
@@ -115,9 +147,9 @@ def signs_table(kept: Mapping[str, Sequence[Kept]]) -> str:
         "tokens a response": lambda run, i: run.metrics[i]["response/tokens"],
         "student's entropy": lambda run, i: run.metrics[i].get("student/entropy"),
         "teacher's entropy": lambda run, i: run.metrics[i].get("teacher/entropy"),
-        "targets learned from, %": lambda run, i: 100 * run.targets[i]["taught"] / run.targets[i]["rollouts"],
-        "targets with the whole context, %": lambda run, i: (
-            100 * run.targets[i]["complete"] / run.targets[i]["rollouts"]
+        "rollouts learned from, %": lambda run, i: 100 * run.metrics[i]["signal"],
+        "rollouts whose teacher read the whole context, %": lambda run, i: (
+            100 * run.targets[i]["complete"] / run.targets[i]["rollouts"] if run.arm[0].isdigit() else None
         ),
     }
     seeds = f"seeds {', '.join(map(str, sorted(common)))}" if common else "no seed that all arms have"
@@ -144,34 +176,14 @@ def unfinished(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     return {problem: row["unfinished"] / row["samples"] for problem, row in rows.items()}
 
 
-def changes(runs: Sequence[Kept]) -> np.ndarray:
-    """[seeds, problems]: share of right samples after minus before."""
-    return np.array([[right(r.after)[p] - right(r.before)[p] for p in sorted(r.before)] for r in runs])
-
-
-def paired(runs: Sequence[Kept], others: Sequence[Kept], value: Callable[[Kept], dict[str, float]]) -> np.ndarray:
-    """[common seeds, problems]: a run's value minus that of the other arm with the same seed."""
-    by_seed = {run.seed: value(run) for run in others}
-    pairs = [(value(run), by_seed[run.seed]) for run in runs if run.seed in by_seed]
-    return np.array([[mine[p] - other[p] for p in sorted(mine)] for mine, other in pairs])
-
-
-def interval(values_SP: np.ndarray) -> tuple[float, float, float]:
-    """Mean and 95 % bootstrap interval, resampling seeds and problems; one seed's says nothing about other seeds."""
-    num_seeds, num_problems = values_SP.shape
-    rng = np.random.default_rng(0)
-    seeds = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), RESAMPLES) / num_seeds
-    problems = rng.multinomial(num_problems, np.full(num_problems, 1 / num_problems), RESAMPLES) / num_problems
-    means = np.einsum("rs,sp,rp->r", seeds, values_SP, problems)
-    low, high = np.percentile(means, (2.5, 97.5))
-    return float(values_SP.mean()), float(low), float(high)
-
-
-def _interval(values_SP: np.ndarray) -> str:
-    if not values_SP.size:
-        return ""
-    mean, low, high = (100 * number for number in interval(values_SP))
-    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
+def changes(kept: Mapping[str, Sequence[Kept]]) -> dict[str, dict[int, np.ndarray]]:
+    """By arm and seed: share of right samples after minus before, problem by problem."""
+    return {
+        arm: {
+            run.seed: np.array([right(run.after)[p] - right(run.before)[p] for p in sorted(run.before)]) for run in runs
+        }
+        for arm, runs in kept.items()
+    }
 
 
 def _mean(values: Sequence[float | None], digits: int) -> str:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
+from mopd_nemo.analysis.contrasts import contrasts, interval_cell
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import UserError
 from mopd_nemo.config.load import load_config
@@ -20,7 +20,8 @@ from recipes.real_model.building import building
 from recipes.real_model.collect import arm, by_problem, by_step
 from recipes.real_model.families import FAMILIES, problems, tasks
 from recipes.real_model.problems import main as write_problems
-from recipes.real_model.results import Kept, changes, interval, paired, right
+from recipes.real_model.results import BEGIN, END, Kept, changes, others, outcome_table, read, state
+from recipes.real_model.results import main as write_tables
 from recipes.real_model.warm_start import IGNORED, batches, rows
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs/real/smollm2.yaml"
@@ -141,7 +142,6 @@ def test_kept_rows_count_right_samples_and_whole_contexts() -> None:
     contexts = [(2, 1), (2, 0), (1, 1), None]
     (row,) = by_step([a_rollout(1, "p", "wrong", peers) for peers in contexts], settings)
     assert (row["rollouts"], row["taught"], row["complete"], row["shown_failure"]) == (4, 3, 1, 2)
-    assert arm(settings) == "2S+1F"
 
 
 def a_run(name: str, seed: int, right_after: Sequence[int]) -> Kept:
@@ -161,14 +161,51 @@ def a_run(name: str, seed: int, right_after: Sequence[int]) -> Kept:
     return Kept(name, seed, metrics=[], targets=[], problems=rows)
 
 
-def test_arms_are_compared_seed_by_seed_and_problem_by_problem() -> None:
-    base = [a_run("1S", 0, [3, 4]), a_run("1S", 1, [2, 2])]
-    other = [a_run("2S", 1, [1, 2]), a_run("2S", 2, [0, 0])]
-    assert changes(base).tolist() == [[0.25, 0.5], [0, 0]]
-    assert paired(other, base, lambda run: right(run.after)).tolist() == [[-0.25, 0]]
+def test_arms_are_compared_as_mopd_compare_does(tmp_path: Path) -> None:
+    kept = {
+        "1S": [a_run("1S", seed, rights) for seed, rights in enumerate([[3, 4, 3], [3, 4, 4], [4, 4, 3]])],
+        "2S+1F": [a_run("2S+1F", seed, rights) for seed, rights in enumerate([[1, 0, 0], [0, 0, 1]])],
+        "grpo": [a_run("grpo", 0, [4, 4, 4])],
+    }
+    assert changes(kept)["1S"][0].tolist() == [0.25, 0.5, 0.25]
+    said = contrasts(changes(kept), "1S")
+    assert (
+        outcome_table(kept, said)
+        .splitlines()[2]
+        .startswith(f"| 1S | 0, 1, 2 | 50.0 | 88.9 | +38.9 | {interval_cell(said.means['1S'], '+')} | 100.0 | 100.0 |")
+    )
+    text = "\n".join(others(kept))
+    assert "| grpo | 0 | 50.0 | 100.0 | +50.0 | – |" in text
+    assert "minus 1S" in text and "minus 2S+1F" in text and "One seed alone (grpo)" in text
+    assert "**Incomplete: 5 of 15 runs of the five contexts are finished.** 1 runs try something else." in state(kept)
 
 
-def test_an_interval_holds_the_spread_of_seeds() -> None:
-    mean, low, high = interval(np.array([[0.1] * 20, [0.3] * 20]))
-    assert (mean, low, high) == pytest.approx((0.2, 0.1, 0.3))
-    assert interval(np.full((2, 20), 0.5)) == pytest.approx((0.5, 0.5, 0.5))
+def test_a_page_takes_every_kept_run(tmp_path: Path) -> None:
+    """The tables of the kept runs can be written, and writing them again changes nothing."""
+    page = tmp_path / "page.md"
+    page.write_text(f"Before\n{BEGIN}\nold\n{END}\nafter\n")
+    runs = Path(__file__).resolve().parents[2] / "docs/results/real-model"
+    write_tables(runs, page)
+    first = page.read_text()
+    assert first.startswith("Before") and first.endswith("after\n") and "\nold\n" not in first
+    write_tables(runs, page)
+    assert page.read_text() == first
+    assert all(arm in first for arm in read(runs))
+
+
+def test_arms_are_named_by_what_they_try() -> None:
+    peers = {"successes": 2, "failures": 1, "control": "none"}
+    of_recipe = {"method": "mopd", "peers": peers, "optimizer": {"learning_rate": 2e-5}, "teacher": {"kind": "ema"}}
+    assert arm(of_recipe) == "2S+1F", "a key that another version lacks is no difference"
+    assert arm(of_recipe | {"teacher": {"kind": "frozen"}}) == "2S+1F,teacher.kind=frozen"
+    assert arm(of_recipe | {"optimizer": {"learning_rate": 5e-6}}) == "2S+1F,optimizer.learning_rate=5e-06"
+    assert arm(of_recipe | {"method": "grpo", "teacher": {"kind": "none"}}) == "grpo"
+
+
+def test_whole_contexts_are_counted_in_the_rows_of_every_version() -> None:
+    listed = [{"kind": "success"}, {"kind": "success"}, {"kind": "failure"}]
+    rows = [a_rollout(1, "p", "wrong", (2, 1)) | {"peers": peers} for peers in (listed, listed[1:], listed[:2])]
+    (row,) = by_step(rows, {"peers": {"successes": 2, "failures": 1}})
+    assert (row["taught"], row["complete"], row["shown_failure"]) == (3, 1, 2)
+    (row,) = by_step(rows, {"peers": {"successes": "all", "failures": "all"}})
+    assert row["complete"] == 2

@@ -108,14 +108,17 @@ def others(kept: Mapping[str, Sequence[Kept]]) -> list[str]:
     tried = {arm: runs for arm, runs in kept.items() if arm not in ARMS}
     if not tried:
         return []
+    beside = [
+        contrasts(changes({baseline: kept[baseline], **tried}), baseline)
+        for baseline in (BASELINE, ARMS[-1])
+        if baseline in kept
+    ]
     parts = ["### What else was tried"]
-    for baseline in (BASELINE, ARMS[-1]):
-        if baseline in kept:
-            said = contrasts(changes({baseline: kept[baseline], **tried}), baseline)
-            if baseline == BASELINE:
-                parts.append(outcome_table(tried, said))
-            parts += [f"Change in mean@8 {said.title}:", markdown_table(*said.table())]
-    return [*parts, said.note, signs_table(tried)]
+    if beside:
+        parts.append(outcome_table(tried, beside[0]))
+    for said in beside:
+        parts += [f"Change in mean@8 {said.title}:", markdown_table(*said.table()), said.note]
+    return [*parts, signs_table(tried)]
 
 
 def outcome_table(kept: Mapping[str, Sequence[Kept]], said: Contrasts) -> str:

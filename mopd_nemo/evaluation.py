@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from math import comb
 from statistics import fmean
 
@@ -73,6 +73,20 @@ def evaluation_metrics(groups: Sequence[RolloutGroup], n: int, verifiers: Verifi
         "num_problems": float(len(groups)),
         **{name: value for name, value in observed.items() if name.startswith(("response/", "outcome/"))},
     }
+
+
+def change_since(groups: Sequence[RolloutGroup], before: Mapping[str, float]) -> dict[str, float]:
+    """`change` of the mean accuracy, problem by problem, with its 95 % interval; nothing without common problems.
+
+    Args:
+        before: share of right samples by problem id, of an earlier evaluation.
+    """
+    known = [group for group in groups if group.problem.id in before]
+    if not known:
+        return {}
+    changes = [len(group.successes) / len(group.verdicts) - before[group.problem.id] for group in known]
+    low, high = bootstrap_interval(changes)
+    return {"change": fmean(changes), "change/low": low, "change/high": high}
 
 
 def votes_of(group: RolloutGroup, verifiers: VerifierPool) -> list[int | None]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -15,13 +16,15 @@ from mopd_nemo.data.completions import read_completions
 from mopd_nemo.data.load import judgeable, load_problems, problems_of_step
 from mopd_nemo.engines import make_engine
 from mopd_nemo.engines.base import Sampling
-from mopd_nemo.evaluation import evaluate
+from mopd_nemo.evaluation import change_since, evaluate
 from mopd_nemo.files import append_row, read_rows, write_rows
 from mopd_nemo.methods.base import make_method
 from mopd_nemo.peers.metrics import group_metrics
-from mopd_nemo.run.directory import RunDirectory, latest_checkpoint, load_checkpoint, save_checkpoint
+from mopd_nemo.preflight import choice
+from mopd_nemo.run.directory import RunDirectory, latest_checkpoint, load_checkpoint, newest_up_to, save_checkpoint
 from mopd_nemo.run.display import Display, PhaseTimer
-from mopd_nemo.run.rollouts import rollout_records
+from mopd_nemo.run.guard import Signs, best_evaluation, errors_over_problems, signs
+from mopd_nemo.run.rollouts import read_groups, rollout_records, solved_fraction
 from mopd_nemo.run.stop import TIME_IS_UP, StopRequest
 from mopd_nemo.run.trackers import Tracker, check_trackers, make_trackers
 from mopd_nemo.types import Problem, Rollout, RolloutGroup
@@ -38,6 +41,7 @@ class Trainer:
 
     def __init__(self, config: Config, run: RunDirectory, console: Console, started: float | None = None) -> None:
         check_trackers(config)
+        choice.check_choice(config)
         self.config = config
         self.run = run
         self.problems = load_problems(config, "train")
@@ -63,8 +67,12 @@ class Trainer:
         self.method = make_method(config, self.engine.chat)
         self.step = 0
         self.saved_step = -1
-        self.evaluated_steps: set[int] = set()
         self.ever_solved: set[str] = set()
+        self.recorded: dict[str, list[dict[str, Any]]] = {"metrics": [], "evaluations": [], "choices": []}
+        """Rows that the run has written so far, oldest first."""
+        self.signs = Signs({})
+        self.halted = False
+        """Whether the guard has ended the run."""
         self.display = Display(console, config.train.num_steps)
         self.stop = StopRequest(config.train.must_save_by_seconds, started, self.display.notice)
         self.trackers: list[Tracker] = []
@@ -91,7 +99,8 @@ class Trainer:
         """Train to the last step, from the newest checkpoint if there is one.
 
         Returns:
-            True when the run is complete, False when a signal or the deadline stopped it; either way it is saved.
+            True when the run is complete, False when a signal, the deadline or the guard stopped it. It is saved,
+            unless the guard did.
         """
         self._restore()
         self.trackers = make_trackers(self.config, self.run)
@@ -102,7 +111,7 @@ class Trainer:
             self.verifiers.close()
             for tracker in self.trackers:
                 tracker.close()
-        return self.step == self.config.train.num_steps and not self._evaluation_due()
+        return self.step == self.config.train.num_steps and not self._evaluation_due() and not self.halted
 
     def _loop(self) -> None:
         """A step is saved before it is evaluated. An evaluation that a stop has prevented is made after a resume."""
@@ -111,16 +120,24 @@ class Trainer:
             with self.stop.timed(work):
                 if work == "evaluation":
                     self._evaluate()
-                    continue
-                self._train_step(self.step + 1)
+                elif work == "choice":
+                    self._choose_peers()
+                else:
+                    self._train_step(self.step + 1)
+            if work != "choice":
+                self._watch()
+            if work != "step" or self.halted:
+                continue
             if self.step == train.num_steps or self.step % train.checkpoint_every == 0:
                 self._save()
-        if self.step != self.saved_step:
+        if self.step != self.saved_step and not self.halted:
             self._save()
 
-    def _next_work(self) -> Literal["evaluation", "step"] | None:
+    def _next_work(self) -> Literal["evaluation", "choice", "step"] | None:
         if self._evaluation_due():
             return "evaluation"
+        if choice.due(self.config, self.step) and not self._chosen_at(self.step):
+            return "choice"
         return "step" if self.step < self.config.train.num_steps else None
 
     def _may_start(self, work: str) -> bool:
@@ -128,12 +145,12 @@ class Trainer:
         if self.stop.reason is None and not self.stop.leaves_time_for(work):
             limit = self.config.train.checkpoint_must_save_by
             self.stop.ask(TIME_IS_UP, f"Stopping in time for train.checkpoint_must_save_by={limit}.")
-        return self.stop.reason is None
+        return self.stop.reason is None and not self.halted
 
     def _evaluation_due(self) -> bool:
         """Before the first step, every `train.eval_every` steps and after the last; unless it is recorded already."""
         every = self.config.train.eval_every
-        if not every or self.step in self.evaluated_steps:
+        if not every or any(row["step"] == self.step for row in self.recorded["evaluations"]):
             return False
         return self.step % every == 0 or self.step == self.config.train.num_steps
 
@@ -161,7 +178,7 @@ class Trainer:
         if config.logging.save_rollouts_every and step % config.logging.save_rollouts_every == 0:
             write_rows(self.run.rollouts_file(step), rollout_records(step, groups, batch.contexts, engine.chat))
         self.step = step
-        metrics = learned | scored | group_metrics(groups) | batch.metrics
+        metrics = learned | scored | group_metrics(groups) | batch.metrics | errors_over_problems(groups)
         metrics |= {"learning_rate": self._learning_rate(step), "ever_solved": self._count_solved(groups)}
         metrics |= timer.metrics()
         metrics["tokens_per_second"] = (
@@ -187,18 +204,67 @@ class Trainer:
         started = time.perf_counter()
         self.display.phase("evaluating")
         metrics, groups = evaluate(self.engine, self.verifiers, self.eval_problems, self.config, self.display.progress)
+        if best := best_evaluation(self.recorded["evaluations"]):
+            before = {
+                group.problem_id: solved_fraction(group.rows)
+                for group in read_groups(self.run.rollouts_file(best["step"], "eval"))
+            }
+            metrics |= {"change/from": float(best["step"]), **change_since(groups, before)}
         write_rows(
             self.run.rollouts_file(self.step, "eval"),
             rollout_records(self.step, groups, None, self.engine.chat),
         )
         metrics["seconds"] = time.perf_counter() - started
-        append_row(self.run.eval_file, {"step": self.step, **metrics})
-        self.evaluated_steps.add(self.step)
+        self._write("evaluations", self.run.eval_file, {"step": self.step, **metrics})
         self._track({f"eval/{name}": value for name, value in metrics.items()})
         self.display.evaluation(self.step, metrics)
 
+    def _choose_peers(self) -> None:
+        """Measure which peers to show from here on."""
+        self.display.phase("choosing peers")
+        row = choice.choose(self.step, self.problems, self.engine, self.verifiers, self.config, self.display.progress)
+        self._write("choices", self.run.choices_file, row)
+        self._show_chosen()
+        self._track(row["metrics"])
+        for sentence in (*row["sentences"], *row["cautions"]):
+            self.display.say(f"peers, step {self.step}: {sentence}")
+
+    def _show_chosen(self) -> None:
+        """Let the method show what the latest choice says."""
+        peers = choice.chosen_peers(self.recorded["choices"][-1], self.config.peers)
+        self.method = make_method(self.config.model_copy(update={"peers": peers}), self.engine.chat)
+
+    def _chosen_at(self, step: int) -> bool:
+        return any(row["step"] == step for row in self.recorded["choices"])
+
+    def _watch(self) -> None:
+        """Say so when the run begins to look ruined, and stop it if asked."""
+        before, self.signs = self.signs, signs(self.recorded["metrics"], self.recorded["evaluations"])
+        if not self.signs.alarm:
+            return
+        stop = self.config.guard.action == "stop"
+        if not before.alarm or stop:
+            good = self.good_checkpoint
+            where = f"the last good checkpoint is {good}" if good else "no checkpoint is old enough to be good"
+            for reason in self.signs.reasons:
+                self.display.say(f"WARNING, step {self.step}: {reason}", "bold red")
+            self.display.say(f"WARNING, step {self.step}: this run looks ruined; {where}", "bold red")
+        self.halted = stop
+
+    @property
+    def good_checkpoint(self) -> Path | None:
+        """The newest checkpoint from before the signs."""
+        step = self.signs.good_step
+        return None if step is None else newest_up_to(self.run.checkpoints, step)
+
+    def _write(self, name: str, file: Path, row: dict[str, Any]) -> None:
+        append_row(file, row)
+        self.recorded[name].append(row)
+
     def _record(self, metrics: dict[str, float]) -> None:
-        append_row(self.run.metrics_file, {"step": self.step, **metrics})
+        row = {"step": self.step, **metrics}
+        metrics |= signs([*self.recorded["metrics"], row], self.recorded["evaluations"]).metrics
+        self._write("metrics", self.run.metrics_file, {"step": self.step, **metrics})
         self._track(metrics)
         self.display.step(self.step, metrics)
 
@@ -220,7 +286,14 @@ class Trainer:
         self.display.phase("saving")
         state = {"step": self.step, "ever_solved": sorted(self.ever_solved)}
         with self.stop.timed("save"):
-            save_checkpoint(self.run.checkpoints, self.step, self.engine, state, self.config.train.keep_checkpoints)
+            save_checkpoint(
+                self.run.checkpoints,
+                self.step,
+                self.engine,
+                state,
+                self.config.train.keep_checkpoints,
+                spare=self.good_checkpoint if self.signs.doubt else None,
+            )
         self.saved_step = self.step
 
     def _restore(self) -> None:
@@ -231,5 +304,12 @@ class Trainer:
             self.ever_solved = set(state["ever_solved"])
             self.display.resume(self.step)
         self.run.forget_after(self.step)
-        if self.run.eval_file.exists():
-            self.evaluated_steps = {row["step"] for row in read_rows(self.run.eval_file)}
+        files = {
+            "metrics": self.run.metrics_file,
+            "evaluations": self.run.eval_file,
+            "choices": self.run.choices_file,
+        }
+        self.recorded = {name: read_rows(file) if file.exists() else [] for name, file in files.items()}
+        self.signs = signs(self.recorded["metrics"], self.recorded["evaluations"])
+        if self.recorded["choices"]:
+            self._show_chosen()

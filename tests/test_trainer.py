@@ -15,10 +15,15 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from mopd_nemo import trainer as trainer_module
+from mopd_nemo.analysis.report import write_report
+from mopd_nemo.commands.train import HALTED, run_training
 from mopd_nemo.config import UserError
 from mopd_nemo.config.load import load_config
 from mopd_nemo.files import read_rows
+from mopd_nemo.preflight import choice as preflight_choice
 from mopd_nemo.run.directory import RunDirectory, checkpoints
+from mopd_nemo.run.guard import Signs
 from mopd_nemo.run.stop import StopRequest
 from mopd_nemo.trainer import Trainer
 from tests.conftest import QUICKSTART
@@ -222,3 +227,78 @@ def test_real_gsm8k_rows_train_a_random_model(shared_data: Path, random_model: P
     )
     (row,) = read_rows(run.metrics_file)
     assert row["loss"] > 0 and row["signal"] == 1.0 and row["grad_norm"] > 0
+
+
+MEASURED = ("peers.choose=measured", "peers.choose_every=3", "peers.choose_problems=8", "peers.choose_from=[1s,1s+1f]")
+
+
+@pytest.fixture(scope="module")
+def measured_run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """A run that measures its peers before steps 1 and 4, between checkpoints too."""
+    return new_run(tmp_path_factory.mktemp("measured") / "run", *MEASURED)
+
+
+def test_measured_peers_are_recorded_and_shown(measured_run: RunDirectory) -> None:
+    rows = read_rows(measured_run.choices_file)
+    assert [row["step"] for row in rows] == [0, 3]
+    for row in rows:
+        shown = {
+            tuple(sorted(peer["kind"] for peer in rollout["peers"]))
+            for rollout in read_rows(measured_run.rollouts_file(row["step"] + 1))
+        }
+        most = {"1s": ("success",), "1s+1f": ("failure", "success")}.get(
+            row["context"], ("failure", "success", "success")
+        )
+        assert max(shown, key=len) == most
+    write_report([measured_run])
+    assert "Choice of peers" in measured_run.report_file.read_text()
+
+
+@pytest.mark.parametrize("choice", [1, 2])
+def test_run_killed_during_a_measurement_equals_an_undisturbed_one(
+    choice: int, measured_run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class KilledError(Exception):
+        pass
+
+    started, whole = [], preflight_choice.measure
+
+    def killed(*arguments: Any) -> Any:
+        started.append(1)
+        for number, row in enumerate(whole(*arguments)):
+            if len(started) == choice and number == 5:
+                raise KilledError
+            yield row
+
+    path = tmp_path / "run"
+    settings = load_config(QUICKSTART, [f"run_dir={path}", *SMALL, *MEASURED])
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(preflight_choice, "measure", killed)
+        Trainer.new(settings, Console(file=io.StringIO())).fit()
+    run = RunDirectory.open(path)
+    resume(run)
+    assert_same_run(measured_run, run)
+    assert without_times(read_rows(run.choices_file)) == without_times(read_rows(measured_run.choices_file))
+
+
+def test_the_guard_stops_at_the_last_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ruined_from_4(rows: Any, _evaluations: Any) -> Signs:
+        step = rows[-1]["step"] if rows else 0
+        return Signs({"guard/alarm": float(step >= 5)}, ("success fell",) if step >= 3 else (), step >= 5, 2)
+
+    monkeypatch.setattr(trainer_module, "signs", ruined_from_4)
+    overrides = [f"run_dir={tmp_path / 'run'}", *SMALL, "train.keep_checkpoints=1", "guard.action=stop"]
+    config = tmp_path / "config.yaml"
+    config.write_text(f"defaults: {QUICKSTART}\n")
+    assert run_training(config, None, overrides) == HALTED
+    run = RunDirectory.open(tmp_path / "run")
+    assert [row["step"] for row in read_rows(run.metrics_file)] == [1, 2, 3, 4, 5]
+    assert [c.name for c in checkpoints(run.checkpoints)] == ["step_000002", "step_000004"]
+    text = " ".join(capsys.readouterr().out.split())
+    assert "WARNING, step 5: success fell" in text and "step_000002" in text and "guard.action=warn" in text
+
+
+def test_a_healthy_run_is_not_warned_of(whole_run: RunDirectory) -> None:
+    assert all(row["guard/alarm"] == 0.0 for row in read_rows(whole_run.metrics_file))

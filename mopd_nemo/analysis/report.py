@@ -20,6 +20,7 @@ from mopd_nemo.config.plugins import method_class
 from mopd_nemo.files import read_rows
 from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.run.display import PHASES, WARM_UP_STEPS
+from mopd_nemo.run.guard import signs
 from mopd_nemo.run.rollouts import num_successes, teacher_prompts
 from mopd_nemo.types import Outcome
 
@@ -184,6 +185,8 @@ def _single(run: RunDirectory, config: Config, metrics: Rows, evals: Rows) -> di
         "signal": _signal(run.path / "teacher_signal"),
         "outcomes": _outcomes(metrics, evals),
         "seconds": _mean_seconds(metrics),
+        "choices": read_rows(run.choices_file) if run.choices_file.exists() else [],
+        "alarm": _alarm(metrics, evals),
         "groups": _sample_groups(read_rows(recorded[-1])) if recorded else [],
     }
 
@@ -236,6 +239,16 @@ def _signal(directory: Path) -> dict[str, Any] | None:
     from mopd_nemo.analysis.teacher_signal.output import page_values
 
     return page_values(file)
+
+
+def _alarm(metrics: Rows, evals: Rows) -> dict[str, Any] | None:
+    """The first step at which the guard found the run ruined, and why."""
+    for number, row in enumerate(metrics, start=1):
+        if row.get("guard/alarm"):
+            known = [evaluation for evaluation in evals if evaluation["step"] < row["step"]]
+            return {"step": row["step"], "reasons": signs(metrics[:number], known).reasons}
+    last = signs(metrics, evals)
+    return {"step": metrics[-1]["step"], "reasons": last.reasons} if metrics and last.alarm else None
 
 
 def _outcomes(metrics: Rows, evals: Rows) -> dict[str, Any] | None:

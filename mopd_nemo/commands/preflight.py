@@ -60,7 +60,7 @@ def preflight(
     mopd preflight --config configs/quickstart.yaml
     """
     from mopd_nemo.data.load import judgeable, load_problems
-    from mopd_nemo.preflight.contexts import CONTEXTS, name_of, parse_contexts
+    from mopd_nemo.preflight.contexts import CONTEXTS, check_group_size, name_of, parse_contexts
     from mopd_nemo.preflight.measure import Plan
     from mopd_nemo.run.rollouts import find_rollouts, read_groups
     from mopd_nemo.verifiers.pool import VerifierPool
@@ -74,12 +74,16 @@ def preflight(
         max_groups=limit,
         samples=samples or config.rollout.num_rollouts_per_prompt,
         seed=f"preflight/{config.seed}",
+        order=config.seed,
     )
     source = find_rollouts(rollouts) if rollouts else None
     recorded = read_groups(source)[:limit] if source else []
     train = load_problems(config, "train") if not source else []
     tasks = {row["task"] for group in recorded for row in group.rows} | {problem.task for problem in train}
-    _check_group_size(plan, recorded, source, config)
+    if source:
+        _check_groups(plan, recorded, source)
+    else:
+        check_group_size(names, config.rollout.num_rollouts_per_prompt, "--contexts")
     with VerifierPool(config.verifier, tasks) as verifiers:
         train = judgeable(train, verifiers, config, "train")
         if not source:
@@ -106,25 +110,19 @@ def _self_taught(config: Config) -> Config:
     return config.model_copy(update={"teacher": TeacherConfig(kind="live")})
 
 
-def _check_group_size(plan: Plan, recorded: Sequence[RecordedGroup], source: Path | None, config: Config) -> None:
-    """No group can have a context that needs more peers than it has rollouts beside the target.
+def _check_groups(plan: Plan, recorded: Sequence[RecordedGroup], source: Path) -> None:
+    """Refuse a file in which a context is never complete.
 
     Raises:
-        UserError: names the context.
+        UserError: names file and context.
     """
-    from mopd_nemo.preflight.contexts import counts_of
+    from mopd_nemo.preflight.contexts import peers_needed
 
-    size = config.rollout.num_rollouts_per_prompt
+    outcomes = [[row["success"] for row in group.rows] for group in recorded]
     for name in plan.contexts:
-        wanted = [1 if count == "all" else int(count) for count in counts_of(name)]
-        if source is None and sum(wanted) >= size:
-            raise UserError(
-                f"context {name} needs {sum(wanted)} peers beside the target, and groups have "
-                f"rollout.num_rollouts_per_prompt={size} rollouts: raise it, or leave {name} out of --contexts"
-            )
-        outcomes = [[row["success"] for row in group.rows] for group in recorded]
-        fitting = [o for o in outcomes if o.count(True) >= wanted[0] and o.count(False) >= wanted[1]]
-        if source is not None and not any(len(o) > sum(wanted) for o in fitting):
+        successes, failures = peers_needed(name)
+        fitting = [o for o in outcomes if o.count(True) >= successes and o.count(False) >= failures]
+        if not any(len(o) > successes + failures for o in fitting):
             raise UserError(
                 f"{source}: none of its first {len(recorded)} groups has the peers of context {name} beside a target: "
                 f"leave {name} out of --contexts, raise --max-groups, or give another file"

@@ -22,6 +22,9 @@ from mopd_nemo.config.load import load_config
 from mopd_nemo.files import read_rows
 from mopd_nemo.run.directory import RunDirectory
 
+HALTED = 3
+"""Exit code of a run that its guard has stopped. The launcher does not queue such a job again."""
+
 
 def train(
     overrides: Overrides = None,
@@ -38,7 +41,7 @@ def train(
 
 
 def run_training(config_file: Path | None, resume: Path | None, overrides: Sequence[str]) -> int:
-    """Start or continue a run. Exit code: 0 complete, 130 stopped by Ctrl-C, 143 by a termination signal."""
+    """Start or continue a run. Exit code: 0 complete, 3 stopped by the guard, 130 by Ctrl-C, 143 by a termination signal."""
     started = time.monotonic()
     if (config_file is None) == (resume is None):
         raise UserError("give either --config FILE for a new run or --resume RUN_DIR to continue one")
@@ -61,6 +64,15 @@ def run_training(config_file: Path | None, resume: Path | None, overrides: Seque
     _say_where(trainer.run, complete, console)
     if complete:
         return 0
+    if trainer.halted:
+        good = trainer.good_checkpoint
+        start = f"start a new run from {good} (model.path)" if good else "start again from the model"
+        console.print(
+            f"The guard has stopped this run: {start} with other peers, or go on with guard.action=warn.",
+            soft_wrap=True,
+            highlight=False,
+        )
+        return HALTED
     return 128 + (trainer.stop.reason or signal.SIGINT)
 
 

@@ -26,6 +26,7 @@ def check(config: Config) -> None:
     """
     _check_method(config)
     _check_peers(config)
+    _check_choice(config)
     _check_cluster(config)
     if config.engine == "nemo":
         _check_nemo(config)
@@ -111,6 +112,23 @@ def _check_peers(config: Config) -> None:
             f"peers.max_context_tokens={config.peers.max_context_tokens} leaves no room for peers beside prompts of "
             f"up to data.max_prompt_tokens={config.data.max_prompt_tokens}: raise the first or lower the second"
         )
+
+
+def _check_choice(config: Config) -> None:
+    """Measured peers are those of a self-teacher, and what the choice would overrule stays at its default."""
+    peers = config.peers
+    if peers.choose == "fixed":
+        for name in ("choose_every", "choose_from", "choose_problems"):
+            if getattr(peers, name) != type(peers).model_fields[name].default:
+                raise ValueError(f"peers.{name}={getattr(peers, name)!r} is unused by peers.choose=fixed: remove it")
+        return
+    if config.teacher.kind == "external":
+        raise ValueError(
+            "peers.choose=measured asks what the student makes of peers, and teacher.kind=external is another model: "
+            "set peers.choose=fixed"
+        )
+    if peers.control != "none":
+        raise ValueError(f"peers.choose=measured with peers.control={peers.control}: choose one of the two")
 
 
 def _check_cluster(config: Config) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from mopd_nemo.config.base import ConfigBlock
 
@@ -63,6 +63,16 @@ class PeersConfig(ConfigBlock):
     failures: NonNegativeInt | Literal["all"] = 0
     """Failure peers per context. The paper shows one. A small model copies it (docs/results/real-model.md): ask
     `mopd preflight` first."""
+    choose: Literal["fixed", "measured"] = "fixed"
+    """How `successes`, `failures` and `failure_form` are chosen. `fixed`: as they stand. `measured`: before the first
+    step the student answers after each context of `choose_from`, and the run shows the one that `mopd preflight` would
+    recommend (docs/preflight.md)."""
+    choose_every: NonNegativeInt = 50
+    """Steps after which the choice is measured anew. 0: never."""
+    choose_from: tuple[str, ...] = ("1s", "2s", "1s+1f", "2s+1f")
+    """Contexts to choose from, named as for `mopd preflight`."""
+    choose_problems: Annotated[int, Field(ge=8)] = 32
+    """Problems that a choice is measured on. Up to six times as many are sampled to find them."""
     summaries: NonNegativeInt | Literal["all"] = 0
     """Further peers of either outcome, each shown by the text inside its `<summary>` tags, or by its first
     `max_summary_tokens` tokens if it has none. Ask for summaries with `data.prompt_suffix`."""

@@ -105,6 +105,14 @@ class TeacherConfig(ConfigBlock):
         return self
 
 
+class GuardConfig(ConfigBlock):
+    """Watching for signs that the run is being ruined: docs/preflight.md."""
+
+    action: Literal["warn", "stop"] = "warn"
+    """What follows when signs appear. `warn`: a line in the log and in the report. `stop`: also, the run ends and names
+    the last good checkpoint. In both, that checkpoint is kept beside the newest ones."""
+
+
 class DivergenceConfig(ConfigBlock):
     """The token-level loss between student P and teacher Q (paper appendix B)."""
 
@@ -278,6 +286,7 @@ class Config(ConfigBlock):
     verifier: VerifierConfig = VerifierConfig()
     peers: PeersConfig = PeersConfig()
     teacher: TeacherConfig = TeacherConfig()
+    guard: GuardConfig = GuardConfig()
     divergence: DivergenceConfig = DivergenceConfig()
     policy_gradient: PolicyGradientConfig = PolicyGradientConfig()
     dpo: DpoConfig = DpoConfig()

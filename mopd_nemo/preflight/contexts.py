@@ -88,6 +88,30 @@ def counts_of(name: str) -> tuple[Count, Count]:
     return successes, failures
 
 
+def peers_needed(name: str) -> tuple[int, int]:
+    """The fewest successes and failures beside the target with which a context is complete."""
+    successes, failures = (1 if count == "all" else int(count) for count in counts_of(name))
+    return successes, failures
+
+
+def check_group_size(names: Sequence[str], num_rollouts: int, key: str) -> None:
+    """Refuse contexts that need more peers than a group has rollouts beside the target.
+
+    Args:
+        key: where the names come from.
+
+    Raises:
+        UserError: names the context.
+    """
+    for name in names:
+        needed = sum(peers_needed(name))
+        if needed >= num_rollouts:
+            raise UserError(
+                f"context {name} needs {needed} peers beside the target, and groups have "
+                f"rollout.num_rollouts_per_prompt={num_rollouts} rollouts: raise it, or leave {name} out of {key}"
+            )
+
+
 def form_of(name: str) -> str:
     """The `peers.failure_form` of a context."""
     return name.partition(":")[2] or "text"

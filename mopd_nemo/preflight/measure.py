@@ -36,6 +36,8 @@ class Plan:
     """Responses to write for each problem and context."""
     seed: str
     """Names the measurement uniquely within a run; the same seed and weights give the same draws."""
+    order: int
+    """Seed of the order in which problems are tried."""
     score: bool = True
     """Also score the rollouts under each context."""
 
@@ -76,12 +78,12 @@ class Survey:
 def sample_groups(
     problems: Sequence[Problem], engine: Engine, verifiers: VerifierPool, config: Config, plan: Plan, found: Survey
 ) -> Iterator[list[RolloutGroup]]:
-    """Sample the problems of the first epoch, a step's worth at a time, until the survey has enough."""
+    """Sample each problem once, a step's worth at a time, until the survey has enough."""
     rollout = config.rollout
     sampling = Sampling(rollout.max_response_tokens, rollout.temperature)
     while not found.enough:
         step = len(found.groups) // rollout.num_prompts_per_step + 1
-        chosen = problems_of_step(problems, step, rollout.num_prompts_per_step, config.seed)
+        chosen = problems_of_step(problems, step, rollout.num_prompts_per_step, plan.order)
         judging = PendingVerdicts(verifiers, engine.chat)
         samples = engine.generate(
             [problem.prompt_ids for problem in chosen],

@@ -15,10 +15,10 @@ from mopd_nemo.preflight.contexts import PLAIN
 from mopd_nemo.preflight.measure import Row
 from mopd_nemo.preflight.rule import Recommendation, percent, points
 
-HEAD = ("context", "right, %", "gain, points", "entropy", "AUC", "nats", "whole", "s/step")
+HEAD = ("context", "right, %", "gain", "entropy", "AUC", "nats", "whole", "s/step")
 LEGEND = {
     "right": "share of what it writes that the verifier accepts",
-    "gain": "the same minus that without peers, problem by problem",
+    "gain": "the same minus that without peers, problem by problem, in points",
     "entropy": "of what it writes, nats a token",
     "AUC": "chance that a success among the rollouts scores above a failure",
     "nats": "how much further the context lifts successes than failures",

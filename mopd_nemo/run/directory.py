@@ -3,6 +3,7 @@
 config.yaml           every setting, defaults included
 metrics.jsonl         one row a step
 eval.jsonl            one row an evaluation
+choices.jsonl         one row a choice of peers, with `peers.choose: measured`
 rollouts/             step_*.jsonl: samples, verdicts and teacher prompts; eval_*.jsonl: held-out samples
 checkpoints/step_*/   Hugging Face model, teacher, optimiser, trainer state
 report.html
@@ -33,6 +34,7 @@ class RunDirectory:
         self.path = path
         self.metrics_file = path / "metrics.jsonl"
         self.eval_file = path / "eval.jsonl"
+        self.choices_file = path / "choices.jsonl"
         self.config_file = path / "config.yaml"
         self.report_file = path / "report.html"
         self.rollouts = path / "rollouts"
@@ -98,7 +100,7 @@ class RunDirectory:
 
     def forget_after(self, step: int) -> None:
         """Drop rows and files of steps after `step`: a resumed run writes them again."""
-        for file in (self.metrics_file, self.eval_file):
+        for file in (self.metrics_file, self.eval_file, self.choices_file):
             if file.exists():
                 write_rows(file, [row for row in read_rows(file) if row["step"] <= step])
         for recorded, file in (*self.rollout_files("step").items(), *self.rollout_files("eval").items()):
@@ -106,11 +108,14 @@ class RunDirectory:
                 file.unlink()
 
 
-def save_checkpoint(directory: Path, step: int, engine: Engine, state: dict[str, Any], keep: int) -> Path:
+def save_checkpoint(
+    directory: Path, step: int, engine: Engine, state: dict[str, Any], keep: int, spare: Path | None = None
+) -> Path:
     """Write `directory/step_NNNNNN` and delete all but the newest `keep` checkpoints.
 
     Args:
         state: of the trainer, as JSON.
+        spare: an older checkpoint that stays.
     """
     partial = directory / f"{_PARTIAL}{step:06d}"
     shutil.rmtree(partial, ignore_errors=True)
@@ -124,13 +129,20 @@ def save_checkpoint(directory: Path, step: int, engine: Engine, state: dict[str,
     partial.rename(final)
     _sync_directory(directory)
     for old in checkpoints(directory)[:-keep]:
-        shutil.rmtree(old)
+        if old != spare:
+            shutil.rmtree(old)
     return final
 
 
 def checkpoints(directory: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     return sorted(path for path in directory.glob(f"{_PREFIX}*") if path.is_dir())
+
+
+def newest_up_to(directory: Path, step: int) -> Path | None:
+    """The newest complete checkpoint of this step or an earlier one."""
+    early = [path for path in checkpoints(directory) if int(path.name.removeprefix(_PREFIX)) <= step]
+    return early[-1] if early else None
 
 
 def latest_checkpoint(directory: Path) -> Path | None:

@@ -67,6 +67,10 @@ class Display:
         if not self._console.is_terminal:
             self._console.print(text)
 
+    def say(self, text: str, style: str = "") -> None:
+        """A line that stays on the screen and in the log."""
+        self._console.print(text, style=style, highlight=False, markup=False)
+
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """A step is done."""
         self._step = step

@@ -13,7 +13,7 @@ from mopd_nemo.verifiers.pool import VerifierPool
 from tests.conftest import QUICKSTART
 from tests.preflight.planted import PlantedEngine, arithmetic
 
-PLAN = Plan(contexts=CONTEXTS, problems=24, max_groups=64, samples=8, seed="test")
+PLAN = Plan(contexts=CONTEXTS, problems=24, max_groups=64, samples=8, seed="test", order=0)
 
 
 @pytest.fixture(scope="session")

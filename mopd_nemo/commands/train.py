@@ -41,7 +41,7 @@ def train(
 
 
 def run_training(config_file: Path | None, resume: Path | None, overrides: Sequence[str]) -> int:
-    """Start or continue a run. Exit code: 0 complete, 3 stopped by the guard, 130 by Ctrl-C, 143 by a termination signal."""
+    """Start or continue a run. Exit code: 0 complete, 3 stopped by the guard, 130 by Ctrl-C, 143 by a termination."""
     started = time.monotonic()
     if (config_file is None) == (resume is None):
         raise UserError("give either --config FILE for a new run or --resume RUN_DIR to continue one")

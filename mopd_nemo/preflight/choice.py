@@ -75,7 +75,7 @@ def choose(
     for row in measure(found.cases, engine, verifiers, config, plan):
         rows[row["problem"], row["context"]] = row
         on_progress(0.5 + 0.5 * len(rows) / total)
-    result = figures(found, rows, config, plan)
+    result = figures(found, rows, config, plan) | {"configured": None}  # the choice stands in its place
     recommendation = recommend(result)
     return {
         "step": step,

@@ -53,6 +53,9 @@ def figures(found: Survey, rows: Mapping[tuple[str, str], Row], config: Config, 
             "flatter": difference(table, name, PLAIN, "entropy"),
             "cut": difference(table, name, PLAIN, "unfinished"),
             "copies_without": cell([_copies(rows[p, PLAIN], rows[p, name]) for p in problems]),
+            "copies_more": cell(
+                [_copies(rows[p, name], rows[p, name]) - _copies(rows[p, PLAIN], rows[p, name]) for p in problems]
+            ),
             **_cost([rows[problem, name] for problem in problems], name, found, config),
         }
     verdicts = [verdict for group in found.groups for verdict in group.verdicts if verdict.success is not None]

@@ -102,22 +102,22 @@ def _failures(figures: Mapping[str, Any], names: Sequence[str]) -> list[str]:
         shown = [name for name in (*worse, *lone) if name in worse or _sign(lone[name]) < 0]
         proof = ", ".join(f"{name} {points(judged[name])}" for name in worse)
         against = "the same successes alone" if pairs else "no peers"
-        return [
-            f"This model copies failures: use successes only. Against {against}: {proof} points."
-            f"{_copied(figures, shown)}"
-        ]
+        copied = _copied(figures, shown)
+        does = "This model copies failures" if copied else "Failures harm this model"
+        return [f"{does}: use successes only. Against {against}: {proof} points.{copied}"]
     if better and not worse:
         return [f"Failures {what} help this model ({', '.join(f'{n} {points(judged[n])}' for n in better)} points)."]
     return [f"Cannot tell whether failures {what} help or harm this model."]
 
 
 def _copied(figures: Mapping[str, Any], names: Sequence[str]) -> str:
-    """Where it copies word for word more often than it writes the same without having read it."""
+    """Where it copies word for word clearly more often than it writes the same without having read it."""
     parts = []
     for name in names:
-        after, without = figures["contexts"][name]["copies"], figures["contexts"][name]["copies_without"]
-        if after["mean"] is not None and after["mean"] > without["mean"]:
-            parts.append(f"{percent(after)} % after {name} ({percent(without)} % without reading it)")
+        cells = figures["contexts"][name]
+        if _sign(cells["copies_more"]) > 0:
+            after, without = percent(cells["copies"]), percent(cells["copies_without"])
+            parts.append(f"{after} % after {name} ({without} % without reading it)")
     return f" Of what it writes is a shown failure, word for word: {', '.join(parts)}." if parts else ""
 
 

@@ -18,13 +18,14 @@ class PlantedEngine:
     """Answers the built-in arithmetic problems.
 
     Args:
-        habits: the chance to be right: `alone`, after a `success`, after a `failure`, after `both`.
+        habits: the chance to be right: `alone`, after a `success`, after a `failure`, after `both`. `copies`: the
+            chance that a wrong answer after a failure is that failure.
     """
 
     def __init__(self, chat: Chat, problems: Sequence[Problem], **habits: float) -> None:
         self.chat = chat
         self._answers = {problem.messages[-1]["content"]: problem.answer for problem in problems}
-        self._habits = {"alone": 0.5, "success": 0.9, "failure": 0.1, "both": 0.2} | habits
+        self._habits = {"alone": 0.5, "success": 0.9, "failure": 0.1, "both": 0.2, "copies": 0.8} | habits
         self.calls = 0
 
     def generate(
@@ -49,8 +50,11 @@ class PlantedEngine:
         chance = self._habits[
             {(False, False): "alone", (True, False): "success", (False, True): "failure"}.get(read, "both")
         ]
-        shown = answer if rng.random() < chance else str((int(answer) + 1) % 10)
-        ids = (*self.chat.encode(f"try {rng.randrange(10**6)}: \\boxed{{{shown}}}"), self.chat.tokenizer.eos_token_id)
+        right, copies = rng.random() < chance, rng.random() < self._habits["copies"]
+        written = f"try {rng.randrange(10**6)}: \\boxed{{{answer if right else (int(answer) + 1) % 10}}}"
+        if read[1] and copies and not right:
+            written = text.partition(FAILURE)[2].split("\n\n")[1]
+        ids = (*self.chat.encode(written), self.chat.tokenizer.eos_token_id)
         return Rollout(ids, self.chat.decode(ids), True, (-0.5,) * len(ids))
 
     def response_logprobs(

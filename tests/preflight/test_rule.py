@@ -18,6 +18,11 @@ def test_a_model_that_copies_failures_gets_successes_only(figures_of: Build) -> 
     assert any("config shows 2s+1f" in sentence and "change it" in sentence for sentence in found.sentences)
 
 
+def test_failures_that_harm_without_being_copied_are_called_harm(figures_of: Build) -> None:
+    sentences = recommend(figures_of(success=0.9, failure=0.1, both=0.3, copies=0.0)).sentences
+    assert any("Failures harm this model: use successes only" in sentence for sentence in sentences)
+
+
 def test_a_model_that_learns_from_failures_is_shown_them(figures_of: Build) -> None:
     found = recommend(figures_of(success=0.55, failure=0.5, both=0.95))
     assert found.clear and found.context == "1s+1f"  # 2s+1f and all cannot be told from it, and show more

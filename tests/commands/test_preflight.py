@@ -38,7 +38,7 @@ def test_the_result_is_a_table_a_page_and_figures(whole: Path) -> None:
     result = measured(whole)
     assert result["num_problems"] == 8 and list(result["contexts"]) == ["none", "1s", "1f"]
     assert result["contexts"]["1s"]["gap"]["num"] == 8 and result["contexts"]["1s"]["auc"]["mean"] is not None
-    assert result["configured"] == "2s+1f" and result["recommendation"]["sentences"]
+    assert result["configured"] == "2s" and result["recommendation"]["sentences"]
     page = (whole / "preflight.html").read_text()
     assert "<svg" in page and result["recommendation"]["sentences"][0] in page.replace("&#39;", "'")
     assert len(read_rows(whole / "written.jsonl")) == 8 * 3

@@ -18,7 +18,7 @@ PLAN = Plan(contexts=CONTEXTS, problems=24, max_groups=64, samples=8, seed="test
 
 @pytest.fixture(scope="session")
 def settings() -> Config:
-    return load_config(QUICKSTART, ["rollout.num_prompts_per_step=8", "rollout.batch_size=64"])
+    return load_config(QUICKSTART, ["rollout.num_prompts_per_step=8", "rollout.batch_size=64", "peers.failures=1"])
 
 
 @pytest.fixture(scope="session")

@@ -49,7 +49,7 @@ def test_a_list_keeps_its_order_and_drops_repeats() -> None:
 
 
 def test_the_config_decides_all_but_the_context() -> None:
-    config = PeersConfig(failure_form="contrast", max_peer_tokens=7)
+    config = PeersConfig(failures=1, failure_form="contrast", max_peer_tokens=7)
     assert peers_of("1s+1f", config) == PeersConfig(successes=1, failures=1, max_peer_tokens=7)
     assert settings_of("1s+1f:described") == {"successes": 1, "failures": 1, "failure_form": "described"}
     assert settings_of("2s") == {"successes": 2, "failures": 0}
@@ -65,7 +65,7 @@ def test_a_case_has_the_targets_that_have_every_context_and_training_builds_its_
     thin = make_group(chat, [("a", 1.0), ("a", 1.0), ("c", 0.0)])  # equal texts count once
     cases, reach = survey([mixed, thin], chat, settings.peers, ("1s", "2s+1f"), "seed")
     assert [(case.group, case.targets) for case in cases] == [(mixed, (2, 3))]
-    trained = build_contexts([mixed, thin], chat, settings.peers, "seed")  # the default is 2s+1f
+    trained = build_contexts([mixed, thin], chat, settings.peers, "seed")  # they show 2s+1f
     assert [context.prompt_ids for context in cases[0].contexts["2s+1f"]] == [
         trained[0][i].prompt_ids for i in cases[0].targets
     ]

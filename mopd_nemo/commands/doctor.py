@@ -15,6 +15,7 @@ from rich.table import Table
 
 from mopd_nemo.config import UserError
 from mopd_nemo.config.verifiers import CodeConfig
+from mopd_nemo.engines.nemo import has_nemo_rl
 from mopd_nemo.verifiers.sandbox.layers import choose
 
 
@@ -84,10 +85,10 @@ def _gpu() -> Finding:
 
 
 def _nemo_rl(needed_for: str) -> Finding:
-    spec = importlib.util.find_spec("nemo_rl")
-    if spec is None or importlib.util.find_spec("nemo_rl.algorithms") is None:
+    if not has_nemo_rl():
         return Finding("nemo_rl", False, "not importable; put a NeMo-RL checkout on PYTHONPATH", needed_for)
-    return Finding("nemo_rl", True, f"from {spec.origin}", needed_for)
+    spec = importlib.util.find_spec("nemo_rl")
+    return Finding("nemo_rl", True, f"from {spec.origin if spec else None}", needed_for)
 
 
 def _program(part: str, program: str, version: list[str], needed_for: str) -> Finding:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from typing import Any
 
@@ -13,6 +12,7 @@ from mopd_nemo.config.checks import teacher_prompt
 from mopd_nemo.config.cluster import ParallelConfig
 from mopd_nemo.embedded import resolve_model_path
 from mopd_nemo.engines.models import check_positions, check_vocabularies
+from mopd_nemo.engines.nemo import has_nemo_rl
 
 DTENSOR_TENSOR_MODELS = ("llama",)
 """Model types whose training under DTensor's tensor parallelism equals training in one process."""
@@ -24,7 +24,7 @@ def check_surroundings(backend: str) -> None:
     Raises:
         UserError: naming what is missing.
     """
-    if importlib.util.find_spec("nemo_rl") is None or importlib.util.find_spec("nemo_rl.algorithms") is None:
+    if not has_nemo_rl():
         raise UserError(
             "engine=nemo needs NeMo-RL, which is not on a package index: run inside its container, or put a checkout "
             "on PYTHONPATH (docs/nemo.md)"

@@ -13,7 +13,6 @@ writes. Importing this module needs neither nemo_rl nor ray.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,18 +22,12 @@ import torch
 from mopd_nemo.chat import OPEN, opens_thinking
 from mopd_nemo.config import UserError
 from mopd_nemo.config.verifiers import VerifierConfig
+from mopd_nemo.engines.nemo import has_nemo_rl
 from mopd_nemo.types import Outcome, Verdict
 from mopd_nemo.verifiers import TASKS
 from mopd_nemo.verifiers.pool import VerifierPool
 
 logger = logging.getLogger(__name__)
-
-
-def has_nemo_rl() -> bool:
-    """Whether a NeMo-RL checkout is on the path; the package of that name on PyPI is empty."""
-    return (
-        importlib.util.find_spec("nemo_rl") is not None and importlib.util.find_spec("nemo_rl.environments") is not None
-    )
 
 
 class ResponseJudge:

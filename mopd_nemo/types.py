@@ -122,4 +122,4 @@ class TrainExample:
     advantage: float = 0.0
     """Of the whole response, for policy gradients."""
     contrast_prompt_ids: tuple[int, ...] | None = None
-    """What the teacher reads instead for the distribution that its own is set against: failures alone."""
+    """Prompt with failures alone: the teacher's distribution after it is the other side of a contrast."""

@@ -44,7 +44,7 @@ class Side:
     group: RecordedGroup
 
     def pick(self, right: bool) -> Row:
-        """The first right or wrong response; the first of all where there is none."""
+        """The first right or wrong response, or the first response if there is none."""
         rows = self.group.rows
         return next((row for row in rows if (row["success"] is True) is right), rows[0])
 

@@ -226,7 +226,7 @@ class ChunkLoss:
     def _sharper(
         self, support_DCK: Tensor | None, teacher_CK: Tensor | None, chunks: list[dense.Chunk]
     ) -> Tensor | None:
-        """1 where the teacher is sharper than the student, else 0; None where every token counts."""
+        """Per token, 1 if the teacher is sharper than the student, else 0; None if every token counts."""
         if not self._counts_sharper:
             return None
         if support_DCK is None:

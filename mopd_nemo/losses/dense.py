@@ -32,9 +32,9 @@ class Chunk:
     lse_C: Tensor | None
     """Their log-partition, so that values - lse are log-probabilities; None where it is 0."""
     mean_C: Tensor | None
-    """Expected value, where asked for."""
+    """Expected value, if `read` was given `mean`."""
     maxima_CB: Tensor | None
-    """Maxima of blocks for `exact_topk`, where asked for."""
+    """Maxima of blocks for `exact_topk`, if `read` was given `blocks`."""
     owned: bool
     """The values may be overwritten."""
 
@@ -107,7 +107,7 @@ def full_divergence(
 
 
 def _logprobs(chunk: Chunk) -> Tensor:
-    """values - lse, in place where that is allowed; either way the result may be overwritten."""
+    """values - lse, in place if the values are owned. The result may always be overwritten."""
     if chunk.lse_C is None:
         return chunk.values_CV if chunk.owned else chunk.values_CV.clone()
     return torch.sub(chunk.values_CV, chunk.lse_C[:, None], out=chunk.values_CV if chunk.owned else None)
@@ -120,7 +120,7 @@ def _dot(x_CV: Tensor, y_CV: Tensor) -> Tensor:
 def exact_topk(values_CV: Tensor, k: int, block_max_CB: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Values and columns of the k largest entries of each row, in no order, in about one pass.
 
-    A selection over a vocabulary of 150,000 reads it many times. The k largest entries always lie in the k blocks with
+    A selection over a vocabulary of 150,000 reads it many times. The k largest entries are always in the k blocks with
     the largest maxima. So it is enough to take each block's maximum, select k blocks, and select among their entries.
 
     Args:

@@ -210,7 +210,7 @@ def _logaddexp(a_TK: Tensor, b_TK: Tensor) -> Tensor:
 
 
 def _with_tail(logprobs_TK: Tensor) -> Tensor:
-    """Append log(1 - Σ exp). The mass is kept one rounding step below 1, where the tail's gradient stops."""
+    """Append log(1 - Σ exp). The mass is clamped to one rounding step below 1, where the tail's gradient is 0."""
     mass_T1 = logprobs_TK.logsumexp(-1, keepdim=True).clamp(max=-torch.finfo(logprobs_TK.dtype).eps)
     return torch.cat([logprobs_TK, torch.log(-torch.expm1(mass_T1))], dim=-1)
 

@@ -24,7 +24,7 @@ from mopd_nemo.losses.objectives import Divergence, Objective, SampledReverseKL
 from mopd_nemo.losses.vocab import Vocab
 
 LOGIT_BUDGET = {"cpu": 2**22, "cuda": 2**29}
-"""Logits of a chunk, as tokens × local columns: what a CPU's cache holds; 1 GiB in bfloat16 on a GPU."""
+"""Logits of a chunk, as tokens × local columns: the size of a CPU's cache; 1 GiB in bfloat16 on a GPU."""
 
 MIN_CHUNK = 256
 """Fewer rows would make matrix products wait for the head's weight."""
@@ -35,11 +35,11 @@ class TokenLoss:
     """Result of `token_loss`."""
 
     total: Tensor
-    """Σ weights·loss, or Σ loss where no weights were given; differentiable."""
+    """Σ weights·loss, or Σ loss without weights; differentiable."""
     loss_T: Tensor
-    """Per token; differentiable only where no weights were given."""
+    """Per token; differentiable only without weights."""
     signals: dict[str, Tensor]
-    """Per-token diagnostics (`ChunkLoss.signal_names`), when asked for; not differentiable."""
+    """Per-token diagnostics (`ChunkLoss.signal_names`) if `watch` is given; not differentiable."""
 
 
 def token_loss(

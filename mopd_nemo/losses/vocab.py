@@ -48,7 +48,7 @@ class Vocab:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Columns `offset` to `offset + columns` of a vocabulary of `size`; collectives where a group holds the rest.
+    """Columns `offset` to `offset + columns` of a vocabulary of `size`, and collectives over the group with the rest.
 
     `width` is `columns` and the padding after them: the same on every rank.
     """

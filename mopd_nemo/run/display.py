@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 PHASES = ("generate", "reward", "context", "score", "update", "other")
-"""Parts of a step's time; `other` is what no phase covers."""
+"""Parts of a step's time; `other` is the time outside all phases."""
 WARM_UP_STEPS = 5
 """First steps, which load and compile. Mean times leave them out, as in the paper's appendix E, if there are more."""
 _SHOWN_STEPS = 8
@@ -134,7 +134,7 @@ def _number(value: float | None) -> str:
 
 
 class PhaseTimer:
-    """Times the phases of one step; what no phase covers is `other`."""
+    """Times the phases of one step; the time outside all phases is `other`."""
 
     def __init__(self, on_phase: Callable[[str], None] = lambda _: None) -> None:
         self._started = time.perf_counter()

@@ -36,7 +36,7 @@ class StopRequest:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.reason: signal.Signals | None = None
-        """The signal that asked for the stop; None: none has."""
+        """The signal that asked for the stop; None: no stop was requested."""
         self._end = (clock() if started is None else started) + limit
         self._on_request = on_request
         self._clock = clock

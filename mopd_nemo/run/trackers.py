@@ -1,4 +1,4 @@
-"""Metric sinks beside the JSONL files: TensorBoard and Weights & Biases, when asked for."""
+"""Optional metric sinks beside the JSONL files: TensorBoard and Weights & Biases."""
 
 from __future__ import annotations
 

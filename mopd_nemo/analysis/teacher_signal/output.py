@@ -94,7 +94,7 @@ def to_markdown(result: Mapping[str, Any]) -> str:
         "## How far the peers move the score",
         SHIFT_NOTE,
         _shift_table(result["common"]),
-        "## What the teachers read",
+        "## The teachers' contexts",
         "`complete`: responses for which the group has all the peers that the condition asks for. `cut`: contexts in "
         "which a peer lost its middle to the token budget. `unscored`: no context fitted, or the score was not finite.",
         _context_table(result["contexts"]),

@@ -24,7 +24,7 @@ PROMPTS_AT_ONCE = 8
 
 
 class ScoreStore(RowStore):
-    """Scores on disk by prompt and condition; see `RowStore` for what it refuses."""
+    """Scores on disk by prompt and condition."""
 
     def __init__(self, directory: Path, manifest: dict[str, Any], restart: bool = False) -> None:
         super().__init__(directory, "scores", ("prompt", "condition"), manifest, restart)

@@ -6,7 +6,7 @@ kept once for all its samples. Projections that read the same input are one matr
 input or an output are folded into the weights.
 
 Shape suffixes: L layers, U distinct prompts, B running sequences, M slots of a prompt, T tokens, P prompt positions,
-C positions that the cache has room for, S those written (the first stands for the prompt), K key-value heads, G query
+C positions that the cache has room for, S those written (the first represents the prompt), K key-value heads, G query
 heads that share one, N query heads (of `_Layer`: query and key heads), D head size, H hidden size, V vocabulary.
 """
 
@@ -81,7 +81,7 @@ class LlamaDecoder:
 
     def __init__(self, layers: LlamaLayers, prompts: SharedPrompts, positions_B: Tensor, max_tokens: int) -> None:
         self._layers, self._prompts, self._positions_B = layers, prompts, positions_B
-        self._limit, self._length = 1 + max_tokens, 1  # the first place of the cache stands for the prompt
+        self._limit, self._length = 1 + max_tokens, 1  # the first position of the cache represents the prompt
         self._cache_L2BKCD = layers.new_cache(len(positions_B), min(GROWTH, self._limit))
         self._cache_L2BKCD[..., 0, :] = 0
 

@@ -139,7 +139,7 @@ def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
 
 
 def _read(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[int]]:
-    """Sequences without their last token, which predicts nothing, and the first position that predicts a response."""
+    """Sequences without their last token, whose output is not needed, and where the predictions of a response begin."""
     sequences = [[*prompt, *response[:-1]] for prompt, response in zip(prompts, responses, strict=True)]
     return sequences, [len(prompt) - 1 for prompt in prompts]
 

@@ -27,7 +27,7 @@ from mopd_nemo.losses.token_loss import token_loss
 from mopd_nemo.losses.vocab import Vocab
 
 Data = Mapping[str, Any]
-"""A `BatchedDataDict` of a micro-batch: `input_ids`, `token_mask` [B, S], `sample_mask` [B], and what a loss needs."""
+"""A `BatchedDataDict` of a micro-batch: `input_ids`, `token_mask` [B, S], `sample_mask` [B], and inputs of the loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ def megatron_groups() -> Groups:
 
 
 class DivergenceLoss:
-    """`token_loss` on the logits of a Megatron worker: any support, nothing gathered, no float32 copy of the logits.
+    """`token_loss` on the logits of a Megatron worker: any support, no gather, no float32 copy of the logits.
 
     The teacher comes in `data`, with row p of [B, S, ...] about token p + 1, in one of two forms:
         - `teacher_hidden` [B, S, H]: last hidden states, with `teacher_head`: exact, and needed for `full`,
@@ -106,7 +106,7 @@ class DivergenceLoss:
         groups = self._groups()
         weights_BS = _token_weights(data, self._aggregation, global_valid_seqs, global_valid_toks)
         rows_T, place = _rows(weights_BS > 0, logits.shape[1], groups)
-        before = (place[0], place[1] - 1)  # the row that predicts a token lies one position before it
+        before = (place[0], place[1] - 1)  # a token is predicted by the row one position before it
         result = token_loss(
             self._objective,
             Logits(logits.flatten(0, 1), rows_T),
@@ -139,7 +139,7 @@ def _rows(is_response_BS: Tensor, local_length: int, groups: Groups) -> tuple[Te
     """Rows of this rank's flattened logits, and (sequence, position) of the tokens that they predict."""
     ranks = dist.get_world_size(groups.context) if groups.context else 1
     rank = dist.get_rank(groups.context) if groups.context else 0
-    length = local_length * ranks  # the logits may be padded beyond the data, to what the ranks can share evenly
+    length = local_length * ranks  # the logits may be padded to a multiple that the ranks share evenly
     padded_BS = torch.nn.functional.pad(is_response_BS, (0, length - is_response_BS.shape[1]))
     rows_T, tokens_T = response_rows(padded_BS, rank, ranks)
     return rows_T, (tokens_T // length, tokens_T % length)
@@ -148,7 +148,7 @@ def _rows(is_response_BS: Tensor, local_length: int, groups: Groups) -> tuple[Te
 def _token_weights(
     data: Data, aggregation: Aggregation, global_valid_seqs: Tensor, global_valid_toks: Tensor
 ) -> Tensor:
-    """weights_BS of each token in the loss of the step; 0 for what is no response or no sample.
+    """weights_BS of each token in the loss of the step; 0 for prompts, padding and masked samples.
 
     `token_mean`: 1 / all valid tokens; `sequence_mean`: 1 / (all valid sequences · valid tokens of the sequence). The
     first token of a sequence is predicted by no row and has none.

@@ -16,9 +16,9 @@ TRAINED = {
     "1S+1F": {"successes": 1, "failures": 1},
     "2S+1F": {"successes": 2, "failures": 1},
     "all": {"successes": "all", "failures": "all"},
-    "random_peer": {"control": "random_peer"},
-    "unrelated_prompt": {"control": "unrelated_prompt"},
-    "success_only": {"control": "success_only"},
+    "random_peer": {"successes": 2, "failures": 1, "control": "random_peer"},
+    "unrelated_prompt": {"successes": 2, "failures": 1, "control": "unrelated_prompt"},
+    "success_only": {"successes": 2, "failures": 1, "control": "success_only"},
 }
 
 

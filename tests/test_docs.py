@@ -32,7 +32,12 @@ def settings(block: type[ConfigBlock], prefix: str = "") -> set[str]:
     return keys
 
 
-THEIRS = {"optimized_tp_plans.py", "examples/converters/convert_megatron_to_hf.py", "convert_megatron_to_hf.py"}
+THEIRS = {
+    "optimized_tp_plans.py",
+    "run_distillation.py",
+    "examples/converters/convert_megatron_to_hf.py",
+    "convert_megatron_to_hf.py",
+}
 """Files of NeMo-RL and Automodel."""
 SETTINGS = settings(Config)
 SECTIONS = {key.split(".")[0] for key in SETTINGS if "." in key}

@@ -108,11 +108,14 @@ if has_nemo_rl():
         def step(
             self, message_log_batch: list[list[dict[str, Any]]], metadata: list[dict[str, Any]]
         ) -> EnvironmentReturn:
-            """Judge a batch. Rewards [B] float32; 0 for a response that could not be judged, which is logged."""
+            """Judge a batch. Rewards [B] float32; 0 for a response that could not be judged, which is logged.
+
+            The metadata that comes back also has the whole `verdict`, for a teacher that shows peers.
+            """
             verdicts = self._judge.judge(message_log_batch, metadata)
             return EnvironmentReturn(
                 observations=[observation(verdict) for verdict in verdicts],
-                metadata=metadata,
+                metadata=[{**info, "verdict": verdict} for info, verdict in zip(metadata, verdicts, strict=True)],
                 next_stop_strings=[None] * len(verdicts),
                 rewards=torch.tensor([verdict.reward for verdict in verdicts], dtype=torch.float32),
                 terminateds=torch.ones(len(verdicts)),

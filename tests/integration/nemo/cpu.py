@@ -14,6 +14,8 @@
   group. Here state is made when asked for, and each parameter gets the number that a checkpoint has for its group.
 - The index of Megatron's data sets is not compiled: there are none.
 - `FullyShardedDataParallelV1` and `V2` are empty classes where Megatron-Core is older than Bridge expects.
+- vLLM is transformers, in the driver (`sampler.py`), where a loop of NeMo-RL runs whole: the CPU's vLLM wants another
+  torch. A refit, NeMo-RL's own up to there, gives it the weights by a file, since CUDA's handles of memory are CUDA's.
 - Several workers start in one process one after the other (`forget_megatron`), where a cluster has a process for each.
 """
 
@@ -301,6 +303,11 @@ def layer_spec(config: Any) -> Any:
     spec = local_layer_spec(config)
     spec.submodules.self_attention.submodules.core_attention = attention_class()
     return spec
+
+
+def refit_file() -> Path:
+    """Where a refit goes, beside the models that workers have converted."""
+    return Path(os.environ["NRL_MEGATRON_CHECKPOINT_DIR"]) / "refit.pt"
 
 
 def forget_megatron() -> None:

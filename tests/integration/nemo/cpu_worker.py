@@ -33,6 +33,16 @@ class CpuWorkerImpl(MegatronTeacherMethods, MegatronPolicyWorkerImpl):
         torch.set_num_threads(1)
         super().__init__(*args, **kwargs)
 
+    def get_free_memory_bytes(self) -> int:
+        """Of no GPU: no driver can be asked."""
+        return 2**30
+
+    def stream_weights_via_ipc_zmq(self, **_: Any) -> None:
+        """The refit's weights by a file, where CUDA hands over memory; see `sampler`."""
+        weights = self.exported()
+        if self.rank == 0:
+            torch.save(weights, cpu.refit_file())
+
     def weights(self) -> dict[str, torch.Tensor]:
         """This rank's parameters; for looking at."""
         return {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}

@@ -60,6 +60,7 @@ class DivergenceLoss:
         teacher_head: gives this rank's rows [V/TP, H] of the teacher's LM head; called in the worker.
         vocab_size: tokens of the tokenizer; Megatron pads its head beyond.
         watch: also report signals, with top-k signals of this k.
+        student_support: the tokens of `teacher_topk_indices` are the student's likeliest, not the teacher's.
         groups: gives the parallel groups; called in the worker.
 
     NeMo-RL divides a loss by the context-parallel size, because its own losses are computed in full on every rank of
@@ -75,6 +76,7 @@ class DivergenceLoss:
         vocab_size: int | None = None,
         importance_clip: float | None = None,
         watch: int | None = None,
+        student_support: bool = False,
         groups: Callable[[], Groups] = megatron_groups,
     ) -> None:
         self._objective = objective
@@ -83,6 +85,7 @@ class DivergenceLoss:
         self._vocab_size = vocab_size
         self._importance_clip = importance_clip
         self._watch = watch
+        self._student_support = student_support
         self._groups = groups
 
     @property
@@ -107,6 +110,7 @@ class DivergenceLoss:
         weights_BS = _token_weights(data, self._aggregation, global_valid_seqs, global_valid_toks)
         rows_T, place = _rows(weights_BS > 0, logits.shape[1], groups)
         before = (place[0], place[1] - 1)  # a token is predicted by the row one position before it
+        teacher = self._teacher(data, before, logits)
         result = token_loss(
             self._objective,
             Logits(logits.flatten(0, 1), rows_T),
@@ -114,13 +118,14 @@ class DivergenceLoss:
                 data["input_ids"][place],
                 sampler_logprobs_T=data["generation_logprobs"][place] if "generation_logprobs" in data else None,
             ),
-            self._teacher(data, before, logits),
+            teacher,
             weights_T=weights_BS[place],
             importance_clip=self._importance_clip,
             vocab=Vocab(groups.tensor, self._vocab_size),
             watch=self._watch,
         )
-        metrics = _metrics(result.total, data, result.signals, global_valid_toks, groups.context)
+        signals = signals_on(result.signals, teacher) if self._student_support else result.signals
+        metrics = _metrics(result.total, data, signals, global_valid_toks, groups.context)
         context_ranks = dist.get_world_size(groups.context) if groups.context else 1
         return result.total * context_ranks, metrics
 
@@ -133,6 +138,15 @@ class DivergenceLoss:
             raise ValueError("data has neither teacher_hidden nor teacher_topk_indices: the divergence needs a teacher")
         ids_TK = data["teacher_topk_indices"][before].to(logits.device, torch.long)
         return TopK(ids_TK, data["teacher_topk_logits"][before].to(logits.device, torch.float32))
+
+
+def signals_on(signals: Mapping[str, Tensor], teacher: Head | TopK) -> dict[str, Tensor]:
+    """Signals of `token_loss` where a `TopK` names the student's likeliest tokens.
+
+    Their overlap with themselves says nothing; what the teacher gives them is `teacher/topk_mass`.
+    """
+    kept = {name: signal for name, signal in signals.items() if name != "topk_overlap"}
+    return kept | {"teacher/topk_mass": teacher.logprobs_TK.exp().sum(-1)} if isinstance(teacher, TopK) else kept
 
 
 def _rows(is_response_BS: Tensor, local_length: int, groups: Groups) -> tuple[Tensor, tuple[Tensor, Tensor]]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from mopd_nemo.engines.nemo.batches import joined
-from mopd_nemo.engines.nemo.workers.divergence_loss import Groups, megatron_groups
+from mopd_nemo.engines.nemo.workers.divergence_loss import Groups, megatron_groups, signals_on
 from mopd_nemo.engines.nemo.workers.rows import LocalRows, packed_rows, padded_rows
 from mopd_nemo.losses.logits import Logits, Tokens, TopK
 from mopd_nemo.losses.objectives import Divergence, LogLikelihood, Objective, PolicyGradient, SampledReverseKL
@@ -152,8 +152,7 @@ class BatchLoss:
         )
         signals = dict(result.signals)
         if signals and teacher is not None and self.student_support:
-            signals["teacher/topk_mass"] = teacher.logprobs_TK.exp().sum(-1)
-            del signals["topk_overlap"]  # here it compares the student's top-k with itself
+            signals = signals_on(signals, teacher)
         return result.total, {name: value for name, value in signals.items() if name in SIGNALS}
 
 

@@ -84,6 +84,20 @@ def test_divergence_on_logits(batch: UserDict, support) -> None:
     assert 0 < metrics["student/topk_mass"] < 1
 
 
+def test_signals_on_the_student_s_own_tokens_say_what_the_teacher_gives_them(batch: UserDict) -> None:
+    del batch["teacher_hidden"]
+    objective = Divergence("jsd", 0.3, "teacher_topk", 5)
+    known = [
+        DivergenceLoss(objective, teacher_head=teacher_weight, groups=no_groups, watch=5, student_support=student)(
+            batch, *counts(batch), logits=student_logits()
+        )[1]
+        for student in (False, True)
+    ]
+    assert known[0].keys() - known[1].keys() == {"topk_overlap"}
+    expected = batch["teacher_topk_logits"][:, :-1][valid(batch)].exp().sum(-1).mean()
+    assert known[1]["teacher/topk_mass"] == pytest.approx(expected.item())
+
+
 def test_micro_batches_add_up_and_packing_changes_nothing(batch: UserDict) -> None:
     """One call on the batch; a call a sequence, cut to its length, as the packing wrapper makes them."""
     seqs, toks = counts(batch)

@@ -38,8 +38,7 @@ import numpy as np
 import torch
 
 from mopd_nemo.engines.nemo.batches import score_batch, split_scores, train_batch
-from mopd_nemo.losses.objectives import Divergence
-from mopd_nemo.losses.weights import token_weights
+from mopd_nemo.losses.objectives import Divergence, token_weights
 from mopd_nemo.types import TrainExample
 from tests.integration.nemo.ranks import dealt, nemo_config, run_ranks, start
 
@@ -111,7 +110,7 @@ def settings(sizes: dict[str, Any]) -> Any:
 
 def one_step(worker: Any, sizes: dict[str, Any], number: int) -> dict[str, float]:
     """Seconds of each phase of one step."""
-    from mopd_nemo.engines.nemo.workers.loss import LessonLoss
+    from mopd_nemo.engines.nemo.workers.loss import BatchLoss
 
     seconds = dict.fromkeys(PHASES, 0.0)
     rows = random_rows(sizes, number)
@@ -132,7 +131,7 @@ def one_step(worker: Any, sizes: dict[str, Any], number: int) -> dict[str, float
         ]
         batch = train_batch(rows, weights, targets, None, **padding(worker))
     data, _ = sent(worker, seconds, batch, len(batch["weights"]))
-    loss = LessonLoss([Divergence(k=sizes["k"])], 2.0, len(worker.tokenizer), sizes["k"], student_support=True)
+    loss = BatchLoss([Divergence(k=sizes["k"])], 2.0, len(worker.tokenizer), sizes["k"], student_support=True)
     with timed(seconds, "update"):
         worker.prepare_for_training()
         worker.set_learning_rate(rate=1e-6)

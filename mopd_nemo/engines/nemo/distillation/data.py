@@ -39,7 +39,7 @@ class ProblemBook:
         """Make the processor known to NeMo-RL, before it loads data."""
         from nemo_rl.data.processors import PROCESSOR_REGISTRY
 
-        PROCESSOR_REGISTRY[PROCESSOR] = self.process
+        PROCESSOR_REGISTRY[PROCESSOR] = self.process  # `register_processor` refuses a second run in a process
 
     def process(
         self, datum_dict: Mapping[str, Any], task_data_spec: Any, tokenizer: Any, max_seq_length: int, idx: int
@@ -118,6 +118,8 @@ class Verdicts:
         self._known = {}
         for logs, answer in self._asked:
             result = ray.get(answer)
+            if len(result.rewards) and getattr(result.rewards[0], "ndim", 0):
+                raise UserError("an environment of data.*.env_name gives several rewards a response: peers need one")
             infos = result.metadata or [None] * len(logs)
             for log, info, reward, seen in zip(logs, infos, result.rewards, result.observations, strict=True):
                 *before, response = log

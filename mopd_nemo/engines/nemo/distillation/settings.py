@@ -26,6 +26,7 @@ BLOCK = "peer_teacher"
 KEYS = ("method", "teacher", "peers", "divergence", "aggregation")
 THEIRS = {
     "model.path": "policy.model_name",
+    "model.dtype": "policy.precision",
     "teacher.path": "teacher.model_name",
     "divergence.k": "distillation.topk_logits_k",
     "data.max_prompt_tokens": "data.max_input_seq_length",
@@ -52,7 +53,7 @@ def settings_of(master: Mapping[str, Any]) -> Config:
     if unknown := sorted(set(block) - set(KEYS)):
         raise UserError(f"unknown key {BLOCK}.{unknown[0]}; known here: {', '.join(KEYS)}")
     method = block.get("method", "mopd")
-    if not uses(method, "divergence") or not method_class(method).samples:
+    if not uses(method, "divergence.kind") or not method_class(method).samples:
         raise UserError(f"{BLOCK}.method={method}: choose one that distils the student's own rollouts: mopd, sdpo, opd")
     divergence = dict(block.get("divergence", {}))
     if "k" in divergence:

@@ -95,11 +95,14 @@ def peer_policies(settings: Config) -> Iterator[None]:
 
 
 def divergence_loss(settings: Config, vocab_size: int) -> DivergenceLoss:
-    """The loss of the loop: the configured divergence on the tokens that the teacher names."""
+    """The loss of the loop: the configured divergence on the tokens that the teacher names.
+
+    A contrast is in the targets already.
+    """
     own = settings.divergence
     k = min(own.k, vocab_size)
     return DivergenceLoss(
-        Divergence(own.kind, alpha=own.alpha, support="teacher_topk", k=k, tail=own.tail),
+        Divergence(own.kind, alpha=own.alpha, support="teacher_topk", k=k, tail=own.tail, weights=own.weights),
         aggregation=settings.train.aggregation,
         vocab_size=vocab_size,
         watch=k,

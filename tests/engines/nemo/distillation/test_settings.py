@@ -36,7 +36,7 @@ MASTER: dict[str, Any] = {
         "topk_logits_k": 20,
         "seed": 7,
     },
-    "peer_teacher": {"peers": {"max_context_tokens": 1000, "failures": 0}},
+    "peer_teacher": {"peers": {"max_context_tokens": 1000, "failures": 3}},
 }
 
 
@@ -58,7 +58,7 @@ def changed(*changes: tuple[str, Any]) -> dict[str, Any]:
 def test_what_nemo_rl_has_a_key_for_is_read_from_there() -> None:
     settings = settings_of(MASTER)
     assert (settings.method, settings.teacher.kind, settings.divergence.support) == ("mopd", "ema", "student_topk")
-    assert (settings.seed, settings.divergence.k, settings.peers.failures) == (7, 20, 0)
+    assert (settings.seed, settings.divergence.k, settings.peers.failures) == (7, 20, 3)
     assert (settings.rollout.num_prompts_per_step, settings.rollout.num_rollouts_per_prompt) == (4, 8)
     assert (settings.data.max_prompt_tokens, settings.rollout.max_response_tokens) == (64, 96)
     assert settings.rollout.importance_clip is None

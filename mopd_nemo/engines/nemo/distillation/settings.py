@@ -112,6 +112,11 @@ def _check(settings: Config, master: Mapping[str, Any]) -> None:
             f"{BLOCK}.divergence.support={settings.divergence.support}: NeMo-RL's loop carries the top k of a "
             "distribution: set student_topk or teacher_topk"
         )
+    if settings.peers.choose != "fixed":
+        raise UserError(
+            f"{BLOCK}.peers.choose={settings.peers.choose}: NeMo-RL's loop measures no contexts: set fixed, and the "
+            "peers that `mopd preflight` recommends"
+        )
     if distillation["max_rollout_turns"] != 1:
         raise UserError(
             f"distillation.max_rollout_turns={distillation['max_rollout_turns']}: peers are responses of one turn: "

@@ -92,6 +92,10 @@ REFUSED = {
         [("data.max_input_seq_length", 2000)],
         r"peer_teacher.peers.max_context_tokens=1000 leaves no room .* data.max_input_seq_length=2000",
     ),
+    "measured peers": (
+        [("peer_teacher.peers", {"max_context_tokens": 1000, "choose": "measured"})],
+        r"^peer_teacher.peers.choose=measured: .* set fixed",
+    ),
     "turns": ([("distillation.max_rollout_turns", 2)], r"^distillation.max_rollout_turns=2: .* set it to 1"),
     "gym": ([("env.should_use_nemo_gym", True)], r"^env.should_use_nemo_gym=true: .* unset it"),
     "temperature": ([("policy.generation.temperature", 0.7)], r"^policy.generation.temperature=0.7: .* set it to 1.0"),

@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from math import comb
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from mopd_nemo.config import Config
+from mopd_nemo.config import Config, UserError
 from mopd_nemo.engines.base import Engine, Progress, Sampling
 from mopd_nemo.peers.metrics import group_metrics
 from mopd_nemo.types import Problem, RolloutGroup
@@ -48,7 +49,8 @@ def evaluate(
         RolloutGroup(problem, tuple(rollouts), verdicts)
         for problem, rollouts, verdicts in zip(problems, samples, verifying.collect(problems, samples), strict=True)
     ]
-    return evaluation_metrics(groups, n, verifiers), groups
+    as_in_paper = paper_metrics(groups, n) if config.eval.paper_metrics else {}
+    return evaluation_metrics(groups, n, verifiers) | as_in_paper, groups
 
 
 def evaluation_metrics(groups: Sequence[RolloutGroup], n: int, verifiers: VerifierPool) -> dict[str, float]:
@@ -87,6 +89,44 @@ def change_since(groups: Sequence[RolloutGroup], before: Mapping[str, float]) ->
     changes = [len(group.successes) / len(group.verdicts) - before[group.problem.id] for group in known]
     low, high = bootstrap_interval(changes)
     return {"change": fmean(changes), "change/low": low, "change/high": high}
+
+
+def paper_metrics(groups: Sequence[RolloutGroup], n: int) -> dict[str, float]:
+    """What the paper's code calls mean@n and pass@n, under names of their own (its `process_validation_metrics`).
+
+    A program scores the share of the tests that it passes, any other response 1 or 0. pass@n is the expected best score
+    of n draws with replacement from the n samples: one right sample of 8 counts 0.66, where unbiased pass@8 counts 1.
+
+    Raises:
+        UserError: a program was stopped at its first failed test.
+    """
+    scores = [[score(each.success, each.details, group.problem.id) for each in group.verdicts] for group in groups]
+    return {
+        f"paper/mean@{n}": fmean(fmean(of_problem) for of_problem in scores),
+        f"paper/pass@{n}": fmean(best_with_replacement(of_problem, n) for of_problem in scores),
+    }
+
+
+def score(success: bool | None, details: Mapping[str, Any], problem: str) -> float:
+    """Share of passed tests, where a response is a program with tests; else 1 for a success and 0 for anything else.
+
+    Raises:
+        UserError: not all tests were run.
+    """
+    if "tests" not in details:
+        return float(success is True)
+    if details.get("tests_run", details["tests"]) < details["tests"]:
+        raise UserError(
+            f"eval.paper_metrics=true counts passed tests, and a program for {problem} was stopped at its first failed "
+            "one: set verifier.code.all_tests=true"
+        )
+    return details["passed"] / details["tests"]
+
+
+def best_with_replacement(scores: Sequence[float], k: int) -> float:
+    """Expected maximum of k draws with replacement."""
+    n = len(scores)
+    return sum(value * ((rank / n) ** k - ((rank - 1) / n) ** k) for rank, value in enumerate(sorted(scores), start=1))
 
 
 def votes_of(group: RolloutGroup, verifiers: VerifierPool) -> list[int | None]:

@@ -250,6 +250,10 @@ class EvalConfig(ConfigBlock):
     """Sampling temperature."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
     """Nucleus sampling threshold. 1: off."""
+    paper_metrics: bool = False
+    """Also report `paper/mean@n` and `paper/pass@n`, which the paper's code calls mean@n and pass@n: a program scores
+    the share of tests that it passes, and pass@n is drawn with replacement. For programs this needs
+    `verifier.code.all_tests`."""
 
 
 class LoggingConfig(ConfigBlock):

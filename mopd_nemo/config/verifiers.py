@@ -30,6 +30,9 @@ class CodeConfig(ConfigBlock):
     mode: Literal["official", "paper"] = "official"
     """`official`: LiveCodeBench's rules and all of Python; `paper`: the stricter rules of the paper's code, for
     comparison with its numbers."""
+    all_tests: bool = False
+    """Run the tests after a failed one too, so that `details.passed` is exact. The verdict stays the same. A program
+    that is too slow then takes `seconds_per_test` for each test. `mode: paper` always does it."""
     seconds_per_test: PositiveFloat = 6.0
     """Wall-clock limit of one test. LiveCodeBench's is 6."""
     memory_mb: PositiveInt = 1024

@@ -81,6 +81,10 @@ class CodeVerifier(Verifier):
         super().__init__(config)
         self._sandbox = Sandbox(choose(config.code).launch, config.code)
 
+    @property
+    def _all_tests(self) -> bool:
+        return self._config.code.all_tests or self._config.code.mode == "paper"
+
     def judge(self, response: str, answer: Any, finished: bool) -> Verdict:
         tests = HiddenTests.read(answer)
         paper = self._config.code.mode == "paper"
@@ -101,12 +105,13 @@ class CodeVerifier(Verifier):
         if failure is None:
             return Verdict(1.0, Outcome.CORRECT, details=details)
         number, run = failure
-        details |= {"failed_test": number, "ending": run.ending}
+        run_tests = len(tests.inputs) if self._all_tests else number + 1
+        details |= {"failed_test": number, "tests_run": run_tests, "ending": run.ending}
         outcome = Outcome.TIMEOUT if run.ending == "time" else Outcome.WRONG
         return Verdict(0.0, outcome, self._explain(number, run, tests), details)
 
     def _first_failure(self, program: Program, tests: HiddenTests) -> tuple[int, tuple[int, Run] | None]:
-        """How many tests passed, and the first failed one. Official mode runs no test after that."""
+        """How many tests passed, and the first failed one. Unless all are wanted, no test runs after that."""
         mode = self._config.code.mode
         same = _COMPARISONS[mode, tests.fn_name is not None]
         passed = 0
@@ -124,7 +129,7 @@ class CodeVerifier(Verifier):
                 passed += 1
             elif failure is None:
                 failure = number, run
-                if mode == "official":
+                if not self._all_tests:
                     break
         return passed, failure
 

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from mopd_nemo.commands.sample import complete
+from mopd_nemo.config import UserError
 from mopd_nemo.config.load import load_config
 from mopd_nemo.files import read_rows
 from mopd_nemo.run.directory import RunDirectory
@@ -86,6 +87,23 @@ def test_gkd_learns_what_the_teacher_wrote(tmp_path: Path) -> None:
     written = {row["problem"]: [r["text"] for r in row["responses"]] for row in read_rows(file)[1:]}
     for row in read_rows(done.rollouts_file(1)):
         assert row["response"] == written[row["problem"]][row["rollout"]]
+
+
+def test_gkd_in_two_stages_needs_every_problem_and_has_it(tmp_path: Path) -> None:
+    """11 problems, 4 a step: an epoch leaves 3 out, each epoch others. The teacher has written for all of them."""
+    file = tmp_path / "completions.jsonl"
+    few = [*FEW, "data.num_train=11", "rollout.num_prompts_per_step=4", "rollout.num_rollouts_per_prompt=2"]
+    complete(QUICKSTART, file, ["method=gkd", TEACHER, *few])
+    settings = ["method=gkd", TEACHER, f"gkd.completions={file}", *few[-3:], "train.num_steps=8"]
+    done = run(tmp_path / "run", *settings)
+    drawn = {row["problem"] for step in range(1, 9) for row in read_rows(done.rollouts_file(step))}
+    assert len(drawn) == 11, "also those that the first epoch leaves out"
+    assert all(row["loss"] > 0 for row in read_rows(done.metrics_file))
+
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:9]))  # the header and 8 problems: what an epoch of training draws
+    with pytest.raises(UserError, match="no completions of 3 of the 11 problems"):
+        run(tmp_path / "short", *settings)
 
 
 def test_dpo_resumes_with_its_reference(tmp_path: Path) -> None:

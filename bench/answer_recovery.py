@@ -1,8 +1,8 @@
-"""How often a model answers rightly after each condition's teacher prompt: what it makes of peers when it writes.
+"""How often a model answers correctly after the teacher prompt of each condition.
 
     python bench/answer_recovery.py ROLLOUTS.jsonl [MODEL]
 
-Not a measure of a teacher's signal: a model can copy an answer without judging an attempt. It explains one.
+This explains a teacher's signal but does not measure it: a model can copy an answer without judging an attempt.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a step costs on a cluster of GPUs: floating-point operations, bytes and collectives, by phase.
 
-Units: FLOP (a multiplication and an addition are two), bytes, seconds. Everything here is arithmetic on sizes; what is
-assumed of the machine and of a task's lengths is in `Machine` and `Lengths`, and nowhere else.
+Units: FLOP (a multiplication and an addition are two), bytes, seconds. Everything here is arithmetic on sizes.
+`Machine` and `Lengths` hold all assumptions about the machine and about the lengths of a task.
 
 Sources: Kaplan et al. 2020, section 2.1 (FLOP per token; backward = 2 × forward), attention and LM head counted apart;
 Korthikanti et al. 2022, section 4.2.2 (sequence parallelism's collectives); Rajbhandari et al. 2020 (sharded
@@ -24,7 +24,7 @@ BF16, FP32 = 2, 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """One GPU, its links, and what of them a program gets. Defaults: an H100 SXM in a node of 8."""
+    """One GPU, its links, and the fraction of the peak that a program reaches. Defaults: an H100 SXM in a node of 8."""
 
     flops: float = 989e12
     """Dense bfloat16 FLOP/s at its peak."""
@@ -68,7 +68,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lengths:
-    """A task's tokens, on average. Guesses until a run's metrics are there: `response/tokens`, `context/tokens`."""
+    """Mean numbers of tokens of a task. Guesses until a run has measured `response/tokens`, `context/tokens`."""
 
     prompt: float
     response: float
@@ -78,7 +78,7 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Equal sequences that a model reads.
+    """Sequences of equal length that a model reads.
 
     Args:
         count: how many.
@@ -107,27 +107,27 @@ def layer_parameters(model: Architecture) -> float:
 
 
 def linear_flops(model: Architecture, reading: Reading) -> float:
-    """The layers' matrices: 2 per weight and token."""
+    """FLOP of the layers' matrices: 2 per weight and token."""
     return reading.count * 2 * layer_parameters(model) * reading.tokens
 
 
 def attention_flops(model: Architecture, reading: Reading) -> float:
-    """QKᵀ and PV: 2·head_dim each per layer, head and pair."""
+    """FLOP of QKᵀ and PV: 2·head_dim each per layer, head and pair."""
     return reading.count * 4 * model.layers * model.heads * model.head_dim * reading.pairs
 
 
 def head_flops(model: Architecture, reading: Reading) -> float:
-    """Logits: 2·hidden·vocab a row."""
+    """FLOP of logits: 2·hidden·vocab per row."""
     return reading.count * 2 * model.hidden * model.vocab * reading.head_rows
 
 
 def forward_flops(model: Architecture, readings: Sequence[Reading]) -> float:
-    """A forward pass over all of them."""
+    """FLOP of a forward pass over all sequences."""
     return sum(linear_flops(model, r) + attention_flops(model, r) + head_flops(model, r) for r in readings)
 
 
 def update_flops(model: Architecture, readings: Sequence[Reading], recompute: bool) -> float:
-    """Forward and backward pass; `recompute`: the layers' activations a second time, the head's logits never."""
+    """FLOP of forward and backward pass. `recompute`: the layers run a second time, the head does not."""
     again = sum(linear_flops(model, r) + attention_flops(model, r) for r in readings) if recompute else 0.0
     return 3 * forward_flops(model, readings) + again
 
@@ -141,19 +141,19 @@ def tokens_of(readings: Sequence[Reading]) -> float:
 
 
 def cache_bytes(model: Architecture) -> float:
-    """Keys and values of a token."""
+    """Bytes of the keys and values of a token."""
     return 2 * model.layers * model.kv_heads * model.head_dim * BF16
 
 
 def prefill_seconds(model: Architecture, machine: Machine, prompts: float, tokens: float, gpus: int) -> float:
-    """Each distinct prompt is read once, however many responses it gets."""
+    """Seconds to read prompts. Each distinct prompt is read once, however many responses it gets."""
     return forward_flops(model, [Reading(prompts, tokens, 1)]) / (gpus * machine.flops * machine.mfu_prefill)
 
 
 def decode_seconds(
     model: Architecture, machine: Machine, sequences: float, lengths: Lengths, longest: float, gpus: int, tensor: int
 ) -> float:
-    """A step of decoding reads all weights once, whatever the batch, and every sequence's cache.
+    """Seconds to decode. Each step reads all weights once, whatever the batch, and the cache of every sequence.
 
     There are as many steps as the longest response has tokens. The arithmetic only counts where it takes longer than
     reading the weights. Caches that do not fit would add waves of sequences; see `cache_room`.
@@ -171,7 +171,7 @@ def decode_seconds(
 def cache_room(
     model: Architecture, machine: Machine, sequences: float, tokens: float, gpus: int, tensor: int, share: float
 ) -> float:
-    """Memory for caches over what they take when all sequences are this long; below 1, vLLM lets some wait.
+    """Memory for caches, divided by the need of all sequences at this length. Below 1, vLLM lets some wait.
 
     Args:
         share: of the GPU's memory that vLLM may take, weights included.
@@ -181,7 +181,7 @@ def cache_room(
 
 
 def refit_seconds(model: Architecture, machine: Machine, parallel: ParallelConfig, across: bool) -> float:
-    """Every GPU gathers the shards that it has not, in bfloat16. `across`: vLLM has GPUs of its own."""
+    """Seconds until every GPU has gathered the shards it lacks, in bfloat16. `across`: vLLM has its own GPUs."""
     missing = BF16 * model.parameters * (1 if across else 1 - 1 / parallel.tensor / max(parallel.expert, 1))
     return missing / ((machine.network if across else machine.nvlink) * machine.refit_share)
 
@@ -237,24 +237,24 @@ def handover_seconds(model: Architecture, machine: Machine, gpus: int, parallel:
 
 
 def swap_seconds(model: Architecture, machine: Machine, parallel: ParallelConfig) -> float:
-    """A past self takes the student's place on the GPUs and gives it back: out, in as float32, and in again."""
+    """Seconds to swap a self-teacher with the student on the GPUs: out, in as float32, and in again."""
     return (BF16 + FP32 + BF16) * _on_gpu(model, parallel) / machine.host_link
 
 
 def guest_seconds(
     student: Architecture, teacher: Architecture, machine: Machine, cut: ParallelConfig, teacher_cut: ParallelConfig
 ) -> float:
-    """An external teacher on the student's GPUs: both models' weights go over the link and back."""
+    """Seconds to swap an external teacher with the student on the GPUs: both models' weights out and in."""
     return 2 * BF16 * (_on_gpu(student, cut) + _on_gpu(teacher, teacher_cut)) / machine.host_link
 
 
 def follow_seconds(model: Architecture, machine: Machine, per_node: int, parallel: ParallelConfig) -> float:
-    """The moving average on the node's processors: weights come over, then read both and write one in float32."""
+    """Seconds of the moving average on the host: copy the weights, read both models and write one in float32."""
     moved = BF16 * _on_gpu(model, parallel) / machine.host_link
     return moved + per_node * 3 * FP32 * _on_gpu(model, parallel) / machine.host_memory
 
 
 def _on_gpu(model: Architecture, parallel: ParallelConfig) -> float:
-    """Weights on one GPU."""
+    """Number of weights on one GPU."""
     experts = model.layers * model.all_experts
     return (model.parameters - experts) / parallel.tensor + experts / parallel.expert

@@ -3,8 +3,8 @@
     python bench/losses.py                      # sizes for this machine
     python bench/losses.py --sizes 8192x2560x151936 --only "ours" --chunk 4096
 
-Every contestant starts from the same hidden states and LM heads of student and teacher and ends with the gradients of
-the student's hidden states and head. Each runs in a process of its own; the table is made of one run of all. Peers that
+Every implementation starts from the same hidden states and LM heads of student and teacher, and ends with the gradients
+of the student's hidden states and head. Each runs in its own process, and one run of all makes the table. Peers that
 are not installed, or do not run on the device, are listed with the reason.
 
 Needs torch alone; `pip install trl==1.16.0 liger-kernel==0.8.5` adds those peers.
@@ -67,7 +67,7 @@ Step = Callable[[], None]
 
 
 def four_products(x: Inputs) -> Step:
-    """Student logits, teacher logits, gradient of hidden states, gradient of the head: what no form can leave out."""
+    """Student logits, teacher logits, gradients of hidden states and of the head: the work that every form needs."""
 
     def step() -> None:
         with torch.no_grad():
@@ -182,7 +182,7 @@ CONTESTANTS: dict[str, Callable[[Inputs], Step]] = {
 
 
 def measure(name: str, size: str, device: str, dtype: str, chunk: int | None, repeats: int) -> dict[str, float | str]:
-    """Least seconds of a step after warm-up, and peak bytes beyond the inputs; the gradients are counted."""
+    """Minimum seconds of a step after warm-up, and peak bytes beyond the inputs, gradients included."""
     tokens, hidden, vocab = map(int, size.split("x"))
     inputs = Inputs.make(tokens, hidden, vocab, device, getattr(torch, dtype), chunk)
     try:
@@ -213,7 +213,7 @@ def clock_of(device: str) -> Callable[[], float]:
 
 
 def start_memory(device: str) -> int:
-    """Forget earlier peaks; bytes in use now."""
+    """Reset the memory peak. Returns the bytes in use now."""
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -259,7 +259,7 @@ def run_size(size: str, names: list[str], arguments: argparse.Namespace) -> None
 
 
 def profile(size: str, names: list[str], arguments: argparse.Namespace) -> None:
-    """The dearest operations of one step of each contestant."""
+    """The most expensive operations of one step of each implementation."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as torch_profile
 

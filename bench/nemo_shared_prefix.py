@@ -86,7 +86,7 @@ def shared(model: Any, prompt_ids: Tensor, response_ids: Tensor) -> Tensor:
 
 
 def causal(queries: int, keys: int) -> Tensor:
-    """[1, 1, Q, K], True where the last Q of K positions may not look."""
+    """[1, 1, Q, K], True where the last Q of K positions must not attend."""
     return (torch.arange(keys) > torch.arange(keys - queries, keys)[:, None])[None, None]
 
 

@@ -1,10 +1,10 @@
-"""What a step's targets cost on their way to the workers: bytes, and seconds to put into Ray's store and to read.
+"""The cost of sending a step's targets to the workers: bytes, and seconds to write them to Ray's store and read them.
 
     PYTHONPATH=nemo-rl python bench/nemo_traffic.py [--rows 64] [--tokens 256] [--k 100] [--ranks 4]
 
-`nemo-rl` is a checkout of NeMo-RL, whose own sharding is used, and Ray is real. The same targets go three ways: as
-tensors that are views of all that a rank has scored (kept here to measure against), as tensors of their own, and as
-`train_batch` sends them. Views grow with the square of the rows: 64 rows of 256 tokens need a gigabyte.
+`nemo-rl` is a checkout of NeMo-RL, whose own sharding is used, and Ray is real. The same targets are sent in three
+ways: as views of everything that a rank has scored (for comparison only), as separate tensors, and as `train_batch`
+sends them. The size of views grows with the square of the rows: 64 rows of 256 tokens need a gigabyte.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def shards(batch: dict[str, Any], ranks: int) -> list[Any]:
 
 
 def travel(parts: list[Any]) -> tuple[float, float, float]:
-    """Bytes, seconds to put, seconds to read."""
+    """Bytes, seconds to write, seconds to read."""
     stored, put, read = 0.0, 0.0, 0.0
     for part in parts:
         stored += len(ray.cloudpickle.dumps(part))

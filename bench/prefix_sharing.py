@@ -1,8 +1,8 @@
-"""Teacher-signal scoring with what sequences have in common read once, beside each prompt and response by itself.
+"""Teacher-signal scoring with shared prefixes computed once, compared with every prompt and response on its own.
 
     python bench/prefix_sharing.py ROLLOUTS.jsonl [MODEL]
 
-Both sides score the same pairs (16 problems, ten conditions) in this process, in turn, three times; the fastest counts.
+Both sides score the same pairs (16 problems, ten conditions) in this process, in turn, three times. The fastest counts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A model of the seconds of a step on GPU nodes, for each config, with and without each saving: nothing is measured.
+"""A cost model of a step on GPU nodes, for each config, with and without each saving. Nothing is measured.
 
     python bench/scale.py                                        # configs/paper, configs/beyond and configs/nemo
     python bench/scale.py configs/paper/mopd-*8b*.yaml --phases --markdown
@@ -6,13 +6,13 @@
     python bench/scale.py --assumptions my.yaml
     python bench/scale.py --check                                # against this CPU, with the embedded model
 
-Sizes, parallelism, group size and what a teacher reads are the configs'; lengths of prompts and responses, the share of
-rollouts with a signal and what a machine reaches of its peak are assumptions, printed with every table (formulas and
-units: bench/cost.py). Verification, evaluation, checkpoints and start-up are not in it, nor is waiting of any kind: a
+The configs give sizes, parallelism, group size and the contexts of the teacher. The lengths of prompts and responses,
+the fraction of rollouts with a signal and the fraction of peak speed are assumptions, printed with every table
+(formulas and units: bench/cost.py). Verification, evaluation, checkpoints, start-up and waiting are not included, so a
 real step is slower.
 
 Savings: `shared` reads each distinct teacher context of a group once; `rows` applies LM heads to response rows alone;
-`signal` skips rollouts without a signal; `old` does without the pass for old log-probabilities. `naive` is without any.
+`signal` skips rollouts without a signal; `old` skips the pass for old log-probabilities. `naive` has no saving.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ GROUPS = {
 
 @dataclass(frozen=True, slots=True)
 class Assumptions:
-    """What the configs do not say."""
+    """Quantities that the configs do not determine."""
 
     machine: Machine
     tasks: dict[str, Lengths]
@@ -85,7 +85,7 @@ class Assumptions:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A config with its models and its task's lengths."""
+    """A config with the sizes of its models and the lengths of its task."""
 
     name: str
     config: Config
@@ -134,7 +134,7 @@ def warn_of_small_caches(settings: Sequence[Setting], machine: Machine) -> None:
 
 
 def context(setting: Setting) -> tuple[float, float]:
-    """Tokens of a teacher prompt, and distinct ones in a group."""
+    """Tokens of a teacher prompt, and the number of distinct ones in a group."""
     config, lengths = setting.config, setting.lengths
     group = config.rollout.num_rollouts_per_prompt
     if config.method == "sdpo":
@@ -150,7 +150,7 @@ def context(setting: Setting) -> tuple[float, float]:
 
 
 def _distinct(config: Config, whole: int, brief: int) -> int:
-    """Contexts of a group in which there are enough successes and failures."""
+    """Number of distinct contexts in a group with enough successes and failures."""
     group = config.rollout.num_rollouts_per_prompt
     if config.peers.order == "random":
         return group
@@ -160,7 +160,7 @@ def _distinct(config: Config, whole: int, brief: int) -> int:
 
 
 def readings(setting: Setting, assumed: Assumptions, savings: frozenset[str]) -> dict[str, list[Reading]]:
-    """What student and teacher read in a step."""
+    """The sequences that student and teacher read in a step."""
     config, lengths = setting.config, setting.lengths
     prompts, group = config.rollout.num_prompts_per_step, config.rollout.num_rollouts_per_prompt
     rows = prompts * group * (assumed.signal[config.method] if "signal" in savings else 1.0)
@@ -177,7 +177,7 @@ def readings(setting: Setting, assumed: Assumptions, savings: frozenset[str]) ->
 
 
 def seconds(setting: Setting, assumed: Assumptions, savings: frozenset[str] = frozenset(SAVINGS)) -> dict[str, float]:
-    """Of every phase, in order."""
+    """Seconds of every phase, in order."""
     config, machine, student = setting.config, assumed.machine, setting.student
     nemo, rollout, lengths = config.nemo, config.rollout, setting.lengths
     training = training_gpus(nemo)
@@ -256,7 +256,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], markdown: bool) 
 
 
 def show_configs(settings: Sequence[Setting], assumed: Assumptions, markdown: bool) -> None:
-    """A row a config: seconds of a step's parts, GPU-hours of the run, and the step without each saving."""
+    """One row per config: seconds of a step's parts, GPU-hours of the run, and the step without each saving."""
     header = ["config", *(f"{group} s" for group in GROUPS), "step s", "GPU h",
               *(f"no {saving} s" for saving in SAVINGS), "naive s"]  # fmt: skip
     rows = []
@@ -294,7 +294,7 @@ def show_phases(setting: Setting, assumed: Assumptions, markdown: bool) -> None:
 
 
 def show_overheads(settings: Sequence[Setting], assumed: Assumptions, markdown: bool) -> None:
-    """MOPD over SDPO, where both have a config that differs in nothing else."""
+    """Time of MOPD divided by that of SDPO, for pairs of configs that differ in the method only."""
     by_name = {setting.name: setting for setting in settings}
     rows = []
     for name, setting in by_name.items():

@@ -1,10 +1,10 @@
 """The cost model's FLOP, at this CPU's speed of matrix products, against measured phases of the embedded model.
 
-What is calibrated is the machine, not the model of a step: how long this CPU takes for the products of the layers at
-the number of rows of a phase, for its attention, and for the same attention with one query. A prediction is FLOP
-over those rates. What it leaves out (norms, rotations, the rest of the loss, drawing tokens, Python) is the rest
-of the measured time, and large for so small a model; that predicted / measured stays about the same from job to job
-says that the model counts the right things. One thread, and the process's own time.
+The machine is calibrated, not the cost model: this CPU's time for the layers' products at a phase's number of rows, for
+attention, and for attention with one query. A prediction is FLOP divided by these rates. It leaves out norms,
+rotations, the rest of the loss, sampling and Python, which take a large part of the time of so small a model. If
+predicted / measured stays about the same from job to job, the cost model counts the right things. One thread, and the
+process's own time.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Rates:
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Median seconds of a call, of at least 0.2 s of calls."""
+    """Median seconds of a call, over at least 0.2 s of calls."""
     work()
     found: list[float] = []
     while len(found) < 5 or sum(found) < 0.2:
@@ -63,7 +63,7 @@ def timed(work: Callable[[], object]) -> float:
 
 @torch.inference_mode()
 def calibrate(module: PreTrainedModel, model: Architecture, rows: int, batch: int, queries: int, keys: int) -> Rates:
-    """Rates of the model's own weights and attention shapes.
+    """Rates for the model's own weights and attention shapes.
 
     Args:
         rows: that the layers see at once.

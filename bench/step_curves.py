@@ -1,9 +1,9 @@
 """Cost of a MOPD step against rollouts a prompt and response length, through the engine's own verbs.
 
-Both curves take the embedded model and say of every second response that it is right, so that the share of rollouts
-with a signal is the same at every point; nothing is verified. For response length the model's end token is one that it
-never writes, so every response has exactly `rollout.max_response_tokens`, and a peer may take as many in the teacher's
-prompt: the context grows along with the response.
+Both curves use the embedded model. Every second response counts as correct, without verification, so that the fraction
+of rollouts with a signal is the same at every point. For response length the end token is one that the model never
+writes, so every response has exactly `rollout.max_response_tokens`. A peer may have as many tokens, so the context
+grows along with the response.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def never_ending(directory: Path) -> Path:
 
 
 def measure(jobs: dict[int, Job], repeats: int, whole: bool) -> Points:
-    """All points take turns; each one's first step is not counted."""
+    """All points take turns. The first step of each is not counted."""
     found: dict[int, list[dict[str, float]]] = {point: [] for point in jobs}
     for number in range(1, repeats + 2):
         for point, job in jobs.items():

@@ -1,4 +1,4 @@
-"""How fast responses are judged: short programs against one fresh interpreter per test, and math answers per second.
+"""The speed of judging: short programs compared with one fresh interpreter per test, and math answers per second.
 
     python bench/verifiers.py [--workers 2] [--rounds 8]
 
@@ -61,7 +61,7 @@ def tests_of(make: Callable[[int], tuple[str, str]]) -> dict[str, Any]:
 
 
 def in_fresh_interpreters(source: str, tests: dict[str, Any]) -> bool:
-    """What most harnesses do: every test of a program in its own new interpreter, until one fails."""
+    """The way of most harnesses: a new interpreter for every test of a program, until one fails."""
     with tempfile.NamedTemporaryFile("w", suffix=".py") as file:
         file.write(source)
         file.flush()

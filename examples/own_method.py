@@ -2,7 +2,7 @@
 
     mopd train -c configs/quickstart.yaml method=examples.own_method:ShortestSuccess
 
-Name it as `module:Name`; the module is looked for on the Python path and in the working directory.
+Name it as `module:Name`. The module must be on the Python path or in the working directory.
 """
 
 from __future__ import annotations

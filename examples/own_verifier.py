@@ -1,6 +1,6 @@
 """A verifier in one file: how much of a list of words a response contains, as a graded reward.
 
-Problems name it as `module:Name`; the module is looked for on the Python path and in the working directory:
+Problems name it as `module:Name`. The module must be on the Python path or in the working directory:
 
     {"id": "1", "prompt": "Name the primary colours.", "answer": ["red", "yellow", "blue"],
      "task": "examples.own_verifier:Words"}

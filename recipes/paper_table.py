@@ -3,7 +3,7 @@
     recipes/table-3.sh DIR --dry-run    print what would be submitted
     recipes/table-3.sh DIR              submit every run of table 3 that DIR does not hold yet
     recipes/table-3.sh DIR              (again, later) compare the runs, and print the paper's numbers beside ours
-    recipes/table-3.sh DIR --compare    the same for those that are there
+    recipes/table-3.sh DIR --compare    compare the runs that exist already
 
 A run is `DIR/CONFIG/seed=SEED`, so tables share their runs when they share DIR. The runs and the paper's numbers are in
 configs/paper/values.yaml. Run it with the Python in which `mopd` is installed.
@@ -97,7 +97,7 @@ class Table:
 
 
 def main() -> int:
-    """Submit what is missing, or compare."""
+    """Submit the missing runs, or compare."""
     parser = argparse.ArgumentParser(description="Submit the runs of a table of the paper, or compare them.")
     parser.add_argument("table", help="Number of the table.")
     parser.add_argument("runs", type=Path, help="Directory of the runs, on storage that all nodes mount.")
@@ -181,13 +181,13 @@ def analyze(table: Table, runs: Path, seed: int) -> list[dict[str, list[float]]]
 
 
 def results(cell: Cell, runs: Path, seeds: Iterable[int], metric: str) -> list[float]:
-    """Our values of a cell, one a seed that has one: percent, or seconds for a phase."""
+    """Our values of a cell, one for each seed that has a result: percent, or seconds for a phase."""
     values = [result(cell, cell.directory(runs, seed), metric) for seed in seeds]
     return [value for value in values if value is not None]
 
 
 def result(cell: Cell, run: Path, metric: str) -> float | None:
-    """Our value of one run; None as long as it has none."""
+    """Our value of one run. None: it has no result yet."""
     if metric in PHASES:
         rows = read_rows(run / "metrics.jsonl")[WARM_UP_STEPS:]
         return fmean(sum(row[f"seconds/{name}"] for name in PHASES[metric]) for row in rows) if rows else None
@@ -270,12 +270,12 @@ def rollouts_file(run: Path, step: int | None) -> Path:
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    """Rows of a JSONL file; none if it is not there."""
+    """Rows of a JSONL file. Empty: there is no file."""
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def mopd(*arguments: str) -> int:
-    """Run the command; its exit code. It runs in the checkout, where the data paths of the configs start."""
+    """Run the command in the checkout, where the data paths of the configs start. Returns its exit code."""
     return subprocess.run([sys.executable, "-m", "mopd_nemo", *arguments], cwd=ROOT, check=False).returncode
 
 

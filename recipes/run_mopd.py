@@ -1,9 +1,9 @@
-"""Train inside a NeMo-RL container or checkout, in the manner of its own examples.
+"""Train inside a NeMo-RL container or checkout, like its own examples.
 
     python recipes/run_mopd.py --config configs/nemo/FILE.yaml [KEY=VALUE]...
     python recipes/run_mopd.py --resume RUN_DIR
 
-The same as `mopd train`, without this package being installed: docs/nemo.md.
+It is `mopd train` without an installation of this package (docs/nemo.md).
 """
 
 import sys

@@ -1,9 +1,9 @@
 """The text that the embedded model is prepared on.
 
-A plain question is answered rightly 40 % of the time and otherwise with one of four systematic bugs. When worked
-solutions of the same problem stand in the prompt, the answer is right; when only failed attempts do, it avoids their
-bugs; feedback helps a little. Solutions of another problem help nobody. So the model has strategies to choose between,
-reads peers, and has something to gain from them: the situation of real post-training in small.
+40 % of the answers to a plain question are correct. The others have one of four systematic bugs. If the prompt has
+worked solutions of the same problem, the answer is correct. If it has only failed attempts, the answer avoids their
+bugs. Feedback helps a little, and solutions of another problem do not help. So the model chooses between strategies,
+reads peers, and can gain from them, as in real post-training.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def attempt(expression: str, bug: str | None, rng: random.Random) -> Attempt:
 
 
 def failed_attempt(expression: str, bug: str, rng: random.Random) -> Attempt | None:
-    """An attempt with this bug whose answer is wrong; None where the bug happens to do no harm."""
+    """An attempt with this bug whose answer is wrong; None: the bug does not change the answer."""
     for _ in range(8):
         tried = attempt(expression, bug, rng)
         if not tried.right:
@@ -106,7 +106,7 @@ def examples(chat: Chat, seed: int) -> Iterator[Example]:
 
 
 def _failures(expression: str, kind: str, rng: random.Random) -> list[Attempt]:
-    """Failed attempts that this kind of example is about."""
+    """The failed attempts for this kind of example."""
     count = 0
     if kind == "feedback":
         count = 1
@@ -117,7 +117,7 @@ def _failures(expression: str, kind: str, rng: random.Random) -> list[Attempt]:
 
 
 def _sections(expression: str, kind: str, failures: Sequence[Attempt], rng: random.Random) -> list[ContextSection]:
-    """What stands in the prompt."""
+    """The sections of the prompt after the question."""
     if kind == "feedback":
         verifier = ArithmeticVerifier(VerifierConfig())
         verdicts = [verifier.judge(failed.text, evaluate(expression), finished=True) for failed in failures]
@@ -128,7 +128,7 @@ def _sections(expression: str, kind: str, failures: Sequence[Attempt], rng: rand
 
 
 def _answer(expression: str, kind: str, failures: Sequence[Attempt], rng: random.Random) -> Attempt:
-    """What the model learns to say."""
+    """The answer that the model learns."""
     if kind in ("success", "mixed"):
         return attempt(expression, None, rng)
     if kind in ("failure", "feedback"):

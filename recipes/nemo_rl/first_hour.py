@@ -1,4 +1,4 @@
-"""Figures of `first_hour.sh`: what its runs have measured, whether that is within bounds, and the table of points."""
+"""Results of `first_hour.sh`: the metrics of its runs, their bounds, and the table of points."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Result = dict[str, Any]
 
 
 def metric(run: str, key: str, step: str) -> float:
-    """Of a run's `metrics.jsonl`."""
+    """A metric of a run's `metrics.jsonl`."""
     rows = map(json.loads, Path(run, "metrics.jsonl").read_text().splitlines())
     return next(float(row[key]) for row in rows if row["step"] == int(step))
 
@@ -25,18 +25,18 @@ def value(run: str, key: str, step: str) -> None:
 
 
 def difference(run: str, other: str, key: str, step: str) -> None:
-    """Of two runs, in parts of the first's value."""
+    """Difference of a metric between two runs, relative to the first."""
     first, second = metric(run, key, step), metric(other, key, step)
     print(abs(first - second) / abs(first))
 
 
 def ratio(run: str, key: str, other: str, step: str) -> None:
-    """Of two metrics of a run."""
+    """Ratio of two metrics of a run."""
     print(metric(run, key, step) / metric(run, other, step))
 
 
 def memory(run: str, used: str) -> None:
-    """Most MiB that `nvidia-smi` has seen on a GPU, in parts of what is computed before a job is submitted."""
+    """Peak GPU memory that `nvidia-smi` has seen, relative to the estimate before submission."""
     from mopd_nemo.config.load import load_config
     from mopd_nemo.slurm.memory import KNOWN, estimate
 
@@ -47,7 +47,7 @@ def memory(run: str, used: str) -> None:
 
 
 def teacher_memory(output: str, *arguments: str) -> None:
-    """Start an external teacher beside the student, move it to the GPUs and away again, and write what it held."""
+    """Start an external teacher beside the student, move it to the GPUs and away again, and write its memory."""
     from mopd_nemo.config.load import load_config
     from mopd_nemo.engines.nemo.engine import NemoEngine
     from mopd_nemo.engines.nemo.launch import launch
@@ -80,13 +80,13 @@ def _allocated_here(_worker: Any) -> int:
 
 
 def left(file: str) -> None:
-    """What an offload has left on the GPU."""
+    """Bytes that an offload has left on the GPU."""
     found = json.loads(Path(file).read_text())
     print(found["after offload"] / found["on the GPU"])
 
 
 def record(out: str, name: str, side: str, bound: str, what: str, code: str, found: str) -> None:
-    """Say whether a point has passed, and keep it."""
+    """Print and store whether a point has passed."""
     measured = _number(found) if code == "0" else math.nan
     within = measured < float(bound) if side == "below" else measured > float(bound)
     result = {"point": name, "what": what, "measured": None if math.isnan(measured) else measured}
@@ -96,7 +96,7 @@ def record(out: str, name: str, side: str, bound: str, what: str, code: str, fou
 
 
 def passed(out: str, name: str) -> None:
-    """Exit code 0 where a point has passed before."""
+    """Exit code 0 if a point has passed before."""
     file = Path(out, name, "result.json")
     sys.exit(0 if file.is_file() and json.loads(file.read_text())["passed"] else 1)
 

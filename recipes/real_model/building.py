@@ -1,4 +1,4 @@
-"""What the parts of `make real` share: a file or directory appears whole or not at all, and errors end plainly."""
+"""Shared by the parts of `make real`: outputs appear whole or not at all, and errors end without a traceback."""
 
 from __future__ import annotations
 

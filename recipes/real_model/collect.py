@@ -1,7 +1,7 @@
 """Keep the small files of finished runs: `python -m recipes.real_model.collect SWEEP_DIR OUTPUT_DIR`.
 
-Of each run its settings, metrics and evaluations as they are, and two summaries of its rollouts, which are too large to
-keep: `problems.jsonl` (right samples by evaluation and problem) and `targets.jsonl` (what teachers read, step by step).
+Each run keeps its settings, metrics and evaluations, and two summaries of its rollouts, which are too large to keep:
+`problems.jsonl` (correct samples by evaluation and problem) and `targets.jsonl` (contexts of the teachers by step).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main(
 
 
 def is_finished(run: RunDirectory, settings: Settings) -> bool:
-    """Whether the last step and the evaluation after it are there."""
+    """Whether the run has its last step and the evaluation after it."""
     files = (run.metrics_file, run.eval_file)
     last = settings["train"]["num_steps"]
     return all(file.exists() and any(row["step"] == last for row in read_rows(file)) for file in files)
@@ -103,7 +103,7 @@ def by_problem(rows: Iterable[Row]) -> Iterable[Row]:
 
 
 def by_step(rows: Iterable[Row], settings: Settings) -> Iterable[Row]:
-    """Rollouts of every step, how many were taught, how many teachers read all that the context asks for."""
+    """Number of rollouts of every step, of those with a teacher, and of those with a complete context."""
     asked = settings["peers"]
     for step, group in groupby(rows, key=lambda row: row["step"]):
         targets = list(group)

@@ -59,7 +59,7 @@ class Task:
         return f"```python\ndef f({self.parameters}):\n    return {expression}\n```"
 
     def tests(self, rng: random.Random) -> dict[str, Any]:
-        """Hidden tests as the `code` task wants them: one JSON argument a line, the value as JSON.
+        """Hidden tests in the form of the `code` task: one JSON argument per line, the value as JSON.
 
         One that exposes each slip in a comparison, then as many different values as there are, in turn, so that no
         constant passes.

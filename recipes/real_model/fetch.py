@@ -105,7 +105,7 @@ def _check_same(loaded: torch.nn.Module, model: LlamaForCausalLM, tokenizer: Any
 
 
 def check(model: Any, tokenizer: Any) -> None:
-    """Ask a question in the chat format: wrong weights, tokenizer or template do not survive it.
+    """Ask a question in the chat format, which finds wrong weights, tokenizer or template.
 
     Raises:
         UserError: another answer than this model's.

@@ -1,7 +1,7 @@
 """Tables of the kept runs: `python -m recipes.real_model.results RUNS_DIR PAGE.md` writes them into the page.
 
-They stand between the page's two markers, so that no number of them is written by hand. Intervals and comparisons are
-those of `mopd compare`.
+They replace the text between the page's two markers, so that no number is written by hand. Intervals and comparisons
+are those of `mopd compare`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What is kept of a run."""
+    """The kept files of a run."""
 
     arm: str
     seed: int
@@ -79,7 +79,7 @@ def read(runs: Path) -> dict[str, list[Kept]]:
 
 
 def state(kept: Mapping[str, Sequence[Kept]]) -> str:
-    """How much of the plan is there, and what the verifier could not judge."""
+    """The number of finished runs, and of responses that the verifier could not judge."""
     runs = [run for of_arm in kept.values() for run in of_arm]
     planned, finished = len(ARMS) * len(SEEDS), sum(len(kept.get(arm, ())) for arm in ARMS)
     outcomes = sum((Counter(row["outcomes"]) for run in runs for row in [*run.problems, *run.targets]), Counter())

@@ -45,7 +45,7 @@ def main(
 
 
 def fit(model: PreTrainedModel, chat: Chat, num_steps: int, learning_rate: float, seed: int) -> list[float]:
-    """Fit the model to worked examples; the loss of every step, in nats a response token."""
+    """Fit the model to worked examples. Returns the loss of every step, in nats per response token."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
     losses = []
     start = time.monotonic()

@@ -75,7 +75,7 @@ class VerifierPool:
         """Start judging a response. The future never raises: a verifier error is a verdict, too."""
         if self._threads is not None and task not in self._inline:
             header = {"ask": "verdict", "task": task, "response": response, "finished": finished}
-            return self._threads.submit(self._ask_worker, header, answer)
+            return self._threads.submit(self._with_worker, lambda worker: self._verdict(worker, header, answer))
         return _done(self._judge_here(task, response, answer, finished))
 
     def gold_fault(self, task: str, answer: Any) -> Future[str]:
@@ -99,7 +99,7 @@ class VerifierPool:
 
         def ask(worker: Worker) -> bool:
             try:
-                return worker.ask((json.dumps(header).encode(), json.dumps([first, second]).encode()), seconds)["same"]
+                return worker.ask(header, json.dumps([first, second]).encode(), seconds)["same"]
             except (UndecidedError, WorkerEndedError, KeyError):
                 return False
 
@@ -126,9 +126,6 @@ class VerifierPool:
             verdict = verifier_error(f"{type(error).__name__}: {error}")
         return decide(replace(verdict, seconds=time.monotonic() - started), self._config.success_threshold)
 
-    def _ask_worker(self, header: dict[str, Any], answer: Any) -> Verdict:
-        return self._with_worker(lambda worker: self._verdict(worker, header, answer))
-
     def _with_worker(self, use: Callable[[Worker], T]) -> T:
         worker = self._idle.get()
         try:
@@ -141,11 +138,15 @@ class VerifierPool:
             encoded, seconds = self._encoded.get(header["task"], answer)
             started = time.monotonic()
             try:
-                reply = worker.ask((json.dumps(header).encode(), encoded), seconds)
+                reply = worker.ask(header, encoded, seconds)
             except (UndecidedError, WorkerEndedError) as error:
                 verdict = self._undecided(worker, header["task"], answer, error)
             else:
-                verdict = _verdict_of(reply)
+                verdict = (
+                    verifier_error(reply["error"])
+                    if "error" in reply
+                    else Verdict(reply["reward"], Outcome(reply["outcome"]), reply["feedback"], reply["details"])
+                )
         except Exception as error:
             return verifier_error(f"{type(error).__name__}: {error}")
         verdict = replace(verdict, seconds=time.monotonic() - started)
@@ -164,8 +165,7 @@ class VerifierPool:
         header, encoded = {"ask": "gold", "task": task}, json.dumps(answer).encode()
         if (task, encoded) not in self._gold_faults:
             try:
-                request = (json.dumps(header).encode(), encoded)
-                fault = worker.ask(request, self._config.math.seconds_per_answer).get("error", "")
+                fault = worker.ask(header, encoded, self._config.math.seconds_per_answer).get("error", "")
             except WorkerEndedError as error:
                 return str(error)  # says nothing about the answer
             except UndecidedError as error:
@@ -178,12 +178,6 @@ def _done(result: T) -> Future[T]:
     future: Future[T] = Future()
     future.set_result(result)
     return future
-
-
-def _verdict_of(reply: dict[str, Any]) -> Verdict:
-    if "error" in reply:
-        return verifier_error(reply["error"])
-    return Verdict(reply["reward"], Outcome(reply["outcome"]), reply["feedback"], reply["details"])
 
 
 class _EncodedAnswers:

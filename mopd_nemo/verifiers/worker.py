@@ -52,13 +52,18 @@ class Worker:
         self._closed = False
         self._lock = threading.Lock()
 
-    def ask(self, request: tuple[bytes, bytes], seconds: float) -> dict[str, Any]:
-        """The worker's answer. If the process ends meanwhile, a new one is asked again.
+    def ask(self, header: dict[str, Any], answer: bytes, seconds: float) -> dict[str, Any]:
+        """The worker's reply. If the process ends meanwhile, a new one is asked again.
+
+        Args:
+            header: what to do, as in `_judge`.
+            answer: JSON of the gold answer, or of two answers to compare.
 
         Raises:
             UndecidedError: it did not answer within `seconds`.
             WorkerEndedError: both processes ended.
         """
+        request = json.dumps(header).encode(), answer
         try:
             self.get_ready()
             return self._ask(request, seconds)
@@ -117,11 +122,11 @@ class Worker:
                 self._connection.send_bytes(part)
         except OSError as error:
             raise WorkerEndedError("the worker process ended") from error
-        answer = self._receive(seconds)
-        if answer is None:
+        reply = self._receive(seconds)
+        if reply is None:
             self._kill()
             raise UndecidedError(f"not decided within {seconds:g} s")
-        return answer
+        return reply
 
     def _receive(self, seconds: float) -> dict[str, Any] | None:
         """The next message, or None when it does not come in time."""

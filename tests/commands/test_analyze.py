@@ -18,7 +18,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunDirectory]:
     path = tmp_path_factory.mktemp("analyze")
     return {
         "a": new_run(path / "a", "train.num_steps=2", "eval.num_samples=4"),
-        "b": new_run(path / "b", "train.num_steps=2", "eval.num_samples=4", "peers.failures=0"),
+        "b": new_run(path / "b", "train.num_steps=2", "eval.num_samples=4", "peers.failures=1"),
     }
 
 

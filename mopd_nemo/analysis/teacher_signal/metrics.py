@@ -43,6 +43,12 @@ CHANCE = {"spearman": 0.0, "kendall": 0.0, "pairwise_accuracy": 0.5, "auc": 0.5,
 pseudo-probability is below one half, whatever the teacher's opinion."""
 
 READINGS = ("common", "all_prompts", "own_prompts")
+BUCKETS = {
+    "easy": "at least half of its responses right",
+    "medium": "fewer, and at least one",
+    "hard": "none right",
+}
+"""Prompts by difficulty, as in the paper's Figure 4; its scripts draw the line at 4 of 8."""
 CLASSES = ("success", "failure")
 REFERENCES = ("none", CONTROLLED)
 """Conditions that every other is compared with, prompt by prompt, in the `common` reading."""
@@ -98,6 +104,28 @@ def signal_table(prompts: Sequence[ScoredPrompt]) -> dict[str, Any]:
             "shift": _intervals(_matrix([_shift(p, rows, name) for p, rows in common], CLASSES), CLASSES),
         }
     return table
+
+
+def by_difficulty(prompts: Sequence[ScoredPrompt]) -> dict[str, Any]:
+    """`own_prompts` and `all_prompts` of the prompts of each bucket that has any.
+
+    The common reading has no place here: no metric but Brier's is defined on a hard prompt.
+    """
+    members: dict[str, list[ScoredPrompt]] = {name: [] for name in BUCKETS}
+    for prompt in prompts:
+        if prompt.rewards:
+            members[bucket_of(prompt)].append(prompt)
+    tables = {name: signal_table(inside) for name, inside in members.items() if inside}
+    return {
+        name: {"num_prompts": len(members[name]), **{r: table[r] for r in ("all_prompts", "own_prompts")}}
+        for name, table in tables.items()
+    }
+
+
+def bucket_of(prompt: ScoredPrompt) -> str:
+    """easy, medium or hard."""
+    right = sum(prompt.success)
+    return "easy" if 2 * right >= len(prompt.success) else "medium" if right else "hard"
 
 
 def prompt_metrics(scores: Sequence[float], rewards: Sequence[float], success: Sequence[bool]) -> dict[str, float]:

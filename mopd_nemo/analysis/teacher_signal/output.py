@@ -13,8 +13,10 @@ from mopd_nemo.analysis.plots import metric_grid, save_figure, to_svg
 from mopd_nemo.analysis.teacher_signal import RESULT_FILE, metrics
 from mopd_nemo.analysis.teacher_signal.conditions import CONDITIONS, CONTROLLED, CONTROLS, LABELS
 from mopd_nemo.analysis.teacher_signal.metrics import (
+    BUCKETS,
     CLASSES,
     READINGS,
+    by_difficulty,
     one_class_fraction,
     scored_prompt,
     signal_table,
@@ -57,6 +59,7 @@ def collect(groups: Sequence[RecordedGroup], store: ScoreStore, about: Mapping[s
         "without_failure": without_failure,
         "contexts": {name: _context_facts([row[name] for row in rows]) for name in CONDITIONS},
         **signal_table(prompts),
+        "difficulty": by_difficulty(prompts),
     }
 
 
@@ -72,6 +75,11 @@ def write_result(result: Mapping[str, Any], directory: Path) -> list[Path]:
         )
         if figure is not None:
             written += save_figure(figure, directory / f"teacher_signal_{reading}")
+    for bucket, tables in result["difficulty"].items():
+        title = f"{bucket}: {BUCKETS[bucket]}"
+        figure = metric_grid(tables["own_prompts"], metrics.LABELS, LABELS, metrics.CHANCE, CONTROLS, title)
+        if figure is not None:
+            written += save_figure(figure, directory / f"teacher_signal_{bucket}")
     return [*written, directory / RESULT_FILE]
 
 
@@ -88,6 +96,17 @@ def to_markdown(result: Mapping[str, Any]) -> str:
     for reading in READINGS:
         parts += [f"## {HEADINGS[reading]}", EXPLANATIONS[reading], _metric_table(result[reading], reading == "common")]
     parts += [
+        "## By difficulty, as in the paper's Figure 4",
+        "Each condition on its own prompts, undefined counts 0. On hard prompts, which have no success, only the Brier "
+        "score is defined.",
+        *(
+            text
+            for bucket, tables in result["difficulty"].items()
+            for text in (
+                f"### {bucket}: {BUCKETS[bucket]}; {tables['num_prompts']} prompts",
+                _metric_table(tables["own_prompts"], False),
+            )
+        ),
         "## Differences, prompt by prompt",
         "Success AUC of a condition minus that of another, on the prompts of the first table.",
         _difference_table(result["common"]),

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from mopd_nemo.analysis.teacher_signal.conditions import CONDITIONS
-from mopd_nemo.analysis.teacher_signal.metrics import ScoredPrompt, one_class_fraction, signal_table
+from mopd_nemo.analysis.teacher_signal.metrics import ScoredPrompt, by_difficulty, one_class_fraction, signal_table
 
 GOOD, BAD = (-0.1, -0.2, -0.8, -0.9), (-0.9, -0.8, -0.2, -0.1)
 MIXED = (1.0, 1.0, 0.0, 0.0)
@@ -64,6 +64,16 @@ def test_own_prompts_drops_prompts_without_the_peers_and_so_flatters() -> None:
     assert table["own_prompts"]["none"]["auc"]["mean"] == 0.5
     assert table["own_prompts"]["1S"]["auc"]["mean"] == 1.0, "same scores, fewer prompts"
     assert table["own_prompts"]["1S"]["num_prompts"] == 1
+
+
+def test_prompts_are_easy_medium_or_hard() -> None:
+    one_right = prompt(rewards=(1.0, 0.0, 0.0, 0.0), scores={"none": (-0.9, -0.1, -0.2, -0.3)})
+    result = by_difficulty([prompt(), prompt(rewards=(1.0,) * 4), one_right, prompt(rewards=(0.0,) * 4)])
+    assert {name: table["num_prompts"] for name, table in result.items()} == {"easy": 2, "medium": 1, "hard": 1}
+    assert result["easy"]["own_prompts"]["none"]["auc"]["mean"] == 0.5, "an undefined one counts 0"
+    assert result["medium"]["own_prompts"]["none"]["auc"]["mean"] == 0.0
+    assert result["hard"]["own_prompts"]["1S"]["auc"]["mean"] == 0.0
+    assert list(by_difficulty([prompt()])) == ["easy"]
 
 
 def test_nothing_in_common_is_said_and_not_averaged() -> None:

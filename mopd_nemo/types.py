@@ -65,6 +65,8 @@ class Verdict:
     feedback: str = ""
     """An environment's message about a failure. It reveals the gold answer only if the config says so."""
     details: dict[str, Any] = field(default_factory=dict)
+    informative: bool = True
+    """False where the feedback says no more than that the response failed."""
     success: bool | None = None
     """Whether the reward reaches τ of eq. 3 (`verifiers.base.decide`). None: it could not be judged."""
     seconds: float = field(default=0.0, compare=False)

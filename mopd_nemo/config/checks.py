@@ -12,7 +12,10 @@ from mopd_nemo.config.cluster import NemoConfig, ParallelConfig, sequence_multip
 from mopd_nemo.config.plugins import METHODS, method_class
 from mopd_nemo.config.schema import Config, GenerationConfig, TeacherConfig
 
-OPTIONAL = ("peers", "divergence", "policy_gradient", "gkd", "dpo", "simpo", "rollout.importance_clip")
+OPTIONAL = (
+    *("peers", "divergence", "policy_gradient", "sdpo", "gkd", "dpo", "simpo"),
+    *("rollout.importance_clip", "train.denominator"),
+)
 """Settings that not every method uses. Every method uses the others."""
 BUDGETS = ("peers.max_context_tokens", "peers.max_peer_tokens", "peers.max_summary_tokens")
 """Limits, not choices. A file that several methods share may set them, also for methods without peers."""

@@ -75,7 +75,7 @@ class PeersConfig(ConfigBlock):
     """Problems that a choice is measured on. Up to six times as many are sampled to find them."""
     summaries: NonNegativeInt | Literal["all"] = 0
     """Further peers of either outcome, each shown by the text inside its `<summary>` tags, or by its first
-    `max_summary_tokens` tokens if it has none. Ask for summaries with `data.prompt_suffix`."""
+    `max_summary_tokens` tokens if it has none. Ask for summaries with `data.train_prompt_suffix`."""
     order: Literal["canonical", "random", "shortest", "diverse"] = "canonical"
     """Ranking of peers. `canonical`: in sampling order, once per group. Most targets then share one context; targets
     that serve as peers get the next ones instead. `shortest`: fewest tokens first, once per group. `diverse`: most
@@ -84,11 +84,12 @@ class PeersConfig(ConfigBlock):
     """Peers with equal text. `all`: they count once, and none that reads like the target is shown to it. `peers`: they
     count once, and a target may read its own text where another rollout wrote it too. `none`: each counts."""
     require: RequireConfig = RequireConfig()
-    when_no_success: Literal["skip", "failure_only", "feedback", "plain"] = "skip"
-    """Treatment of a target without a success peer, unless `successes` is 0. `skip`: no loss, and no teacher or student
-    pass. `failure_only`: show only the failures; skip it if successes exist that read like it. `feedback`: show the
-    verifier's feedback on the target; skip it if there is none. `plain`: show the prompt alone, which gives zero loss
-    with `teacher.kind: live`."""
+    when_no_success: Literal["skip", "failure_only", "failure_and_feedback", "feedback", "plain"] = "skip"
+    """Treatment of a target without a success peer. `skip`: no loss, and no teacher or student pass.
+    `failure_only`: show failures alone, and summaries where they are asked for; skip it if successes exist that read
+    like it. `failure_and_feedback`: the same, and the verifier's feedback on the target if there is any, also where
+    `successes` is 0. `feedback`: show that feedback; skip the target if there is none. `plain`: show the prompt alone,
+    which gives zero loss with `teacher.kind: live`."""
     failure_form: Literal["text", "described", "feedback", "contrast"] = "text"
     """What is shown of a failure peer. `text`: the attempt. `described`: the attempt, then the verifier's feedback on
     it. `feedback`: that feedback alone; failures without any are passed over. `contrast`: what of it no success in the
@@ -115,7 +116,8 @@ class PeersConfig(ConfigBlock):
     def _check_counts(self) -> Self:
         if self.successes == 0 and self.failures == 0:
             raise ValueError("peers.successes=0 and peers.failures=0 show the teacher no peers: raise one of them")
-        needs = {"failure_form": self.failure_form != "text", "when_no_success": self.when_no_success == "failure_only",
+        failures_alone = self.when_no_success in ("failure_only", "failure_and_feedback") and self.summaries == 0
+        needs = {"failure_form": self.failure_form != "text", "when_no_success": failures_alone,
                  "control": self.control == "success_only"}  # fmt: skip
         for name in [name for name, reads_failures in needs.items() if reads_failures and self.failures == 0]:
             raise ValueError(

@@ -48,6 +48,8 @@ class DataConfig(ConfigBlock):
     warning that does."""
     prompt_suffix: str = ""
     """Text appended to the user turn of every problem, in training and in evaluation."""
+    train_prompt_suffix: str = ""
+    """Text appended after `prompt_suffix` in training alone, such as a request for a summary."""
     escape_control_tokens: bool = True
     """Break up control tokens of the tokenizer in the text of a row (`< |im_end|>`), so that a row cannot open or end
     a turn. `false`: for rows that hold templated text on purpose."""
@@ -159,6 +161,14 @@ class DivergenceConfig(ConfigBlock):
         return self
 
 
+class SdpoConfig(ConfigBlock):
+    """Self-Distillation Policy Optimization: one successful sibling, or feedback where there is none."""
+
+    feedback: Literal["none", "informative", "all"] = "informative"
+    """Feedback that the teacher of a target without a successful sibling reads. `informative`: where it says more than
+    that the target failed, such as a failed test's input. `all`: whatever it says. `none`: such a target is skipped."""
+
+
 class PolicyGradientConfig(ConfigBlock):
     """Clipped policy gradient on group-relative advantages: grpo's objective, and an extra term for mopd."""
 
@@ -230,6 +240,9 @@ class TrainConfig(ConfigBlock):
     """Number of mini-batches that a step is divided into, with one optimiser update each."""
     aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
     """`token_mean`: mean over all response tokens of an update. `sequence_mean`: mean over responses of their means."""
+    denominator: Literal["taught", "sampled"] = "taught"
+    """Responses in that mean, for methods that distil. `taught`: those with a teacher. `sampled`: all of the update, so
+    that the loss shrinks with the share that is taught."""
     tokens_per_micro_batch: PositiveInt = 16384
     """Tokens in one forward and backward pass of an update. Scoring keeps no gradients and, with `engine: local`,
     takes twice as many, or four times the longest sequence if that is more. With `engine: nemo`, tokens on each
@@ -292,6 +305,7 @@ class Config(ConfigBlock):
     teacher: TeacherConfig = TeacherConfig()
     guard: GuardConfig = GuardConfig()
     divergence: DivergenceConfig = DivergenceConfig()
+    sdpo: SdpoConfig = SdpoConfig()
     policy_gradient: PolicyGradientConfig = PolicyGradientConfig()
     dpo: DpoConfig = DpoConfig()
     simpo: SimpoConfig = SimpoConfig()

@@ -31,7 +31,8 @@ def load_problems(config: Config, split: Literal["train", "eval"]) -> list[Probl
         problems = make_problems(split, min(limit or SIZES[split], SIZES[split]))
     else:
         problems = read_problems(source, f"data.{split}", BadRows(config.data.on_bad_row))[:limit]
-    return [_with_suffix(problem, config.data.prompt_suffix) for problem in problems]
+    suffix = config.data.prompt_suffix + (config.data.train_prompt_suffix if split == "train" else "")
+    return [_with_suffix(problem, suffix) for problem in problems]
 
 
 def judgeable(

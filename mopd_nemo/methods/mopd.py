@@ -6,6 +6,7 @@ Every rollout is scored by a teacher that reads peers of the same group: by defa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 from mopd_nemo.config import Config, PeersConfig
@@ -31,7 +32,7 @@ class Mopd(Method):
         config = self.config
         build = build_contrasts if config.divergence.contrast else build_contexts
         contexts = build(groups, self.chat, self.peers, f"peers/{config.seed}/{step}")
-        batch = distil(groups, contexts, config.divergence)
+        batch = distil(groups, contexts, config)
         batch.metrics.update(dedupe_metrics(candidates_of(groups, self.chat, self.peers), self.peers))
         if config.policy_gradient.weight > 0:
             return add_policy_gradient(batch, groups, config.policy_gradient)
@@ -51,14 +52,30 @@ class Mopd(Method):
 class Sdpo(Mopd):
     """Self-Distillation Policy Optimization (sections 2 and 5): the teacher reads one successful sibling.
 
-    Where no sibling succeeded it reads the environment's feedback on the target. A target with neither has no signal.
+    Where no sibling succeeded it reads the environment's feedback on the target, if `sdpo.feedback` allows. A target
+    with neither has no signal.
     """
 
-    uses: ClassVar = DISTILLATION | {
-        f"peers.{name}" for name in ("dedupe", "require", "order", "templates", "strip_thinking_successes")
-    }
+    uses: ClassVar = (
+        DISTILLATION
+        | {"sdpo"}
+        | {f"peers.{name}" for name in ("dedupe", "require", "order", "templates", "strip_thinking_successes")}
+    )
+
+    def build(self, groups: Sequence[RolloutGroup], step: int) -> TrainBatch:
+        """One success or feedback for every rollout; see `peers`."""
+        if self.config.sdpo.feedback == "informative":
+            groups = [_without_empty_words(group) for group in groups]
+        return super().build(groups, step)
 
     @property
     def peers(self) -> PeersConfig:
         """One success, feedback without one."""
-        return self.config.peers.model_copy(update={"successes": 1, "failures": 0, "when_no_success": "feedback"})
+        without = "skip" if self.config.sdpo.feedback == "none" else "feedback"
+        return self.config.peers.model_copy(update={"successes": 1, "failures": 0, "when_no_success": without})
+
+
+def _without_empty_words(group: RolloutGroup) -> RolloutGroup:
+    """The group without feedback that says no more than that a rollout failed."""
+    verdicts = (verdict if verdict.informative else replace(verdict, feedback="") for verdict in group.verdicts)
+    return replace(group, verdicts=tuple(verdicts))

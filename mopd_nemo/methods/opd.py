@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from mopd_nemo.config import DivergenceConfig
+from mopd_nemo.config import Config, DivergenceConfig
 from mopd_nemo.losses.objectives import Divergence, Objective, SampledReverseKL
 from mopd_nemo.methods.base import Method, train_example
 from mopd_nemo.methods.batch import LossTerm, TrainBatch
@@ -14,7 +14,7 @@ from mopd_nemo.peers.render import PeerContext, plain_contexts
 from mopd_nemo.types import RolloutGroup
 
 DISTILLATION = frozenset(
-    {"rollout.importance_clip"}
+    {"rollout.importance_clip", "train.denominator"}
     | {f"divergence.{name}" for name in ("kind", "alpha", "support", "k", "tail", "weights")}
 )
 """Settings of every method that distils."""
@@ -32,13 +32,14 @@ class Opd(Method):
 
     def build(self, groups: Sequence[RolloutGroup], step: int) -> TrainBatch:
         """Every rollout has a signal, whatever its verdict."""
-        return distil(groups, plain_contexts(groups), self.config.divergence)
+        return distil(groups, plain_contexts(groups), self.config)
 
 
-def distil(
-    groups: Sequence[RolloutGroup], contexts: list[list[PeerContext]], divergence: DivergenceConfig
-) -> TrainBatch:
-    """One example for each rollout whose context has a signal, all under one divergence (paper eq. 5)."""
+def distil(groups: Sequence[RolloutGroup], contexts: list[list[PeerContext]], config: Config) -> TrainBatch:
+    """One example for each rollout whose context has a signal, all under one divergence (paper eq. 5).
+
+    With `train.denominator: sampled` the other rollouts are examples, too: with loss 0, at no cost.
+    """
     examples = [
         train_example(
             groups,
@@ -49,9 +50,12 @@ def distil(
         )
         for group_index, members in enumerate(contexts)
         for rollout_index, context in enumerate(members)
-        if context.prompt_ids is not None
+        if context.prompt_ids is not None or config.train.denominator == "sampled"
     ]
-    terms = [LossTerm(divergence_objective(divergence), tuple(range(len(examples))))] if examples else []
+    taught = tuple(i for i, example in enumerate(examples) if example.teacher_prompt_ids is not None)
+    others = tuple(i for i, example in enumerate(examples) if example.teacher_prompt_ids is None)
+    objective = divergence_objective(config.divergence)
+    terms = [LossTerm(objective, taught, zero_loss=others)] if taught else []
     return TrainBatch(examples, terms, context_metrics(contexts), contexts)
 
 

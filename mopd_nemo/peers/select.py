@@ -129,16 +129,23 @@ def _select(
     if config.failure_form == "feedback":
         failures = [peer for peer in failures if candidates.feedback[peer.rollout_index]]
     shown, failed = _first(successes, config.successes), _first(failures, config.failures)
-    if shown or config.successes == 0:
-        rest = _first([*successes[len(shown) :], *failures[len(failed) :]], config.summaries)
-        summaries = (Peer(peer.kind, peer.group_index, peer.rollout_index, summary=True) for peer in rest)
-        return Selection((*shown, *failed, *summaries)) if shown or failed or rest else None
+    rest = _first([*successes[len(shown) :], *failures[len(failed) :]], config.summaries)
+    summaries = (Peer(peer.kind, peer.group_index, peer.rollout_index, summary=True) for peer in rest)
+    peers, feedback = (*shown, *failed, *summaries), bool(candidates.feedback[target])
+    if shown:
+        return Selection(peers)
+    if config.successes == 0:
+        own = feedback and config.when_no_success == "failure_and_feedback"
+        return Selection(peers, own) if peers or own else None
     match config.when_no_success:
+        case "failure_only" | "failure_and_feedback" if candidates.twins(target, "success"):
+            return None  # failures alone would say that nothing worked
         case "failure_only":
-            # Where successes exist but read like the target, failures alone would say that nothing worked.
-            return Selection(failed) if failed and not candidates.twins(target, "success") else None
+            return Selection(peers) if peers else None
+        case "failure_and_feedback":
+            return Selection(peers, feedback) if peers or feedback else None
         case "feedback":
-            return Selection(feedback=True) if candidates.feedback[target] else None
+            return Selection(feedback=True) if feedback else None
         case "plain":
             return Selection()
         case "skip":

@@ -43,6 +43,7 @@ def rollout_records(
                 "outcome": verdict.outcome,
                 "success": verdict.success,
                 "feedback": verdict.feedback,
+                "informative": verdict.informative,
                 "details": verdict.details,
             }
             yield row | _teacher_view(contexts[g][r] if contexts is not None else PeerContext(None), groups, chat)
@@ -150,6 +151,7 @@ def to_rollout_group(group: RecordedGroup, chat: Chat, source: Path) -> RolloutG
             Outcome(row["outcome"]),
             row.get("feedback", ""),
             dict(row.get("details", {})),
+            row.get("informative", True),
             success=row["success"],
         )
         for row in group.rows

@@ -142,4 +142,4 @@ class ArithmeticVerifier(Verifier):
         if number_or_text(found) == number_or_text(str(answer)):
             return Verdict(1.0, Outcome.CORRECT, details=details)
         feedback = with_gold("The final answer is wrong.", f"The right answer is {answer}.", self._config.feedback)
-        return Verdict(0.0, Outcome.WRONG, feedback, details)
+        return Verdict(0.0, Outcome.WRONG, feedback, details, informative=self._config.feedback.reveal_gold)

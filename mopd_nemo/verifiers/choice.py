@@ -53,7 +53,7 @@ class ChoiceVerifier(Verifier):
         if found == gold:
             return Verdict(1.0, Outcome.CORRECT, details=details)
         feedback = with_gold(f"The answer {found} is wrong.", f"The right answer is {gold}.", self._config.feedback)
-        return Verdict(0.0, Outcome.WRONG, feedback, details)
+        return Verdict(0.0, Outcome.WRONG, feedback, details, informative=self._config.feedback.reveal_gold)
 
 
 def gold_letter(answer: Any) -> str:

@@ -47,7 +47,7 @@ class MathVerifier(Verifier):
             self.check_gold(answer)
             details["undecided"] = f"{type(error).__name__}: {error}"
         feedback = with_gold("The final answer is wrong.", f"The right answer is {gold}.", self._config.feedback)
-        return Verdict(0.0, Outcome.WRONG, feedback, details)
+        return Verdict(0.0, Outcome.WRONG, feedback, details, informative=self._config.feedback.reveal_gold)
 
     def check_gold(self, answer: Any) -> None:
         """A gold answer must equal itself, compared as a response is."""

@@ -142,11 +142,7 @@ class VerifierPool:
             except (UndecidedError, WorkerEndedError) as error:
                 verdict = self._undecided(worker, header["task"], answer, error)
             else:
-                verdict = (
-                    verifier_error(reply["error"])
-                    if "error" in reply
-                    else Verdict(reply["reward"], Outcome(reply["outcome"]), reply["feedback"], reply["details"])
-                )
+                verdict = verifier_error(reply["error"]) if "error" in reply else _verdict_of(reply)
         except Exception as error:
             return verifier_error(f"{type(error).__name__}: {error}")
         verdict = replace(verdict, seconds=time.monotonic() - started)
@@ -158,7 +154,8 @@ class VerifierPool:
         if verifier_class(task).compares:
             fault = self._gold_fault(worker, task, answer)
             if not fault:
-                return Verdict(0.0, Outcome.WRONG, "The final answer is wrong.", {"undecided": str(error)})
+                details = {"undecided": str(error)}
+                return Verdict(0.0, Outcome.WRONG, "The final answer is wrong.", details, informative=False)
         return verifier_error(fault)
 
     def _gold_fault(self, worker: Worker, task: str, answer: Any) -> str:
@@ -178,6 +175,11 @@ def _done(result: T) -> Future[T]:
     future: Future[T] = Future()
     future.set_result(result)
     return future
+
+
+def _verdict_of(reply: dict[str, Any]) -> Verdict:
+    names = ("reward", "feedback", "details", "informative")
+    return Verdict(outcome=Outcome(reply["outcome"]), **{name: reply[name] for name in names})
 
 
 class _EncodedAnswers:

@@ -22,6 +22,19 @@ def test_suffix_ends_the_user_turn_of_both_splits(tmp_path: Path) -> None:
     assert held_out.messages[-1]["content"].endswith("{digit}. Summarise.")
 
 
+def test_a_suffix_of_training_alone_comes_last_and_nowhere_else() -> None:
+    settings = [
+        "data.prompt_suffix=' Both.'",
+        "data.train_prompt_suffix=' Train.'",
+        "data.num_train=1",
+        "data.num_eval=1",
+    ]
+    config = load_config(QUICKSTART, settings)
+    (train,), (held_out,) = load_problems(config, "train"), load_problems(config, "eval")
+    assert train.messages[-1]["content"].endswith("Both. Train.")
+    assert held_out.messages[-1]["content"].endswith("Both.")
+
+
 def test_limits_keep_the_first_problems() -> None:
     config = load_config(QUICKSTART, ["data.num_train=3", "data.num_eval=5"])
     assert len(load_problems(config, "train")) == 3

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mopd_nemo.chat import Chat
-from mopd_nemo.config import Config
+from mopd_nemo.config import Config, UserError
 from mopd_nemo.config.load import load_config
 from mopd_nemo.losses import objectives
-from mopd_nemo.losses.objectives import Divergence, LogLikelihood, PolicyGradient
+from mopd_nemo.losses.objectives import Aggregation, Divergence, LogLikelihood, PolicyGradient
 from mopd_nemo.methods.base import make_method
 from mopd_nemo.methods.batch import TrainBatch
 from mopd_nemo.types import RolloutGroup, TrainExample
@@ -65,6 +66,48 @@ def test_sdpo_shows_one_success_or_feedback_and_masks_the_rest(chat: Chat, group
     assert F1[0] not in teacher_text(given, chat, 0, 2)
     assert "wrong" in teacher_text(given, chat, 2, 0)
     assert not build(chat, [feedbackless], "method=sdpo").examples
+
+
+@pytest.mark.parametrize(
+    ("feedback", "taught_of"), [("none", (False, False)), ("informative", (False, True)), ("all", (True, True))]
+)
+def test_sdpo_reads_the_feedback_that_it_is_told_to(chat: Chat, feedback: str, taught_of: tuple[bool, bool]) -> None:
+    """An all-failed group whose one verdict says that the answer is wrong, and the other why."""
+    group = make_group(chat, [F1, F2], feedback="It is wrong.")
+    group = replace(group, verdicts=(replace(group.verdicts[0], informative=False), group.verdicts[1]))
+    given = build(chat, [group], "method=sdpo", f"sdpo.feedback={feedback}")
+    assert taught(given) == {(0, r) for r in (0, 1) if taught_of[r]}
+    mixed = make_group(chat, [S1, S2, F1], feedback="It is wrong.")
+    assert len(taught(build(chat, [mixed], "method=sdpo", f"sdpo.feedback={feedback}"))) == 3
+
+
+def test_only_sdpo_reads_its_settings() -> None:
+    with pytest.raises(UserError, match=r"sdpo\.feedback='all' is unused by method=mopd"):
+        config("sdpo.feedback=all")
+
+
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean"])
+def test_the_mean_is_over_taught_or_over_sampled_responses(
+    chat: Chat, groups: list[RolloutGroup], aggregation: Aggregation
+) -> None:
+    few, all_of_them = (build(chat, groups, f"train.denominator={name}") for name in ("taught", "sampled"))
+    assert taught(few) == taught(all_of_them)
+    lengths = [len(rollout.response_ids) for group in groups for rollout in group.rollouts]
+    for batch, count in ((few, len(taught(few))), (all_of_them, len(lengths))):
+        ((term,),) = batch.updates(1)
+        weights = batch.token_weights(term, aggregation)
+        learned = {i: len(batch.examples[i].response_ids) for i in term.examples}
+        assert count < 12 or batch is all_of_them
+        for i, length in learned.items():
+            total = sum(lengths) if batch is all_of_them else sum(learned.values())
+            expected = 1 / total if aggregation == "token_mean" else 1 / (count * length)
+            assert weights[i] == pytest.approx(expected)
+        assert [batch.examples[i].teacher_prompt_ids for i in term.zero_loss] == [None] * len(term.zero_loss)
+
+
+def test_no_teacher_no_term_whatever_the_denominator(chat: Chat) -> None:
+    given = build(chat, [make_group(chat, [F1, F2])], "train.denominator=sampled")
+    assert given.terms == [] and given.metrics["signal"] == 0.0
 
 
 def test_opd_reads_the_student_s_prompt_for_every_rollout(chat: Chat, groups: list[RolloutGroup]) -> None:

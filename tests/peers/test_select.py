@@ -142,6 +142,7 @@ LONE_SUCCESS = pool({0: "a"}, {1: "x"})
     [
         ("skip", None, None),
         ("failure_only", Selection((failure(1),)), Selection((failure(1),))),
+        ("failure_and_feedback", Selection((failure(1),), feedback=True), Selection((failure(1),))),
         ("feedback", Selection(feedback=True), None),
         ("plain", Selection(), Selection()),
     ],
@@ -224,6 +225,25 @@ def test_failures_without_feedback_are_passed_over_where_feedback_is_shown() -> 
     assert [shown(s) for s in select(group, successes=0, failure_form="feedback")] == [((), (2,)), ((), (2,)), ((), ())]
     assert select(group, successes=0, failure_form="feedback")[2] is None
     assert shown(select(group, successes=0, failure_form="described")[0]) == ((), (1,))
+
+
+def test_feedback_joins_failures_where_no_success_is_asked_for() -> None:
+    """The authors' row "1 failure": their feedback does not look at what else is shown."""
+    both = pool({0: "a"}, {1: "x", 2: "y"}, feedback="wrong")
+    found = select(both, successes=0, when_no_success="failure_and_feedback")
+    assert found == [Selection((failure(1),)), Selection((failure(2),), feedback=True), Selection((failure(1),), True)]
+    assert all(s is not None and not s.feedback for s in select(both, successes=0, when_no_success="feedback"))
+    lone_failure = pool({}, {0: "x"}, feedback="wrong")
+    assert select(lone_failure, successes=0, when_no_success="failure_and_feedback") == [Selection(feedback=True)]
+
+
+def test_an_all_failed_group_may_show_summaries_of_its_failures() -> None:
+    """The authors' row "8 solutions"."""
+    failed = pool({}, {0: "x", 1: "y", 2: "z"})
+    asked = {"successes": 1, "failures": 0, "summaries": "all"}
+    summaries = tuple(Peer("failure", 0, i, summary=True) for i in (1, 2))
+    assert select(failed, when_no_success="failure_only", **asked)[0] == Selection(summaries)
+    assert select(failed, **asked) == [None] * 3
 
 
 def test_failures_alone_are_enough_when_no_successes_are_asked_for() -> None:

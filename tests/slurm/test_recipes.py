@@ -9,15 +9,19 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
+from mopd_nemo.chat import Chat
 from mopd_nemo.cli import app
 from mopd_nemo.config.load import flatten, load_config
 from mopd_nemo.data.sources import SOURCES
+from mopd_nemo.methods.base import make_method
+from mopd_nemo.peers.select import Candidates, Peer, Selection, select_peers
 from mopd_nemo.run.directory import write_rows
 from mopd_nemo.run.display import WARM_UP_STEPS
 from mopd_nemo.slurm.job import Job, render
@@ -26,7 +30,7 @@ from mopd_nemo.slurm.site import SiteConfig
 from mopd_nemo.slurm.submit import memory_lines, model_problems
 from recipes import paper_table
 from tests.analysis.test_compare import write_run
-from tests.conftest import QUICKSTART
+from tests.conftest import QUICKSTART, make_group
 
 ROOT = Path(__file__).parents[2]
 LEAVES = sorted(file for folder in ("paper", "beyond") for file in (ROOT / "configs" / folder).glob("*-qwen3-*.yaml"))
@@ -92,6 +96,66 @@ def test_config_has_the_settings_that_the_paper_states(file: Path) -> None:
     assert kinds.keys() == stated.keys()
     expected = {key: value for kind, given in stated.items() if kinds[kind] for key, value in given.items()}
     assert {key: values[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("file", [file for file in LEAVES if file.parent.name == "paper"], ids=lambda file: file.stem)
+def test_config_does_what_the_authors_code_does_where_the_paper_is_silent(file: Path) -> None:
+    config = load_config(file)
+    values = flatten(config)
+    reads_peers = config.method in ("mopd", "sdpo")
+    whole = re.search(r"-tp\d+$", file.stem) is not None
+    kinds = {
+        "every run": True,
+        "divergence": config.method in ("mopd", "sdpo", "opd"),
+        "peers": reads_peers,
+        "mopd": config.method == "mopd" and whole and "livecodebench" not in file.stem,
+        "mopd on LiveCodeBench": config.method == "mopd" and whole and "livecodebench" in file.stem,
+        "sdpo": config.method == "sdpo" and re.search("livecodebench|tooluse", file.stem) is not None,
+        "sdpo on choices and numbers": config.method == "sdpo" and not re.search("livecodebench|tooluse", file.stem),
+    }
+    stated = VALUES["code"]
+    assert kinds.keys() == stated.keys()
+    expected = {key: value for kind, given in stated.items() if kinds[kind] for key, value in given.items()}
+    assert {key: values[key] for key in expected} == expected
+
+
+@parametrized
+def test_no_peer_is_cut_that_the_budgets_would_hold(file: Path) -> None:
+    config = load_config(file)
+    if config.method in ("mopd", "sdpo"):
+        assert config.peers.max_peer_tokens >= config.rollout.max_response_tokens
+
+
+@pytest.mark.parametrize("task", ["chemistry", "maths"])
+def test_an_all_failed_group_of_choices_or_numbers_gives_the_papers_sdpo_no_rows(task: str, chat: Chat) -> None:
+    (file,) = CONFIGS.glob(f"sdpo-*-{task}-*.yaml")
+    config = load_config(file)
+    failed = make_group(chat, [("A", 0.0), ("B", 0.0)], feedback="The answer is wrong.")
+    batch = make_method(config, chat).build([failed], step=1)
+    assert batch.terms == []
+
+
+@pytest.mark.parametrize(
+    ("name", "success", "failure"),
+    [
+        ("1f", Selection((Peer("failure", 0, 1),)), Selection((Peer("failure", 0, 2),), feedback=True)),
+        ("1s1f", Selection((Peer("failure", 0, 2),)), Selection((Peer("success", 0, 0), Peer("failure", 0, 2)))),
+        ("2s", None, Selection((Peer("success", 0, 0),))),
+        ("8s-2h", Selection(tuple(Peer("failure", 0, i, True) for i in (1, 2, 3))), None),
+    ],
+)
+def test_contexts_of_table_4_on_livecodebench_are_the_authors(
+    name: str, success: Selection | None, failure: Selection | None
+) -> None:
+    """The targets 0, the one success of a group, and 1, a failure."""
+    config = load_config(CONFIGS / f"mopd-qwen3-8b-livecodebench-1n8g-tp2-{name}.yaml")
+    group = Candidates(0, ("a", "x", "y", "z"), (1,) * 4, (0,), (1, 2, 3), ("", "f", "f", "f"))
+    found = select_peers(group, config.peers, "seed")
+    assert found[0] == success
+    if failure is not None:
+        assert found[1] == failure
+    failed = select_peers(replace(group, successes=(), failures=(0, 1, 2, 3)), config.peers, "seed")[1]
+    assert failed is not None and failed.feedback
 
 
 def test_config_is_commented_with_its_numbers() -> None:

@@ -80,6 +80,7 @@ def test_an_undecided_answer_is_wrong_and_disturbs_nobody(pool: VerifierPool) ->
     ]  # fmt: skip
     assert "not decided within 1 s" in verdicts[0].details["undecided"]
     assert [v.success for v in verdicts] == [False, True, False, False]
+    assert [v.informative for v in verdicts] == [False, True, False, False], "and so say workers"
     assert time.monotonic() - started < 20
 
 

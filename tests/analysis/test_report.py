@@ -77,7 +77,7 @@ def test_report_of_rollouts_without_a_teacher(tmp_path: Path) -> None:
 
 def test_comparison_overlays_runs_and_says_what_differs(tmp_path: Path) -> None:
     one = new_run(tmp_path / "one", "train.num_steps=2")
-    two = new_run(tmp_path / "two", "train.num_steps=1", "peers.failures=0", "train.eval_every=0")
+    two = new_run(tmp_path / "two", "train.num_steps=1", "peers.failures=1", "train.eval_every=0")
     page = write_report([one, two], tmp_path / "out" / "both.html").read_text()
     assert "<td>peers.failures</td>" in page and "<td>optimizer.learning_rate</td>" not in page
     rows = dict(re.findall(r"<tr><td>(one|two)</td>(.*?)</tr>", page, flags=re.DOTALL))

@@ -106,7 +106,9 @@ def test_commands_and_their_options_exist(page: Path) -> None:
         name = next((tuple(words[:n]) for n in (2, 1) if tuple(words[:n]) in COMMANDS), None)
         assert name or words[:1] in ([], ["--help"], ["--version"], ["data"], ["analyze"]), f"{line}: no such command"
         if name:
-            known = {option for parameter in COMMANDS[name].params for option in parameter.opts}
+            known = {
+                option for parameter in COMMANDS[name].params for option in (*parameter.opts, *parameter.secondary_opts)
+            }
             used = {word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)}
             assert used <= known | {"--help"}, line
 
@@ -125,3 +127,10 @@ def test_figure_of_the_loop_is_current(tmp_path: Path) -> None:
     subprocess.run([sys.executable, str(copy)], check=True)
     for name in ("loop-light.svg", "loop-dark.svg"):
         assert (tmp_path / name).read_text() == (script.parent / name).read_text(), "python docs/figures/loop.py"
+
+
+def test_files_named_in_the_claim_table_are_there() -> None:
+    text = (ROOT / "docs" / "reproduction.md").read_text()
+    names = re.findall(r"`((?:mopd_nemo|configs|recipes)/[\w./-]+\.(?:py|sh|yaml))`", text)
+    assert len(names) > 15
+    assert [name for name in names if not (ROOT / name).is_file()] == []

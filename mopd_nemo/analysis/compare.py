@@ -120,6 +120,8 @@ def compare(paths: Sequence[Path], baseline: str | None = None, margin: float = 
     sizes = {run.config["eval.num_samples"] for run in runs}
     if len(sizes) > 1 or len({frozenset(run.correct) for run in runs}) > 1:
         raise UserError("the runs were evaluated on different problems or numbers of samples: compare like with like")
+    if len(runs[0].correct) < 2:
+        raise UserError("the runs were evaluated on one problem, which says nothing about others: set data.num_eval")
     settings = {label: Setting(label, members) for label, members in labels.items()}
     for setting in settings.values():
         _refuse_twins(setting)

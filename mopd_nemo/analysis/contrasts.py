@@ -67,7 +67,7 @@ class Contrasts:
         if not self.over_seeds:
             parts.append("Every setting has one seed: **what other seeds would give cannot be said.**")
         elif single:
-            parts.append(f"One seed alone ({', '.join(single)}) says nothing about others and has no interval.")
+            parts.append(f"One seed alone ({'; '.join(single)}) says nothing about others and has no interval.")
         tested = [contrast for contrast in self.against_baseline if contrast.estimate is not None]
         if tested:
             count = f", corrected for {len(tested)} comparisons (Holm)" if len(tested) > 1 else ""
@@ -78,7 +78,7 @@ class Contrasts:
             )
         unpaired = [contrast.setting for contrast in tested if self.over_seeds and not contrast.seeds]
         if unpaired:
-            parts.append(f"Not paired by seed, for want of two seeds that both sides have: {', '.join(unpaired)}.")
+            parts.append(f"Not paired by seed, for want of two seeds that both sides have: {'; '.join(unpaired)}.")
         return " ".join(parts)
 
     @property

@@ -155,6 +155,8 @@ def test_tables_fit_a_terminal_of_80_columns(tmp_path: Path, monkeypatch, capsys
 def test_different_problems_are_not_compared(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="different problems"):
         compare([write_run(tmp_path / "a", [4]), write_run(tmp_path / "b", [4, 4])])
+    with pytest.raises(UserError, match="on one problem, which says nothing about others"):
+        compare([tmp_path / "a"])
 
 
 def test_all_files_are_written(tmp_path: Path) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="YAML config file.")]
@@ -17,6 +21,8 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace those of the file."),
 ]
+SECONDS_BETWEEN_LINES = 20
+"""Of progress, where there is no terminal to draw a bar on."""
 
 
 def print_table(
@@ -32,3 +38,26 @@ def print_table(
     for cells in rows:
         table.add_row(*cells)
     (console or Console()).print(table)
+
+
+@contextmanager
+def progress(description: str) -> Iterator[Callable[[float, str], None]]:
+    """A bar on a terminal, else a line now and then; both with the time left."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(20), TaskProgressColumn(), TimeRemainingColumn())
+    began = said = time.monotonic()
+    first: float | None = None
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(description, total=1.0)
+
+        def report(share: float, text: str) -> None:
+            nonlocal first, said
+            bar.update(task, completed=share, description=f"{description}: {text}")
+            now = time.monotonic()
+            first = share if first is None else first
+            if not console.is_terminal and (now - said >= SECONDS_BETWEEN_LINES or share >= 1):
+                said, done = now, share - first
+                left = timedelta(seconds=round((now - began) / done * (1 - share))) if done > 0 else "?"
+                console.print(f"{description}: {text}, {left} left", highlight=False, soft_wrap=True)
+
+        yield report

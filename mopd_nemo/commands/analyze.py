@@ -1,4 +1,4 @@
-"""`mopd analyze`: teacher signal, diversity and cases of recorded rollouts."""
+"""`mopd analyze`: teacher signal, answer recovery, diversity and cases of recorded rollouts."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from mopd_nemo.commands import Overrides, print_table
+from mopd_nemo.commands import Overrides, print_table, progress
 from mopd_nemo.config import Config, TeacherConfig, UserError
 from mopd_nemo.config.load import load_config
 from mopd_nemo.run.directory import RunDirectory
@@ -23,7 +22,8 @@ if TYPE_CHECKING:
 
 
 app = typer.Typer(
-    help="Analyses of recorded rollouts: teacher-signal quality, diversity, case studies.", no_args_is_help=True
+    help="Analyses of recorded rollouts: teacher-signal quality, answer recovery, diversity, case studies.",
+    no_args_is_help=True,
 )
 
 
@@ -51,7 +51,7 @@ def teacher_signal(
 
     source = find_rollouts(rollouts)
     config = _scoring_config(source, model, config_file, overrides or [])
-    directory = output or _default_output(rollouts)
+    directory = output or _default_output(rollouts, "teacher_signal")
     groups = read_groups(source)[:num_prompts]
     store = ScoreStore(directory, manifest_of(source, len(groups), config), restart)
     console = Console(stderr=True)
@@ -61,6 +61,62 @@ def teacher_signal(
     written = write_result(result, directory)
     _print_signal(result)
     _print_paths(written)
+
+
+@app.command()
+def recovery(
+    rollouts: Annotated[Path, typer.Option(help="Rollouts file (JSONL), or a run directory: its newest evaluation.")],
+    overrides: Overrides = None,
+    model: Annotated[
+        str | None, typer.Option(help="Writer: model directory or hub name. Default: model.path of the config.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Directory. Default: RUN_DIR/recovery.")] = None,
+    config_file: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Settings. Default: those of the run of the rollouts.")
+    ] = None,
+    num_prompts: Annotated[int | None, typer.Option(min=1, help="Use only the first N prompts.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Answers for each prompt and condition.")] = 8,
+    restart: Annotated[bool, typer.Option("--restart", help="Drop earlier answers in --output.")] = False,
+) -> None:
+    """How often is a model right when it writes after each condition's teacher prompt? Resumable.
+
+    mopd analyze recovery --rollouts runs/a/rollouts/eval_000000.jsonl --output runs/a/recovery
+    """
+    from mopd_nemo.analysis.teacher_signal.scoring import manifest_of
+    from mopd_nemo.files import write_json
+    from mopd_nemo.preflight.recovery import recovery_cases, recovery_figures, recovery_plan
+    from mopd_nemo.run.resumable import RowStore
+    from mopd_nemo.run.rollouts import find_rollouts, one_of_each_problem, read_groups
+
+    source = find_rollouts(rollouts)
+    config = _scoring_config(source, model, config_file, overrides or [])
+    config = config.model_copy(update={"teacher": TeacherConfig(kind="live")})
+    directory = output or _default_output(rollouts, "recovery")
+    groups = one_of_each_problem(read_groups(source))[:num_prompts]
+    plan = recovery_plan(samples, config)
+    manifest = manifest_of(source, len(groups), config) | {
+        "samples": samples,
+        "rollout": config.rollout.model_dump(mode="json"),
+        "verifier": config.verifier.model_dump(mode="json"),
+    }
+    store = RowStore(directory, "written", ("problem", "context"), manifest, restart)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from mopd_nemo.engines import make_engine
+    from mopd_nemo.preflight.measure import measure
+    from mopd_nemo.verifiers.pool import VerifierPool
+
+    with VerifierPool(config.verifier, {row["task"] for group in groups for row in group.rows}) as verifiers:
+        engine = make_engine(config)
+        cases = recovery_cases(groups, source, engine.chat, config)
+        total = len(cases) * len(plan.measured)
+        with progress("writing after each condition") as report:
+            for row in measure(cases, engine, verifiers, config, plan, store):
+                store.add(row)
+                report(len(store) / total, f"{row['context']}, {len(store)} of {total} prompts and conditions")
+    result = recovery_figures(cases, store, len(groups))
+    write_json(directory / "recovery.json", result)
+    _print_recovery(result, samples)
+    _print_paths([directory / "recovery.json"])
 
 
 @app.command()
@@ -167,10 +223,10 @@ def _scoring_config(source: Path, model: str | None, config_file: Path | None, o
     )
 
 
-def _default_output(rollouts: Path) -> Path:
+def _default_output(rollouts: Path, name: str) -> Path:
     if not rollouts.is_dir():
         raise UserError(f"--rollouts {rollouts} is a file: say where the results go with --output DIR")
-    return rollouts / "teacher_signal"
+    return rollouts / name
 
 
 def _score(
@@ -194,11 +250,9 @@ def _score(
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from mopd_nemo.engines import make_engine
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("scoring", total=1.0)
-        engine = make_engine(config)
-        score_rollouts(groups, source, engine, config, store, lambda done: progress.update(task, completed=done))
+    engine = make_engine(config)
+    with progress("scoring") as report:
+        score_rollouts(groups, source, engine, config, store, lambda done: report(done, f"{len(groups)} prompts"))
 
 
 def _print_signal(result: Mapping[str, Any]) -> None:
@@ -211,6 +265,19 @@ def _print_signal(result: Mapping[str, Any]) -> None:
         ["", *(name.replace("_", " ") for name in METRICS)],
         [[LABELS[name], *(_mean(reading[name][metric]) for metric in METRICS)] for name in CONDITIONS],
         title=f"the same responses in every condition, {reading['none']['num_prompts']} prompts, means",
+    )
+
+
+def _print_recovery(result: Mapping[str, Any], samples: int) -> None:
+    from mopd_nemo.preflight.output import interval
+
+    print_table(
+        ["", "right, %", "gain, points"],
+        [
+            [cells["label"], interval(cells["right"]), interval(cells["gain"], "+")]
+            for cells in result["conditions"].values()
+        ],
+        title=f"{result['num_problems']} prompts (of {result['num_groups']}), {samples} answers each",
     )
 
 

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from mopd_nemo.commands import ConfigFile, Overrides, print_table
+from mopd_nemo.commands import ConfigFile, Overrides, print_table, progress
 from mopd_nemo.config import Config, TeacherConfig, UserError
 from mopd_nemo.config.checks import uses
 from mopd_nemo.config.load import load_config
@@ -26,9 +22,6 @@ if TYPE_CHECKING:
     from mopd_nemo.run.resumable import RowStore
     from mopd_nemo.run.rollouts import RecordedGroup
     from mopd_nemo.types import Problem
-
-SECONDS_BETWEEN_LINES = 20
-"""Of progress, where there is no terminal to draw a bar on."""
 
 
 def preflight(
@@ -62,7 +55,7 @@ def preflight(
     from mopd_nemo.data.load import judgeable, load_problems
     from mopd_nemo.preflight.contexts import CONTEXTS, check_group_size, name_of, parse_contexts
     from mopd_nemo.preflight.measure import Plan
-    from mopd_nemo.run.rollouts import find_rollouts, read_groups
+    from mopd_nemo.run.rollouts import find_rollouts, one_of_each_problem, read_groups
     from mopd_nemo.verifiers.pool import VerifierPool
 
     config = _self_taught(load_config(config_file, overrides or []))
@@ -77,7 +70,7 @@ def preflight(
         order=config.seed,
     )
     source = find_rollouts(rollouts) if rollouts else None
-    recorded = read_groups(source)[:limit] if source else []
+    recorded = one_of_each_problem(read_groups(source))[:limit] if source else []
     train = load_problems(config, "train") if not source else []
     tasks = {row["task"] for group in recorded for row in group.rows} | {problem.task for problem in train}
     if source:
@@ -147,6 +140,7 @@ def _within_epoch(plan: Plan, num_problems: int, config: Config) -> Plan:
 def _store(
     directory: Path, config: Config, plan: Plan, source: Path | None, train: Sequence[Problem], restart: bool
 ) -> RowStore:
+    from mopd_nemo.preflight.contexts import CHOICES
     from mopd_nemo.run.resumable import RowStore, file_fingerprint, model_fingerprint, text_fingerprint
 
     rollout = config.rollout
@@ -160,7 +154,7 @@ def _store(
         "model": model_fingerprint(config.model.path),
         "model.dtype": config.model.dtype,
         "model.chat_template_kwargs": config.model.chat_template_kwargs,
-        "peers": config.peers.model_dump(mode="json"),
+        "peers": config.peers.model_dump(mode="json", exclude=set(CHOICES)),
         "rollout": rollout.model_dump(mode="json"),
         "verifier": config.verifier.model_dump(mode="json"),
         "seed": config.seed,
@@ -200,7 +194,7 @@ def _measure(
     if source is None:
         limit, escape = config.data.max_prompt_tokens, config.data.escape_control_tokens
         problems = with_prompt_ids(train, engine.chat, limit, escape_control_tokens=escape)
-        with _progress("sampling groups") as report:
+        with progress("sampling groups") as report:
             for groups in sample_groups(problems, engine, verifiers, config, plan, found):
                 step = len(found.groups) // config.rollout.num_prompts_per_step
                 rows += rollout_records(step, groups, None, engine.chat)
@@ -208,34 +202,11 @@ def _measure(
                 share = max(len(found.groups) / plan.max_groups, len(found.cases) / plan.problems)
                 report(share, f"{len(found.groups)} groups, {len(found.cases)} problems with every context")
     total = len(found.cases) * len(plan.measured)
-    with _progress("writing after each context") as report:
+    with progress("writing after each context") as report:
         for row in measure(found.cases, engine, verifiers, config, plan, store):
             store.add(row)
             report(len(store) / total, f"{row['context']}, {len(store)} of {total} problems and contexts")
     return found
-
-
-@contextmanager
-def _progress(description: str) -> Iterator[Callable[[float, str], None]]:
-    """A bar on a terminal, else a line now and then; both with the time left."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(20), TaskProgressColumn(), TimeRemainingColumn())
-    began = said = time.monotonic()
-    first: float | None = None
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(description, total=1.0)
-
-        def report(share: float, text: str) -> None:
-            nonlocal first, said
-            progress.update(task, completed=share, description=f"{description}: {text}")
-            now = time.monotonic()
-            first = share if first is None else first
-            if not console.is_terminal and (now - said >= SECONDS_BETWEEN_LINES or share >= 1):
-                said, done = now, share - first
-                left = timedelta(seconds=round((now - began) / done * (1 - share))) if done > 0 else "?"
-                console.print(f"{description}: {text}, {left} left", highlight=False, soft_wrap=True)
-
-        yield report
 
 
 def _finish(config: Config, plan: Plan, found: Survey, store: RowStore, source: Path | None, directory: Path) -> None:

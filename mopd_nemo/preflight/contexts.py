@@ -21,6 +21,11 @@ CONTEXTS = ("1s", "2s", "1f", "1s+1f", "2s+1f", "all")
 
 _NAME = re.compile(r"(?:(all|[1-9]\d*)s)?(?:(?:^|\+)(all|[1-9]\d*)f)?")
 FORMS = get_args(PeersConfig.model_fields["failure_form"].annotation)
+CHOICES = (
+    *(name for name in PeersConfig.model_fields if name.startswith("choose")),
+    *("successes", "failures", "failure_form", "control"),
+)
+"""Settings under `peers` that no measurement depends on, because every context has its own."""
 WHOLE_FORMS = ("text", "described")
 """Forms of a failure that show its whole text."""
 Count = int | str

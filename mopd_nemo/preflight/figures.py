@@ -87,11 +87,16 @@ def difference(table: Mapping[str, Sequence[Mapping[str, float]]], a: str, b: st
     return cell([x[measure] - y[measure] for x, y in zip(table[a], table[b], strict=True)])
 
 
-def _values(row: Row, plain: Row) -> dict[str, float]:
+def share_right(row: Row) -> float:
+    """Of what was written, among what could be judged; undefined where nothing could."""
     judged = [success for success in row["success"] if success is not None]
+    return fmean(judged) if judged else math.nan
+
+
+def _values(row: Row, plain: Row) -> dict[str, float]:
     known = [(p, n) for p, n in zip(row["logprobs"], row["tokens"], strict=True) if p is not None]
     return {
-        "right": fmean(judged) if judged else math.nan,
+        "right": share_right(row),
         "entropy": -sum(p for p, _ in known) / sum(n for _, n in known) if known else math.nan,
         "unfinished": fmean(not finished for finished in row["finished"]),
         "copies": _copies(row, row),

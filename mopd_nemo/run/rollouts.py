@@ -122,6 +122,14 @@ def read_groups(file: Path) -> list[RecordedGroup]:
     return groups
 
 
+def one_of_each_problem(groups: Sequence[RecordedGroup]) -> list[RecordedGroup]:
+    """The first group of each problem, in order."""
+    first: dict[str, RecordedGroup] = {}
+    for group in groups:
+        first.setdefault(group.problem_id, group)
+    return list(first.values())
+
+
 def group_at(run: RunDirectory, step: int, problem: str, kind: Literal["step", "eval"] = "step") -> RecordedGroup:
     """One recorded group."""
     return next(group for group in read_groups(run.rollouts_file(step, kind)) if group.problem_id == problem)

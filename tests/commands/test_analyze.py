@@ -24,7 +24,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunDirectory]:
 
 def test_help_explains_every_analysis() -> None:
     text = mopd("analyze", "--help")
-    for command in ("teacher-signal", "diversity", "cases"):
+    for command in ("teacher-signal", "recovery", "diversity", "cases"):
         assert command in text and "Usage" in mopd("analyze", command, "--help")
 
 
@@ -38,6 +38,24 @@ def test_teacher_signal_of_a_run_then_its_report(runs: dict[str, RunDirectory]) 
     assert "all scores are there already" in mopd("analyze", "teacher-signal", "--rollouts", str(run.path))
     mopd("report", str(run.path))
     assert "Teacher-signal quality" in run.report_file.read_text()
+
+
+def test_recovery_answers_every_condition_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    file, out = tmp_path / "base.jsonl", tmp_path / "out"
+    mopd("eval", "-c", str(QUICKSTART), "data.num_eval=6", "eval.num_samples=8", "--rollouts", str(file))
+    command = (
+        "analyze", "recovery", "--rollouts", str(file), "--config", str(QUICKSTART), "--samples", "3",
+        "--output", str(out), "rollout.num_prompts_per_step=3", "rollout.batch_size=6",
+    )  # fmt: skip
+    text = mopd(*command)
+    assert "control: other problems' peers" in text and "no peers" in text
+    result = json.loads((out / "recovery.json").read_text())
+    assert 0 < result["num_problems"] <= 6 and len(result["conditions"]) == 10
+    assert all(0 <= cells["right"]["mean"] <= 1 for cells in result["conditions"].values())
+    written = (out / "written.jsonl").read_bytes()
+    (out / "written.jsonl").write_bytes(written[: len(written) // 2])
+    mopd(*command)
+    assert json.loads((out / "recovery.json").read_text()) == result
 
 
 def test_rollouts_of_eval_can_be_analysed(tmp_path: Path) -> None:
@@ -69,6 +87,7 @@ def test_diversity_and_cases_and_comparison(runs: dict[str, RunDirectory], tmp_p
         (["analyze", "teacher-signal", "--rollouts", "{file}", "--output", "{tmp}", "peers.order=random"],
          "add --config"),
         (["analyze", "teacher-signal", "--rollouts", "{config}", "--output", "{tmp}"], "not JSON Lines"),
+        (["analyze", "recovery", "--rollouts", "{file}"], "is a file: say where the results go with --output"),
         (["analyze", "diversity", "{file}", "--output", "{tmp}"], "write it as LABEL=PATH"),
         (["analyze", "diversity", "a={file}", "a={file}", "--output", "{tmp}"], "stands for two paths"),
         (["analyze", "cases", "a={tmp}", "b={tmp}", "--output", "{tmp}"], "not a run directory"),

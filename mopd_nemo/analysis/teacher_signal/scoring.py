@@ -62,7 +62,7 @@ def score_rollouts(
     draws from the other problems of its block.
     """
     done = 0
-    for number, block in enumerate(_blocks(groups, config.rollout.num_prompts_per_step)):
+    for number, block in enumerate(blocks(groups, config.rollout.num_prompts_per_step)):
         if not all((group.key, name) in store for group in block for name in CONDITIONS):
             rebuilt = [to_rollout_group(group, engine.chat, source) for group in block]
             contexts = condition_contexts(rebuilt, engine.chat, config.peers, f"{config.seed}/{number}")
@@ -109,7 +109,7 @@ def _score_part(
         )
 
 
-def _blocks(groups: Sequence[RecordedGroup], size: int) -> Iterator[Sequence[RecordedGroup]]:
+def blocks(groups: Sequence[RecordedGroup], size: int) -> Iterator[Sequence[RecordedGroup]]:
     """Blocks of about `size`, whose lengths differ by at most one."""
     count = max(round(len(groups) / size), 1)
     for number in range(count):

@@ -31,7 +31,7 @@ RECIPES = Path(__file__).parents[3] / "recipes" / "nemo_rl"
 STEPS, PROMPTS, ROLLOUTS, RATE = 3, 2, 4, 1e-3
 PROMPT, CONTEXT, RESPONSE = 64, 400, 64
 """Most tokens of each."""
-PEERS = {"max_context_tokens": CONTEXT}
+PEERS = {"successes": 2, "failures": 1, "max_context_tokens": CONTEXT}
 MEGATRON = {
     "tensor_model_parallel_size": 1,
     "pipeline_model_parallel_size": 1,

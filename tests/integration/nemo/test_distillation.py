@@ -268,7 +268,7 @@ def test_an_external_teacher_on_its_own_support_equals_the_local_engine(tmp_path
 
     divergence = {"kind": "reverse_kl", "support": "teacher_topk"}
     block = {"teacher": {"kind": "external"}, "divergence": divergence, "aggregation": "sequence_mean"}
-    config = recipe_config(tmp_path, block, VISITED[:4], teacher={"model_name": str(random_model), **MODEL})
+    config = recipe_config(tmp_path, block, VISITED[:PROMPTS], teacher={"model_name": str(random_model), **MODEL})
     steps, metrics = run_recipe(config)
     settings = our_config(
         tmp_path,

@@ -40,6 +40,13 @@ def test_dump_reads_back_to_the_same_config(tmp_path: Path) -> None:
         ("", ["peers.successes=0", "peers.failures=0"], "raise one of them"),
         ("", ["divergence.contrast=1", "peers.failures=0"], "raise the one that is 0"),
         ("", ["divergence.contrast=1", "method=sdpo"], "divergence.contrast=1.0 is unused by method=sdpo"),
+        (
+            "",
+            ["divergence.contrast=inf", "peers.failures=1"],
+            "divergence.contrast='inf': input should be a finite number",
+        ),
+        ("", ["optimizer.learning_rate=inf"], "optimizer.learning_rate='inf': input should be a finite number"),
+        ("", ["peers.require={successes: 7, failures: 1}"], "more than the 7 rollouts beside a target"),
         ("", ["divergence.contrast=1", "peers.failures=1", "divergence.support=full"], "three whole vocabularies"),
         ("", ["divergence.contrast=1", "peers.failures=1", "peers.failure_form=contrast"], "choose another form"),
         (

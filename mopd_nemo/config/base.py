@@ -17,9 +17,9 @@ class UserError(Exception):
 
 
 class ConfigBlock(BaseModel):
-    """A block of the config: frozen, and an unknown key is an error."""
+    """A block of the config: frozen, with finite numbers, and an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 _DURATION = re.compile(r"(?:(\d+)[-:])?(\d{1,2}):(\d{2}):(\d{2})")

@@ -100,6 +100,13 @@ def _check_peers(config: Config) -> None:
             "peers.when_no_success=plain with teacher.kind=live compares the student with itself, a zero loss: "
             "set peers.when_no_success=skip, or another teacher.kind"
         )
+    require, others = config.peers.require, config.rollout.num_rollouts_per_prompt - 1
+    if require.successes + require.failures > others:
+        raise ValueError(
+            f"peers.require.successes={require.successes} and peers.require.failures={require.failures} ask for more "
+            f"than the {others} rollouts beside a target: lower them or raise rollout.num_rollouts_per_prompt="
+            f"{others + 1}"
+        )
     if config.divergence.contrast and 0 in (config.peers.successes, config.peers.failures):
         raise ValueError(
             f"divergence.contrast={config.divergence.contrast} sets successes against failures, with peers.successes="

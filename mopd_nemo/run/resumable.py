@@ -29,7 +29,7 @@ class RowStore(Mapping[Key, dict[str, Any]]):
         restart: drop earlier rows instead of refusing a changed manifest.
 
     Raises:
-        UserError: `directory` holds rows of another manifest.
+        UserError: `directory` is a file, or holds rows of another manifest.
     """
 
     def __init__(
@@ -38,7 +38,10 @@ class RowStore(Mapping[Key, dict[str, Any]]):
         self._name, self._fields = name, fields
         self._file = directory / f"{name}.jsonl"
         manifest_file = directory / "manifest.json"
-        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise UserError(f"--output {directory}: a file is in its place; name a directory") from None
         if not restart and manifest_file.exists():
             self._check(json.loads(manifest_file.read_text()), manifest)
         rows = read_rows(self._file) if self._file.exists() and not restart else []
@@ -50,7 +53,7 @@ class RowStore(Mapping[Key, dict[str, Any]]):
         changed = [name for name in new if old.get(name) != new[name]]
         if changed:
             raise UserError(
-                f"{self._file}: its {self._name} were made with another {', '.join(changed)}; choose another "
+                f"{self._file}: its rows were made with other values of {', '.join(changed)}; choose another "
                 "--output, or begin anew with --restart"
             )
 

@@ -62,7 +62,7 @@ def test_a_measurement_that_was_killed_goes_on_and_gives_the_same(whole: Path, t
 
 def test_what_was_measured_with_other_settings_is_refused(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     error = refused(capsys, *SMALL, "--contexts", "1s", "--problems", "8", "--samples", "4", "--output", str(whole))
-    assert "made with another contexts; choose another --output, or begin anew with --restart" in error
+    assert "made with other values of contexts; choose another --output, or begin anew with --restart" in error
 
 
 def test_the_groups_of_a_run_can_be_taken(tmp_path: Path) -> None:

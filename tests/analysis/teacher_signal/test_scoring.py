@@ -119,9 +119,17 @@ def test_scores_of_something_else_are_refused(
     elif what == "peers":
         config = local_config(random_model, "rollout.num_prompts_per_step=5", "peers.order=shortest")
     manifest = manifest_of(rollouts, 3 if what == "number of prompts" else GROUPS, config)
-    with pytest.raises(UserError, match=rf"scores.jsonl: .* another {what}; choose another --output, or .*--restart"):
+    with pytest.raises(
+        UserError, match=rf"scores.jsonl: .* other values of {what}; choose another --output, or .*--restart"
+    ):
         ScoreStore(out, manifest)
     ScoreStore(out, manifest, restart=True)
+
+
+def test_a_file_in_place_of_the_directory_is_refused(rollouts: Path, config: Config) -> None:
+    for place in (rollouts, rollouts / "below"):
+        with pytest.raises(UserError, match=r"--output .*: a file is in its place; name a directory"):
+            ScoreStore(place, manifest_of(rollouts, GROUPS, config))
 
 
 def test_the_result_survives_scores_that_are_not_finite(rollouts: Path, config: Config, tmp_path: Path) -> None:

@@ -251,7 +251,8 @@ def test_measured_peers_are_recorded_and_shown(measured_run: RunDirectory) -> No
         )
         assert max(shown, key=len) == most
     write_report([measured_run])
-    assert "Choice of peers" in measured_run.report_file.read_text()
+    page = measured_run.report_file.read_text()
+    assert "Choice of peers" in page and "peers: measured" in page
 
 
 @pytest.mark.parametrize("choice", [1, 2])

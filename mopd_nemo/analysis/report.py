@@ -200,7 +200,8 @@ def _describe(config: Config) -> str:
     if "divergence" in uses:
         parts.append(f"{config.divergence.kind} on {config.divergence.support}")
     if "peers" in uses:
-        parts.append(f"peers: successes {peers.successes}, failures {peers.failures}")
+        fixed = f"successes {peers.successes}, failures {peers.failures}"
+        parts.append(f"peers: {fixed if peers.choose == 'fixed' else 'measured'}")
     return " · ".join([*parts, f"seed {config.seed}"])
 
 

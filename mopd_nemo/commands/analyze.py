@@ -269,12 +269,12 @@ def _print_signal(result: Mapping[str, Any]) -> None:
 
 
 def _print_recovery(result: Mapping[str, Any], samples: int) -> None:
-    from mopd_nemo.preflight.output import interval
+    from mopd_nemo.preflight.rule import points
 
     print_table(
         ["", "right, %", "gain, points"],
         [
-            [cells["label"], interval(cells["right"]), interval(cells["gain"], "+")]
+            [cells["label"], points(cells["right"], sign=""), points(cells["gain"])]
             for cells in result["conditions"].values()
         ],
         title=f"{result['num_problems']} prompts (of {result['num_groups']}), {samples} answers each",

@@ -13,7 +13,7 @@ from mopd_nemo.analysis.plots import metric_grid
 from mopd_nemo.files import write_json, write_text
 from mopd_nemo.preflight.contexts import PLAIN
 from mopd_nemo.preflight.measure import Row
-from mopd_nemo.preflight.rule import Recommendation
+from mopd_nemo.preflight.rule import Recommendation, points
 
 HEAD = ("context", "right, %", "gain", "entropy", "AUC", "nats", "whole", "s/step")
 LEGEND = {
@@ -81,22 +81,14 @@ def table(figures: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _row(name: str, cells: Mapping[str, Any]) -> list[str]:
-    row = ["no peers" if name == PLAIN else name, interval(cells["right"])]
-    row += [interval(cells["gap"], "+") if "gap" in cells else ""]
+    row = ["no peers" if name == PLAIN else name, points(cells["right"], sign="")]
+    row += [points(cells["gap"]) if "gap" in cells else ""]
     row += [_number(cells["entropy"], ".2f"), _number(cells["auc"], ".2f")]
     if name == PLAIN:
         return [*row, "", "", ""]
     seconds = cells["teacher_seconds"]
     cost = "–" if seconds is None else f"{seconds:.2g}" if seconds < 10 else f"{seconds:.0f}"
     return [*row, _number(cells["nats"], "+.1f"), f"{cells['complete']:.0%}", cost]
-
-
-def interval(cell: Mapping[str, float | None], sign: str = "") -> str:
-    """A share, or a difference of shares, in whole per cent with its interval."""
-    if cell["mean"] is None:
-        return "–"
-    mean, low, high = (format(100 * (cell[end] or 0.0), f"{sign}.0f") for end in ("mean", "low", "high"))
-    return f"{mean} ({low} to {high})"
 
 
 def _number(cell: Mapping[str, float | None], form: str) -> str:

@@ -66,7 +66,7 @@ def _too_few(num: int, contexts: Mapping[str, Any], names: Sequence[str]) -> str
 def _headline(chosen: str, figures: Mapping[str, Any], helps: bool) -> str:
     contexts = figures["contexts"]
     gap, right, plain = (contexts[chosen]["gap"], contexts[chosen]["right"], contexts[PLAIN]["right"])
-    found = f"{percent(right)} % of what it writes is right, {percent(plain)} % without peers ({points(gap)} points)"
+    found = f"{percent(right)} % of what it writes is right, without peers {percent(plain)} %: {points(gap, 'points')}"
     if helps:
         return f"Use {chosen} ({label_of(chosen)}): after it {found}."
     if all(_sign(contexts[name]["gap"]) < 0 for name in contexts if name != PLAIN):
@@ -128,7 +128,9 @@ def _configured(figures: Mapping[str, Any], chosen: str) -> list[str]:
         return []
     gap = figures["minus"][chosen][name]
     if _sign(gap) > 0:
-        return [f"The config shows {name} ({label_of(name)}), which is {points(gap, sign='')} points worse: change it."]
+        return [
+            f"The config shows {name} ({label_of(name)}), which is {points(gap, 'points', sign='')} worse: change it."
+        ]
     return []
 
 
@@ -180,9 +182,9 @@ def percent(value: Mapping[str, float | None]) -> str:
     return "–" if value["mean"] is None else f"{100 * value['mean']:.0f}"
 
 
-def points(value: Mapping[str, float | None], sign: str = "+") -> str:
-    """A difference of shares in points with its interval."""
+def points(value: Mapping[str, float | None], unit: str = "", sign: str = "+") -> str:
+    """A share in per cent, or a difference of shares in points, with its interval in brackets."""
     if value["mean"] is None:
         return "–"
-    mean, low, high = (100 * (value[name] or 0.0) for name in ("mean", "low", "high"))
-    return f"{mean:{sign}.0f}, {low:{sign}.0f} to {high:{sign}.0f}"
+    mean, low, high = (format(100 * (value[end] or 0.0), f"{sign}.0f") for end in ("mean", "low", "high"))
+    return f"{mean}{unit and ' ' + unit} ({low} to {high})"

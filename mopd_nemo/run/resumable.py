@@ -35,7 +35,7 @@ class RowStore(Mapping[Key, dict[str, Any]]):
     def __init__(
         self, directory: Path, name: str, fields: Key, manifest: Mapping[str, Any], restart: bool = False
     ) -> None:
-        self._name, self._fields = name, fields
+        self._fields = fields
         self._file = directory / f"{name}.jsonl"
         manifest_file = directory / "manifest.json"
         try:

@@ -112,6 +112,14 @@ def _check_peers(config: Config) -> None:
             f"divergence.contrast={config.divergence.contrast} sets successes against failures, with peers.successes="
             f"{config.peers.successes} and peers.failures={config.peers.failures}: raise the one that is 0"
         )
+    plain = {"when_no_success": "skip", "summaries": 0, "control": "none"}
+    for name, value in plain.items() if config.divergence.contrast else ():
+        if getattr(config.peers, name) != value:
+            raise ValueError(
+                f"divergence.contrast={config.divergence.contrast} reads successes and failures of the group, each in "
+                f"a prompt of their own, and does not go with peers.{name}={getattr(config.peers, name)}: set "
+                f"peers.{name}={value}"
+            )
     if config.divergence.contrast and config.peers.failure_form == "contrast":
         raise ValueError(
             f"divergence.contrast={config.divergence.contrast} shows failures without successes, which "

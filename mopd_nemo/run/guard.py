@@ -75,7 +75,7 @@ def signs(rows: Rows, evaluations: Rows = ()) -> Signs:
     unfinished = _excess(now, shortest, "response/unfinished", "guard/unfinished_error", rows)
     more = (_mean(now, "response/unfinished") or 0.0) - (_mean(shortest, "response/unfinished") or 0.0)
     entropy, flatter = _times_first(rows, "student/entropy"), _flatter(now)
-    clear, likely = (_threshold(chance, len(earlier)) for chance in (CLEAR, LIKELY))
+    clear, likely = (_limit(chance, len(earlier)) for chance in (CLEAR, LIKELY))
     found = {
         _change("success of rollouts", best, now, "success_rate"): success > likely,
         _change("responses cut at the limit", shortest, now, "response/unfinished"): unfinished > likely
@@ -107,7 +107,7 @@ def _evaluation_fell(evaluations: Rows) -> tuple[int, str] | None:
         return None
     *before, last = evaluations
     error = (last["change/high"] - last["change/low"]) / (2 * NormalDist().inv_cdf(0.975)) if "change" in last else 0.0
-    if error <= 0 or -last["change"] / error <= _threshold(CLEAR, len(before)):
+    if error <= 0 or -last["change"] / error <= _limit(CLEAR, len(before)):
         return None
     best = next(row for row in before if row["step"] == last["change/from"])
     name = _mean_name(last)
@@ -119,7 +119,7 @@ def _mean_name(row: Mapping[str, Any]) -> str:
     return next(name for name in row if name.startswith("mean@") and "/" not in name)
 
 
-def _threshold(chance: float, num_earlier: int) -> float:
+def _limit(chance: float, num_earlier: int) -> float:
     """Of a normal excess: one of all the pairs so far exceeds it with this chance at most.
 
     Args:

@@ -12,7 +12,7 @@ from mopd_nemo.types import RolloutGroup, TrainExample
 
 
 class Gkd(Method):
-    """Offline distillation by teacher forcing (paper section 5.4, "GKD"): fit the student to a teacher's completions.
+    """Offline distillation by teacher forcing (paper section 5.5, "GKD"): fit the student to a teacher's completions.
 
     `mopd complete` writes the completions. Right and wrong ones are learned alike, as in the paper.
     """

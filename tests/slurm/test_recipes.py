@@ -106,6 +106,9 @@ def test_config_does_what_the_authors_code_does_where_the_paper_is_silent(file: 
     whole = re.search(r"-tp\d+$", file.stem) is not None
     kinds = {
         "every run": True,
+        "LiveCodeBench": "livecodebench" in file.stem,
+        "sampled rollouts": config.method != "gkd",
+        "moving average": config.teacher.kind == "ema",
         "divergence": config.method in ("mopd", "sdpo", "opd"),
         "peers": reads_peers,
         "mopd": config.method == "mopd" and whole and "livecodebench" not in file.stem,
@@ -117,6 +120,17 @@ def test_config_does_what_the_authors_code_does_where_the_paper_is_silent(file: 
     assert kinds.keys() == stated.keys()
     expected = {key: value for kind, given in stated.items() if kinds[kind] for key, value in given.items()}
     assert {key: values[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("row", VALUES["ablations"])
+@pytest.mark.parametrize("task", ["chemistry", "livecodebench"])
+def test_a_row_of_the_papers_ablation_shows_what_it_says(row: str, task: str) -> None:
+    config = load_config(ROOT / f"configs/paper/mopd-qwen3-8b-{task}-1n8g-tp2-{row}.yaml")
+    peers, stated = config.peers, VALUES["ablations"][row]
+    assert [peers.successes, peers.failures, peers.summaries] == stated["peers"]
+    assert peers.when_no_success == stated[task]
+    assert config.verifier.feedback.reveal_gold == (task == "livecodebench")
+    assert ("<summary>" in config.data.train_prompt_suffix) == (peers.summaries > 0)
 
 
 @parametrized

@@ -170,13 +170,14 @@ def fastest_trl(
     """The trainer with the micro-batch size that is fastest here: every size takes three steps, two of them counted."""
     found: dict[int, float] = {}
     rows = config.rollout.num_prompts_per_step * config.rollout.num_rollouts_per_prompt
-    for size in [s for s in arguments.micro_batches if rows % s == 0]:
+    sizes = [size for size in arguments.micro_batches if rows % size == 0]
+    for size in sizes if len(sizes) > 1 else []:
         trial = Trl(TRAINERS[name], arguments.peer_python, config, 3, size, arguments.clock, directory)
         found[size] = min(row["seconds"] for row in trial.round(3)[1:])
         trial.close()
-    best = min(found, key=lambda size: found[size])
+    best = min(sizes, key=lambda size: found.get(size, 0.0))
     tried = ", ".join(f"{size}: {seconds:.2f} s" for size, seconds in found.items())
-    print(f"{name}: micro-batches of {best} sequences ({tried})", flush=True)
+    print(f"{name}: micro-batches of {best} sequences ({tried or 'the only size'})", flush=True)
     folder = directory / "chosen"
     folder.mkdir(exist_ok=True)
     chosen = Trl(TRAINERS[name], arguments.peer_python, config, num_steps, best, arguments.clock, folder)
@@ -272,7 +273,7 @@ def show(found: dict[str, list[Row]]) -> None:
 
 def show_trl(found: dict[str, list[Row]]) -> None:
     print("\n| TRL | seconds | response tokens | rollouts learned from | tokens a second |\n|---|---|---|---|---|")
-    for name in (*TRAINERS, "mopd", "sdpo", "opd"):
+    for name in found:
         rows = found[name]
         values = [median(row[key] for row in rows) for key in ("seconds", "tokens", "signal")]
         rate = median(row["tokens"] / row["seconds"] for row in rows)
@@ -280,7 +281,8 @@ def show_trl(found: dict[str, list[Row]]) -> None:
     print("\n| per step | ratio | quartiles |\n|---|---|---|")
     for name, own in (("TRL SDPO", "mopd"), ("TRL SDPO", "sdpo"), ("TRL distillation", "mopd"),
                       ("TRL distillation", "opd")):  # fmt: skip
-        print_ratio(f"{name} / {own}", ratio(found[name], found[own]))
+        if own in found:
+            print_ratio(f"{name} / {own}", ratio(found[name], found[own]))
 
 
 def print_ratio(title: str, found: tuple[float, float, float]) -> None:

@@ -23,6 +23,6 @@ RUN uv pip freeze --python /opt/nemo_rl_venv/bin/python | grep '^[A-Za-z0-9_.-]*
  && rm /tmp/pins.txt \
  && /opt/nemo_rl_venv/bin/python -c 'import mopd_nemo.cli, ray, torch'
 
-# pyxis runs the container as the user who submitted the job; the interpreters that uv keeps under /root must be readable.
-RUN chmod a+rx /root && chmod --recursive a+rX /root/.local
+# pyxis runs the container as the user who submitted the job; the interpreters that uv keeps in root's home must be readable.
+RUN chmod a+rx "$HOME" && chmod --recursive a+rX "$HOME/.local"
 USER 1000:1000

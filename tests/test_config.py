@@ -44,6 +44,7 @@ def test_dump_reads_back_to_the_same_config(tmp_path: Path) -> None:
             ["divergence.contrast=1", "peers.failures=1", "peers.when_no_success=plain"],
             "set peers.when_no_success=skip",
         ),
+        ("", ["divergence.contrast=1", "peers.failures=1", "peers.choose=measured"], "set peers.choose=fixed"),
         ("", ["divergence.contrast=1", "peers.failures=1", "peers.summaries=2"], "set peers.summaries=0"),
         ("", ["divergence.contrast=1", "peers.failures=1", "peers.control=random_peer"], "set peers.control=none"),
         ("", ["divergence.contrast=1", "method=sdpo"], "divergence.contrast=1.0 is unused by method=sdpo"),

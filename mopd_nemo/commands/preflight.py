@@ -95,6 +95,11 @@ def _self_taught(config: Config) -> Config:
     """
     if not uses(config.method, "peers.successes"):
         raise UserError(f"method={config.method} has no choice of peers to make; preflight is for method=mopd")
+    if config.divergence.contrast:
+        raise UserError(
+            f"divergence.contrast={config.divergence.contrast}: preflight measures contexts of one prompt, and a "
+            "contrast reads two; set divergence.contrast=0"
+        )
     if config.teacher.kind == "external":
         raise UserError(
             f"teacher.kind=external: preflight measures what a self-teacher makes of peers; for the teacher at "
@@ -231,7 +236,8 @@ def _finish(config: Config, plan: Plan, found: Survey, store: RowStore, source: 
         console.print(sentence, highlight=False)
     for caution in recommendation.cautions:
         console.print(f"[yellow]Caution:[/] {caution}", highlight=False)
-    if settings := settings_text(recommendation):
+    settings = settings_text(recommendation, config.peers)
+    if settings:
         console.print(f"\n{settings}\n", highlight=False)
-    for path in write_result(result, recommendation, store, about, directory):
+    for path in write_result(result, recommendation, settings, store, about, directory):
         console.print(str(path), soft_wrap=True, highlight=False, style="dim")

@@ -136,6 +136,8 @@ def plan(config_file: Path, overrides: Sequence[str], output: Path) -> list[Plan
     Raises:
         UserError: nothing varies, a combination is no valid config, or a run directory has other settings.
     """
+    from mopd_nemo.preflight.choice import check_choice
+
     fixed = [item for item in overrides if len(_values(item)) == 1]
     varied = [_values(item) for item in overrides if len(_values(item)) > 1]
     if not varied:
@@ -147,6 +149,7 @@ def plan(config_file: Path, overrides: Sequence[str], output: Path) -> list[Plan
         path = output / ",".join(re.sub(r"[^\w.=+-]+", "_", item) for item in chosen)
         run = PlannedRun(path, [*fixed, *chosen, f"run_dir={path}"])
         wanted = load_config(config_file, run.overrides)
+        check_choice(wanted)
         directory = RunDirectory(path)
         if directory.config_file.exists() and directory.read_config() != wanted:
             raise UserError(f"{path}: holds a run with other settings; remove it or choose another --output")

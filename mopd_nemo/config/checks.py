@@ -112,7 +112,7 @@ def _check_peers(config: Config) -> None:
             f"divergence.contrast={config.divergence.contrast} sets successes against failures, with peers.successes="
             f"{config.peers.successes} and peers.failures={config.peers.failures}: raise the one that is 0"
         )
-    plain = {"when_no_success": "skip", "summaries": 0, "control": "none"}
+    plain = {"when_no_success": "skip", "summaries": 0, "control": "none", "choose": "fixed"}
     for name, value in plain.items() if config.divergence.contrast else ():
         if getattr(config.peers, name) != value:
             raise ValueError(

@@ -26,7 +26,7 @@ def write_completions(file: Path, problems: Sequence[Problem], config: Config, w
     Raises:
         UserError: the file holds completions of another teacher, of other settings or of other problems.
     """
-    size, header = config.rollout.num_prompts_per_step, _header(config)
+    size, header = config.rollout.num_prompts_per_step, _header(config) | {"seed": config.seed}
     rows = read_rows(file) if file.exists() else [header]
     _check_header(file, rows[0] if rows else {}, header)
     if [row["problem"] for row in rows[1:]] != [problem.id for problem in problems[: len(rows) - 1]]:
@@ -73,6 +73,9 @@ def _header(config: Config) -> dict[str, Any]:
     rollout = config.rollout
     return {
         "teacher.path": config.teacher.path,
+        "model.chat_template_kwargs": config.model.chat_template_kwargs,
+        "data.prompt_suffix": config.data.prompt_suffix,
+        "data.train_prompt_suffix": config.data.train_prompt_suffix,
         "rollout.num_rollouts_per_prompt": rollout.num_rollouts_per_prompt,
         "rollout.max_response_tokens": rollout.max_response_tokens,
         "rollout.temperature": rollout.temperature,

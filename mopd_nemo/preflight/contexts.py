@@ -143,15 +143,20 @@ def label_of(name: str) -> str:
     return " + ".join(f"{count} {one if count == 1 else many}" for count, one, many in counted) + form
 
 
-def settings_of(name: str) -> dict[str, Count]:
-    """The settings under `peers` that ask for a context."""
+def settings_of(name: str, peers: PeersConfig) -> dict[str, Count]:
+    """What to change under `peers` so that they ask for a context, and for nothing that does not go with it."""
     successes, failures = counts_of(name)
-    return {"successes": successes, "failures": failures, **({"failure_form": form_of(name)} if failures else {})}
+    wanted: dict[str, Count] = {"failure_form": form_of(name), "control": "none"}
+    if not failures and not peers.summaries:
+        without = {"failure_only": "skip", "failure_and_feedback": "feedback"}
+        wanted["when_no_success"] = without.get(peers.when_no_success, peers.when_no_success)
+    changed = {key: value for key, value in wanted.items() if getattr(peers, key) != value}
+    return {"successes": successes, "failures": failures, **changed}
 
 
 def peers_of(name: str, peers: PeersConfig) -> PeersConfig:
     """Settings that show one context and are otherwise as given, without a control."""
-    return peers.model_copy(update={**settings_of(name), "control": "none"})
+    return peers.model_copy(update=settings_of(name, peers))
 
 
 def survey(

@@ -10,8 +10,9 @@ from typing import Any
 
 from mopd_nemo.analysis.page import svgs, write_page
 from mopd_nemo.analysis.plots import metric_grid
+from mopd_nemo.config import PeersConfig
 from mopd_nemo.files import write_json, write_text
-from mopd_nemo.preflight.contexts import PLAIN
+from mopd_nemo.preflight.contexts import PLAIN, settings_of
 from mopd_nemo.preflight.measure import Row
 from mopd_nemo.preflight.rule import Recommendation, points
 
@@ -40,6 +41,7 @@ _SHOWN_ANSWERS = 4
 def write_result(
     figures: Mapping[str, Any],
     recommendation: Recommendation,
+    settings: str,
     rows: Mapping[tuple[str, str], Row],
     about: Mapping[str, str],
     directory: Path,
@@ -47,11 +49,11 @@ def write_result(
     """Write `preflight.html`, `preflight.json` and the recommended `settings.yaml`; their paths.
 
     Args:
+        settings: what `settings_text` makes of the recommendation.
         about: what was measured, for a line under the title.
     """
     result = {"about": dict(about), **figures, "recommendation": asdict(recommendation)}
     write_json(directory / "preflight.json", result)
-    settings = settings_text(recommendation)
     write_text(directory / "settings.yaml", f"# {recommendation.sentences[0]}\n{settings or '{}'}\n")
     page = write_page(
         directory / "preflight.html",
@@ -69,10 +71,12 @@ def write_result(
     return [page, directory / "preflight.json", directory / "settings.yaml"]
 
 
-def settings_text(recommendation: Recommendation) -> str:
-    """The recommended settings as YAML, to paste into a config."""
-    lines = [f"  {name}: {value}" for name, value in recommendation.settings.items()]
-    return "\n".join(["peers:", *lines]) if lines else ""
+def settings_text(recommendation: Recommendation, peers: PeersConfig) -> str:
+    """What to change in a config with these peers, as YAML to paste; empty if nothing is recommended."""
+    if recommendation.context is None:
+        return ""
+    settings = settings_of(recommendation.context, peers)
+    return "\n".join(["peers:", *(f"  {name}: {value}" for name, value in settings.items())])
 
 
 def table(figures: Mapping[str, Any]) -> list[list[str]]:

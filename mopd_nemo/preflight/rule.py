@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from mopd_nemo.preflight.contexts import FORMS, PLAIN, counts_of, form_of, label_of, settings_of
+from mopd_nemo.preflight.contexts import FORMS, PLAIN, counts_of, form_of, label_of
 
 MIN_PROBLEMS = 8
 """With fewer, an interval over problems says nothing and no recommendation is made."""
@@ -23,8 +23,6 @@ class Recommendation:
     sentences: tuple[str, ...]
     """The finding, most important first."""
     cautions: tuple[str, ...] = ()
-    settings: Mapping[str, int | str] = field(default_factory=dict)
-    """Under `peers`; empty without a context."""
 
 
 def recommend(figures: Mapping[str, Any]) -> Recommendation:
@@ -52,7 +50,7 @@ def recommend(figures: Mapping[str, Any]) -> Recommendation:
         *_failures(figures, names),
         *_configured(figures, chosen),
     ]
-    return Recommendation(chosen, bool(helping), tuple(sentences), _cautions(chosen, contexts), settings_of(chosen))
+    return Recommendation(chosen, bool(helping), tuple(sentences), _cautions(chosen, contexts))
 
 
 def _too_few(num: int, contexts: Mapping[str, Any], names: Sequence[str]) -> str:

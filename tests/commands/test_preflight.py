@@ -11,6 +11,7 @@ from mopd_nemo import engines
 from mopd_nemo.cli import main
 from mopd_nemo.config.load import load_config
 from mopd_nemo.files import read_rows
+from mopd_nemo.preflight.contexts import name_of
 from tests.commands.test_cli import mopd
 from tests.conftest import QUICKSTART
 from tests.test_trainer import new_run
@@ -41,7 +42,7 @@ def test_the_result_is_a_table_a_page_and_figures(whole: Path) -> None:
     base = whole / "mine.yaml"
     base.write_text(f"defaults: [{QUICKSTART}, settings.yaml]\n")
     peers = load_config(base).peers
-    assert result["recommendation"]["settings"].items() <= peers.model_dump().items()
+    assert name_of(peers) == result["recommendation"]["context"]
     assert result["contexts"]["1s"]["gap"]["num"] == 8 and result["contexts"]["1s"]["auc"]["mean"] is not None
     assert result["configured"] == "2s" and result["recommendation"]["sentences"]
     page = (whole / "preflight.html").read_text()
@@ -78,6 +79,7 @@ def test_the_groups_of_a_run_can_be_taken(tmp_path: Path) -> None:
     [
         (["--contexts", "2x"], "context '2x': write successes and failures as in"),
         (["--contexts", "9s"], "context 9s needs 9 peers beside the target"),
+        (["divergence.contrast=1", "peers.failures=1"], "set divergence.contrast=0"),
         (["method=grpo"], "method=grpo has no choice of peers to make"),
         (["method=sdpo"], "method=sdpo has no choice of peers to make"),
         (["teacher.kind=external", "teacher.path=x"], "set teacher.kind=live and model.path to it"),

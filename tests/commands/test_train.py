@@ -30,6 +30,7 @@ def test_every_combination_once(tmp_path: Path) -> None:
     [
         (["seed=1"], "nothing varies"),
         (["seed=1,2", "run_dir=x"], "say where with --output"),
+        (["seed=0,1", "peers.choose=measured", "peers.choose_from=[9x]"], "context '9x'"),
         (["method=mopd,nonsense"], "method=nonsense: choose mopd"),
         (["method=mopd,grpo", "peers.failures=1"], "peers.failures=1 is unused by method=grpo"),
     ],

@@ -62,5 +62,9 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
         read_completions(config(file), PROBLEMS)
     with pytest.raises(UserError, match=r"written with rollout.temperature=1.0, this run has 0.5; name another"):
         read_completions(config(file, "rollout.temperature=0.5"), PROBLEMS)
+    with pytest.raises(UserError, match=r"written with data.prompt_suffix='', this run has ' Be brief.'"):
+        read_completions(config(file, "data.prompt_suffix=' Be brief.'"), PROBLEMS)
+    with pytest.raises(UserError, match=r"written with seed=0, this run has 1"):
+        write_completions(file, PROBLEMS, config(file, "seed=1"), write)
     with pytest.raises(UserError, match=r"its problems are not those of data.train=arithmetic"):
         write_completions(file, PROBLEMS[1:], config(file), write)

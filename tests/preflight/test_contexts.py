@@ -51,9 +51,27 @@ def test_a_list_keeps_its_order_and_drops_repeats() -> None:
 def test_the_config_decides_all_but_the_context() -> None:
     config = PeersConfig(failures=1, failure_form="contrast", max_peer_tokens=7)
     assert peers_of("1s+1f", config) == PeersConfig(successes=1, failures=1, max_peer_tokens=7)
-    assert settings_of("1s+1f:described") == {"successes": 1, "failures": 1, "failure_form": "described"}
-    assert settings_of("2s") == {"successes": 2, "failures": 0}
+    described = {"successes": 1, "failures": 1, "failure_form": "described"}
+    assert settings_of("1s+1f:described", PeersConfig()) == described
+    assert settings_of("2s", PeersConfig()) == {"successes": 2, "failures": 0}
     assert peers_of("1s", PeersConfig(control="random_peer")).control == "none"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"failure_form": "contrast"},
+        {"control": "success_only"},
+        {"when_no_success": "failure_only"},
+        {"when_no_success": "failure_and_feedback"},
+        {"when_no_success": "failure_only", "summaries": 2},
+    ],
+)
+@pytest.mark.parametrize("name", ["1s", "1s+1f", "2s+1f:described"])
+def test_what_is_recommended_goes_with_the_config(settings: dict[str, object], name: str) -> None:
+    peers = PeersConfig.model_validate({"failures": 1} | settings)
+    changed = PeersConfig.model_validate(peers.model_dump() | settings_of(name, peers))
+    assert name_of(changed) == name and changed == peers_of(name, peers)
 
 
 def test_a_case_has_the_targets_that_have_every_context_and_training_builds_its_prompts(

@@ -12,7 +12,7 @@ Build = Callable[..., dict[str, Any]]
 
 def test_a_model_that_copies_failures_gets_successes_only(figures_of: Build) -> None:
     found = recommend(figures_of(success=0.9, failure=0.1, both=0.3))
-    assert found.clear and found.context == "1s" and found.settings == {"successes": 1, "failures": 0}
+    assert found.clear and found.context == "1s"
     assert found.sentences[0].startswith("Use 1s (1 success)")
     assert any("copies failures: use successes only" in sentence for sentence in found.sentences)
     assert any("config shows 2s+1f" in sentence and "change it" in sentence for sentence in found.sentences)
@@ -45,7 +45,7 @@ def test_where_all_harm_the_least_harm_is_named(figures_of: Build) -> None:
 
 def test_too_few_problems_give_no_recommendation(figures_of: Build) -> None:
     found = recommend(figures_of(replace(PLAN, problems=5, max_groups=8), alone=0.15))
-    assert found.context is None and not found.settings
+    assert found.context is None
     assert found.sentences[0].startswith("Cannot tell: ") and "leave out the rarest context" in found.sentences[0]
 
 

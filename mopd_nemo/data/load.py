@@ -23,7 +23,8 @@ def load_problems(config: Config, split: Literal["train", "eval"]) -> list[Probl
     """The problems of one split, in a fixed order.
 
     Raises:
-        UserError: the file is missing, empty or malformed.
+        UserError: the file is missing, empty or malformed, or its programs cannot be counted as `eval.paper_metrics`
+            counts them.
     """
     source = config.data.train if split == "train" else config.data.eval
     limit = config.data.num_train if split == "train" else config.data.num_eval
@@ -31,6 +32,13 @@ def load_problems(config: Config, split: Literal["train", "eval"]) -> list[Probl
         problems = make_problems(split, min(limit or SIZES[split], SIZES[split]))
     else:
         problems = read_problems(source, f"data.{split}", BadRows(config.data.on_bad_row))[:limit]
+    code = config.verifier.code
+    counts_tests = config.eval.paper_metrics and split == "eval" and any(problem.task == "code" for problem in problems)
+    if counts_tests and not code.all_tests and code.mode != "paper":
+        raise UserError(
+            f"eval.paper_metrics=true counts passed tests, and programs for data.eval={source} would be stopped at "
+            "their first failed one: set verifier.code.all_tests=true"
+        )
     suffix = config.data.prompt_suffix + (config.data.train_prompt_suffix if split == "train" else "")
     return [_with_suffix(problem, suffix) for problem in problems]
 

@@ -35,6 +35,18 @@ def test_a_suffix_of_training_alone_comes_last_and_nowhere_else() -> None:
     assert held_out.messages[-1]["content"].endswith("Both.")
 
 
+def test_tests_are_counted_only_where_all_are_run(tmp_path: Path) -> None:
+    file, counted = tmp_path / "eval.jsonl", ["eval.paper_metrics=true", f"data.eval={tmp_path}/eval.jsonl"]
+    answer = {"inputs": ["1"], "outputs": ["1"], "fn_name": "f"}
+    file.write_text(json.dumps({"id": "a", "prompt": "?", "answer": answer, "task": "code"}) + "\n")
+    with pytest.raises(
+        UserError, match=r"data.eval=.*eval.jsonl would be stopped .*: set verifier.code.all_tests=true"
+    ):
+        load_problems(load_config(QUICKSTART, counted), "eval")
+    for runs_all in ("verifier.code.all_tests=true", "verifier.code.mode=paper"):
+        assert len(load_problems(load_config(QUICKSTART, [*counted, runs_all]), "eval")) == 1
+
+
 def test_limits_keep_the_first_problems() -> None:
     config = load_config(QUICKSTART, ["data.num_train=3", "data.num_eval=5"])
     assert len(load_problems(config, "train")) == 3

@@ -222,6 +222,7 @@ def test_real_gsm8k_rows_train_a_random_model(shared_data: Path, random_model: P
         f"model.path={random_model}",
         "data.max_prompt_tokens=1000",
         "peers.max_context_tokens=2000",
+        "peers.failures=1",
         "peers.when_no_success=failure_only",
         "train.num_steps=1",
     )

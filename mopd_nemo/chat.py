@@ -7,8 +7,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from jinja2 import TemplateError
-
 from mopd_nemo.config import UserError
 from mopd_nemo.types import Message, Problem
 
@@ -66,6 +64,24 @@ class Chat:
         """Token ids of `prompt_text`."""
         return self.encode(self.prompt_text(messages))
 
+    def check_reads(self, roles: Sequence[str]) -> None:
+        """Refuse a template that leaves out what the user or the system says: every prompt would then be the same.
+
+        Args:
+            roles: of a prompt's messages, in order.
+
+        Raises:
+            UserError: a turn's text is not in the prompt.
+        """
+        messages = [Message(role=role, content=f"TURN{number}TEXT") for number, role in enumerate(roles)]
+        text = self.prompt_text(messages)
+        for message in reversed(messages):
+            if message["role"] != "assistant" and message["content"] not in text:
+                raise UserError(
+                    f"the chat template of {self._source} leaves out the text of the {message['role']} turn "
+                    f"(roles {', '.join(roles)}): mend chat_template, or write that text into the user turn of the rows"
+                )
+
     def check_end_of_turn(self, end_ids: Collection[int]) -> None:
         """Refuse a model whose responses would never end: its template closes turns with a token that is no end token.
 
@@ -100,13 +116,14 @@ class Chat:
                 add_generation_prompt=add_generation_prompt,
                 **self._template_kwargs,
             )
-        except TemplateError as error:
+        except Exception as error:  # a template is a program of the model's author: it may raise anything
             roles = ", ".join(message["role"] for message in messages)
             remedy = "give the tokenizer a template that takes them, or change the roles of the rows"
             if messages[0]["role"] == "system":
                 remedy = "write the system text into the user turn of the rows, or use a template with a system role"
             raise UserError(
-                f"the chat template of {self._source} refuses messages with the roles {roles}: {error}: {remedy}"
+                f"the chat template of {self._source} refuses messages with the roles {roles}: "
+                f"{str(error) or type(error).__name__}: {remedy}"
             ) from error
 
     def _end_id(self, token: str) -> int:
@@ -154,19 +171,25 @@ def with_prompt_ids(
         escape_control_tokens: break up control tokens in the text of the problems.
 
     Raises:
-        UserError: the template refuses a problem's messages, or a prompt is longer than `data.max_prompt_tokens`.
+        UserError: the template refuses a problem's messages or leaves some out, or a prompt is empty or longer than
+            `data.max_prompt_tokens`.
     """
     tokenized = []
+    read: set[tuple[str, ...]] = set()
     for problem in problems:
         messages = problem.messages
         if escape_control_tokens:
             messages = tuple(
                 Message(role=m["role"], content=chat.escape_control_tokens(m["content"])) for m in messages
             )
+        roles = tuple(message["role"] for message in messages)
         try:
             ids = chat.prompt_ids(messages)
+            if roles not in read:
+                chat.check_reads(roles)
         except UserError as error:
             raise UserError(f"problem {problem.id!r}: {error}") from error
+        read.add(roles)
         if len(ids) > max_tokens:
             raise UserError(
                 f"problem {problem.id!r} has a prompt of {len(ids)} tokens, over data.max_prompt_tokens={max_tokens}: "

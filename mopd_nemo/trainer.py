@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,19 +12,20 @@ from rich.console import Console
 
 from mopd_nemo.chat import with_prompt_ids
 from mopd_nemo.config import Config, TeacherConfig, UserError
+from mopd_nemo.config.load import changed_settings
 from mopd_nemo.config.plugins import method_class
 from mopd_nemo.data.completions import read_completions
-from mopd_nemo.data.load import judgeable, load_problems, problems_of_step
+from mopd_nemo.data.load import changes, fingerprints, judgeable, load_problems, problems_of_step
 from mopd_nemo.engines import make_engine
 from mopd_nemo.engines.base import Sampling
 from mopd_nemo.evaluation import change_since, evaluate
-from mopd_nemo.files import append_row, read_rows, write_rows
+from mopd_nemo.files import append_row, read_rows, write_json, write_rows
 from mopd_nemo.methods.base import make_method
 from mopd_nemo.peers.metrics import group_metrics
 from mopd_nemo.preflight import choice
 from mopd_nemo.run.directory import RunDirectory, latest_checkpoint, load_checkpoint, newest_up_to, save_checkpoint
 from mopd_nemo.run.display import Display, PhaseTimer
-from mopd_nemo.run.guard import Signs, best_evaluation, errors_over_problems, signs
+from mopd_nemo.run.guard import Signs, best_evaluation, errors_over_problems, missing_steps, remarks, signs
 from mopd_nemo.run.rollouts import read_groups, rollout_records, solved_fraction
 from mopd_nemo.run.stop import TIME_IS_UP, StopRequest
 from mopd_nemo.run.trackers import Tracker, check_trackers, make_trackers
@@ -83,6 +85,7 @@ class Trainer:
         run = RunDirectory.at(config)
         trainer = cls(config, run, console, started)
         run.create(config)
+        trainer._compare_problems()
         return trainer
 
     @classmethod
@@ -90,9 +93,12 @@ class Trainer:
         cls, run: RunDirectory, overrides: Sequence[str], console: Console, started: float | None = None
     ) -> Trainer:
         """A run that continues, with changed settings if overrides are given."""
-        config = run.read_config(overrides)
+        before, config = run.read_config(), run.read_config(overrides)
         trainer = cls(config, run, console, started)
         run.write_config(config)
+        for change in changed_settings(before, config):
+            trainer.display.say(f"changed since the run began: {change}")
+        trainer._compare_problems()
         return trainer
 
     def fit(self) -> bool:
@@ -113,6 +119,20 @@ class Trainer:
                 tracker.close()
         return self.step == self.config.train.num_steps and not self._evaluation_due() and not self.halted
 
+    def _compare_problems(self) -> None:
+        """Record the problems of a run that begins; say when those of a resumed one are not the recorded ones."""
+        now = {"train": fingerprints(self.problems), "eval": fingerprints(self.eval_problems)}
+        file = self.run.problems_file
+        before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else now
+        for split, problems in now.items():
+            if before[split] and problems and (found := changes(before[split], problems)):
+                self.display.say(
+                    f"WARNING: the problems of data.{split} are not those of this run so far: {found}. What follows is "
+                    "not what an undisturbed run would give",
+                    "bold red",
+                )
+        write_json(file, now)
+
     def _loop(self) -> None:
         """A step is saved before it is evaluated. An evaluation that a stop has prevented is made after a resume."""
         train = self.config.train
@@ -124,6 +144,9 @@ class Trainer:
                     self._choose_peers()
                 else:
                     self._train_step(self.step + 1)
+            if work == "step":
+                for remark in remarks(self.recorded["metrics"]):
+                    self.display.say(f"WARNING, step {self.step}: {remark}", "yellow")
             if work != "choice":
                 self._watch()
             if work != "step" or self.halted:
@@ -311,5 +334,17 @@ class Trainer:
         }
         self.recorded = {name: read_rows(file) if file.exists() else [] for name, file in files.items()}
         self.signs = signs(self.recorded["metrics"], self.recorded["evaluations"])
+        self._say_holes()
         if self.recorded["choices"]:
             self._show_chosen()
+
+    def _say_holes(self) -> None:
+        """Say which rows of the steps so far are missing."""
+        every = self.config.train.eval_every
+        expected = {
+            "metrics": (self.run.metrics_file, range(1, self.step + 1)),
+            "evaluations": (self.run.eval_file, range(0, self.step, every) if every else ()),
+        }
+        for name, (file, steps) in expected.items():
+            if missing := missing_steps(self.recorded[name], steps):
+                self.display.say(f"WARNING: {file} lacks rows of steps {missing}; the run goes on without", "yellow")

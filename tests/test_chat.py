@@ -96,6 +96,38 @@ def test_other_mistakes_of_a_template_are_named_too(tmp_path: Path) -> None:
         with_prompt_ids([problem("hi")], chat, 1000)
 
 
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("<|im_start|>always the same<|im_end|>", "leaves out the text of the user turn"),
+        ("", "leaves out the text of the user turn"),
+        ("{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}", "text of the system turn"),
+        ("{{ messages[-1]['content'] }}{% if %}", "Expected an expression"),
+        ("{{ messages[-1]['content'] + 1 }}", "can only concatenate str"),
+        ("{{ messages[0].role / 0 }}", "unsupported operand"),
+    ],
+)
+def test_a_template_that_does_not_say_what_the_messages_say_is_refused(
+    tmp_path: Path, template: str, message: str
+) -> None:
+    chat = Chat(tokenizer_with(tmp_path, {}, template), source="odd-model")
+    with pytest.raises(UserError, match=rf"row-7.*odd-model .*{message}"):
+        with_prompt_ids([problem("hi", system="be kind")], chat, 1000)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{{ m.role }}: {{ m.content | trim }} {% endfor %}",
+        "{{ messages[0].content }}\n\n{{ messages[-1].content }}",
+        "{% for m in messages if m.role != 'assistant' %}{{ m.content }}{% endfor %}",
+    ],
+)
+def test_a_template_may_trim_join_and_leave_out_earlier_answers(tmp_path: Path, template: str) -> None:
+    chat = Chat(tokenizer_with(tmp_path, {}, template))
+    assert with_prompt_ids([problem(" hi ", system="be kind")], chat, 1000)
+
+
 def test_a_turn_that_no_end_token_closes_is_an_error_before_anything_runs(tmp_path: Path) -> None:
     tokenizer = tokenizer_with(tmp_path, {}, eos_token="<|endoftext|>")
     chat = Chat(tokenizer, source="base-model")

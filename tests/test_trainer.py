@@ -304,3 +304,36 @@ def test_the_guard_stops_at_the_last_good_checkpoint(
 
 def test_a_healthy_run_is_not_warned_of(whole_run: RunDirectory) -> None:
     assert all(row["guard/alarm"] == 0.0 for row in read_rows(whole_run.metrics_file))
+
+
+def said_on_resume(run: RunDirectory, *overrides: str) -> str:
+    console = Console(file=io.StringIO(), width=300)
+    assert Trainer.resumed(run, overrides, console).fit()
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_a_resume_says_what_has_changed_and_what_is_missing(tmp_path: Path) -> None:
+    data = tmp_path / "problems.jsonl"
+    rows = [{"id": f"p{n}", "prompt": f"{n}+1?", "answer": str(n + 1), "task": "arithmetic"} for n in range(9)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = new_run(tmp_path / "run", f"data.train={data}", "train.num_steps=2")
+    assert "WARNING" not in said_on_resume(run) and "changed" not in said_on_resume(run)
+    data.write_text("".join(json.dumps(row) + "\n" for row in [{**rows[0], "answer": "2"}, *rows[2:]]))
+    run.metrics_file.unlink()
+    run.eval_file.write_text("".join(run.eval_file.read_text().splitlines(keepends=True)[1:]))
+    said = said_on_resume(run, "seed=1", "train.num_steps=3")
+    assert "changed since the run began: seed: 0 → 1" in said and "train.num_steps: 2 → 3" in said
+    assert "the problems of data.train are not those of this run so far: 1 gone, 1 changed" in said
+    assert "metrics.jsonl lacks rows of steps 1 to 2;" in said and "eval.jsonl lacks rows of steps 0;" in said
+
+
+def test_a_run_without_any_signal_says_so(tmp_path: Path) -> None:
+    data = tmp_path / "impossible.jsonl"
+    rows = [{"id": f"p{n}", "prompt": f"{n}+1?", "answer": "no digit", "task": "arithmetic"} for n in range(4)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = [f"run_dir={tmp_path / 'run'}", *SMALL, f"data.train={data}", "train.eval_every=0"]
+    console = Console(file=io.StringIO(), width=300)
+    assert Trainer.new(load_config(QUICKSTART, settings), console).fit()
+    assert isinstance(console.file, io.StringIO)
+    assert "WARNING, step 5: nothing was learned in the last 5 steps: no rollout succeeds" in console.file.getvalue()

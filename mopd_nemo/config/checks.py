@@ -100,6 +100,14 @@ def _check_peers(config: Config) -> None:
             "peers.when_no_success=plain with teacher.kind=live compares the student with itself, a zero loss: "
             "set peers.when_no_success=skip, or another teacher.kind"
         )
+    size = config.rollout.num_rollouts_per_prompt
+    for name in ("successes", "failures", "summaries") if method_class(config.method).reads_peers else ():
+        wanted = getattr(config.peers, name)
+        if wanted != "all" and wanted > size:
+            raise ValueError(
+                f"peers.{name}={wanted} asks for more than the rollout.num_rollouts_per_prompt={size} rollouts of a "
+                f"group: lower the first, raise the second, or set peers.{name}=all"
+            )
     require, others = config.peers.require, config.rollout.num_rollouts_per_prompt - 1
     if require.successes + require.failures > others:
         raise ValueError(

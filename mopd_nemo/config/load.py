@@ -66,6 +66,12 @@ def flatten(config: Config) -> dict[str, Any]:
     return _flatten(config.model_dump(mode="json"), "")
 
 
+def changed_settings(before: Config, now: Config) -> list[str]:
+    """Settings with another value than before, as `key: old → new`."""
+    old, new = flatten(before), flatten(now)
+    return [f"{key}: {old.get(key)} → {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)]
+
+
 def _flatten(values: dict[str, Any], prefix: str) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():

@@ -208,8 +208,8 @@ class GkdConfig(ConfigBlock):
 class OptimizerConfig(ConfigBlock):
     """AdamW with linear warm-up and a constant rate."""
 
-    learning_rate: PositiveFloat = 1e-5
-    """Rate after warm-up."""
+    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 1e-5
+    """Rate after warm-up. Adam moves each weight by about this much a step."""
     warmup_steps: NonNegativeInt = 10
     """Step s = 1, 2, … uses rate·min(1, s / warmup_steps), so the first update does not have rate 0."""
     weight_decay: NonNegativeFloat = 0.01

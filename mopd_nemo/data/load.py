@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mopd_nemo.config import Config, UserError
 from mopd_nemo.data.arithmetic import SIZES, make_problems
@@ -80,10 +82,36 @@ def problems_of_step(problems: Sequence[Problem], step: int, batch_size: int, se
     return [problems[i] for i in order[position * batch_size : (position + 1) * batch_size]]
 
 
+def fingerprints(problems: Sequence[Problem]) -> dict[str, str]:
+    """By id, in order: what identifies a problem's messages, answer and task."""
+    return {
+        problem.id: hashlib.sha256(
+            json.dumps([problem.messages, problem.answer, problem.task], sort_keys=True, default=repr).encode()
+        ).hexdigest()[:16]
+        for problem in problems
+    }
+
+
+def changes(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """What differs between two sets of `fingerprints`, in words; empty if nothing does."""
+    counts = {
+        "gone": len(before.keys() - now.keys()),
+        "new": len(now.keys() - before.keys()),
+        "changed": sum(before[name] != now[name] for name in before.keys() & now.keys()),
+    }
+    if any(counts.values()):
+        return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    return "" if list(before) == list(now) else "another order"
+
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+"""Roles that chat templates know."""
+
+
 class _Row(BaseModel):
     model_config = ConfigDict(extra="ignore", coerce_numbers_to_str=True)
 
-    id: str
+    id: Annotated[str, Field(min_length=1)]
     prompt: str | None = None
     messages: list[Message] | None = None
     answer: Any
@@ -95,6 +123,12 @@ class _Row(BaseModel):
             raise ValueError("give exactly one of `prompt` and `messages`")
         if self.messages is not None and (not self.messages or self.messages[-1]["role"] != "user"):
             raise ValueError("`messages` must end with a user turn")
+        for message in self.messages or ():
+            if message["role"] not in ROLES:
+                raise ValueError(f"role {message['role']!r} in `messages`: choose {', '.join(ROLES)}")
+        asked = self.messages[-1]["content"] if self.messages else self.prompt or ""
+        if not asked.strip():
+            raise ValueError("the prompt is empty: `prompt`, or the last of `messages`, must say something")
         try:
             verifier = verifier_class(self.task)
         except UserError as error:

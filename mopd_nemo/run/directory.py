@@ -36,6 +36,7 @@ class RunDirectory:
         self.eval_file = path / "eval.jsonl"
         self.choices_file = path / "choices.jsonl"
         self.config_file = path / "config.yaml"
+        self.problems_file = path / "problems.json"
         self.report_file = path / "report.html"
         self.rollouts = path / "rollouts"
         self.checkpoints = path / "checkpoints"

@@ -1,4 +1,6 @@
-"""Signs that a run is being ruined, from the rows that it writes: pure functions, so that a resumed run sees the same.
+"""Signs that a run is being ruined or learns nothing, from the rows that it writes.
+
+They are pure functions, so that a resumed run sees the same.
 
 Problems change from step to step, so no step is compared with another. A window of steps is compared with the best
 window before it, in units of the error that comes from the spread between problems, and the more windows there are to
@@ -8,7 +10,7 @@ choose the best from, the larger the difference must be.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean, stdev
 from typing import Any
@@ -25,6 +27,10 @@ MORE_ENTROPY = 1.5
 """Times that of the first window."""
 MORE_UNFINISHED = 0.02
 """Share of responses; less is not worth a sign."""
+IDLE_STEPS = 5
+"""Steps without anything learned after which it is said, and after each doubling."""
+MOST = 0.9
+"""Share of the contexts of a step that counts as nearly all."""
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -94,6 +100,73 @@ def signs(rows: Rows, evaluations: Rows = ()) -> Signs:
     }
     good = best[-1]["step"] if fallen is None else min(best[-1]["step"], fallen[0])
     return Signs(metrics, tuple(reasons), alarm, good)
+
+
+def remarks(rows: Rows) -> list[str]:
+    """What a person would say after the latest step of a run that learns nothing, or learns from fragments.
+
+    Args:
+        rows: of `metrics.jsonl`, oldest first.
+    """
+    said = []
+    idle = _steps_since(rows, lambda row: row.get("signal", 1.0) > 0)
+    if _is_time(idle):
+        said.append(f"nothing was learned in the last {idle} steps: {_why_idle(rows[-idle:])}")
+    skipped = _steps_since(rows, lambda row: row.get("signal", 1.0) == 0 or row.get("update/skipped", 0.0) < 1.0)
+    if _is_time(skipped):
+        said.append(
+            f"the updates of the last {skipped} steps were skipped, as their gradients were not finite: lower "
+            "optimizer.learning_rate"
+        )
+    for name, what in _FRAGMENTS.items():
+        steps = [row["step"] for row in rows if row.get(name, 0.0) >= MOST]
+        if len(steps) == 1 and steps[0] == rows[-1]["step"]:
+            said.append(f"{what} ({rows[-1][name]:.0%} in this step)")
+    return said
+
+
+_FRAGMENTS = {
+    "context/cut": "nearly all teachers read peers that lost their middle: raise peers.max_peer_tokens or "
+    "peers.max_context_tokens",
+    "context/overflow": "peers hardly ever fit into the teacher's prompt: raise peers.max_context_tokens",
+    "response/unfinished": "nearly all responses are cut at their limit: raise rollout.max_response_tokens, or look "
+    "whether the model ends its turns (model.end_tokens)",
+    "outcome/verifier_error": "nearly no response could be judged: `mopd inspect` shows the verifier's errors",
+}
+"""What it means when a metric is near 1, with the remedy."""
+
+
+def missing_steps(rows: Rows, expected: Iterable[int]) -> str:
+    """Expected steps without a row, in words such as `1 to 4, 7`; empty if there is none."""
+    recorded = {row["step"] for row in rows}
+    runs: list[list[int]] = []
+    for step in expected:
+        if step in recorded:
+            runs.append([])
+        else:
+            runs = runs or [[]]
+            runs[-1].append(step)
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 1 else str(run[0]) for run in runs if run)
+
+
+def _steps_since(rows: Rows, learned: Callable[[Mapping[str, Any]], bool]) -> int:
+    """Number of latest rows since the last that learned something."""
+    return next((number for number, row in enumerate(reversed(rows)) if learned(row)), len(rows))
+
+
+def _is_time(steps: int) -> bool:
+    return steps >= IDLE_STEPS and steps % IDLE_STEPS == 0 and (steps // IDLE_STEPS).bit_count() == 1
+
+
+def _why_idle(rows: Rows) -> str:
+    shares = {name: _mean(rows, name) or 0.0 for name in ("group/all_failed", "group/all_succeeded")}
+    if shares["group/all_failed"] >= MOST:
+        return "no rollout succeeds. Easier problems or a stronger model are needed; look at one with `mopd inspect`"
+    if shares["group/all_succeeded"] >= MOST:
+        return "every rollout succeeds. Harder problems are needed"
+    if (_mean(rows, "success_without_text") or 0.0) >= MOST:
+        return "successes say nothing outside their thinking, so there is nothing to show (docs/metrics.md)"
+    return "no rollout had a teacher or an advantage; look at the groups with `mopd inspect`"
 
 
 def best_evaluation(evaluations: Rows) -> Mapping[str, Any] | None:

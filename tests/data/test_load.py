@@ -1,13 +1,15 @@
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mopd_nemo.config import UserError
 from mopd_nemo.config.load import load_config
 from mopd_nemo.data.arithmetic import make_problems
-from mopd_nemo.data.load import judgeable, load_problems, problems_of_step, read_problems
+from mopd_nemo.data.load import changes, fingerprints, judgeable, load_problems, problems_of_step, read_problems
 from mopd_nemo.verifiers.pool import VerifierPool
 from tests.conftest import QUICKSTART
 
@@ -127,3 +129,33 @@ def test_empty_or_missing_file_names_the_key(tmp_path: Path) -> None:
         read_problems(write(tmp_path / "p.jsonl"), key="data.eval")
     with pytest.raises(UserError, match=r"data.eval=nowhere: no such file"):
         read_problems("nowhere", key="data.eval")
+
+
+USER = [{"role": "user", "content": "u"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": ""}, "the prompt is empty"),
+        ({"prompt": " \n"}, "the prompt is empty"),
+        ({"messages": [*USER, {"role": "user", "content": "\t"}]}, "the prompt is empty"),
+        ({"messages": [{"role": "alien", "content": "u"}] * 2 + USER}, "role 'alien'.*choose system"),
+        ({"prompt": "u", "id": ""}, "id: "),
+    ],
+)
+def test_a_row_that_asks_nothing_or_knows_no_role_is_refused(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"id": "a", "answer": "1", "task": "math"} | row) + "\n")
+    with pytest.raises(UserError, match=rf"rows.jsonl, line 1: .*{message}"):
+        read_problems(str(file), "data.train")
+
+
+def test_what_has_changed_between_problems_is_counted() -> None:
+    before = fingerprints(PROBLEMS[:6])
+    assert changes(before, fingerprints(PROBLEMS[:6])) == ""
+    assert changes(before, fingerprints([*PROBLEMS[1:6], PROBLEMS[0]])) == "another order"
+    edited = replace(PROBLEMS[2], answer="another")
+    assert changes(before, fingerprints([PROBLEMS[1], edited, *PROBLEMS[3:9]])) == "1 gone, 3 new, 1 changed"
+    renamed = replace(PROBLEMS[0], id="renamed")
+    assert changes(before, fingerprints([renamed, *PROBLEMS[1:6]])) == "1 gone, 1 new"

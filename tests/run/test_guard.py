@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mopd_nemo.chat import Chat
-from mopd_nemo.run.guard import best_evaluation, errors_over_problems, signs
+from mopd_nemo.run.guard import best_evaluation, errors_over_problems, missing_steps, remarks, signs
 from tests.conftest import make_group
 
 Rows = list[dict[str, Any]]
@@ -94,3 +94,57 @@ def test_errors_are_over_problems(chat: Chat) -> None:
     groups = [make_group(chat, [("a", 1.0), ("b", 1.0)]), make_group(chat, [("a", 0.0), ("b", 1.0), ("c", None)])]
     found = errors_over_problems(groups)
     assert found == {"guard/success_error": pytest.approx(0.25), "guard/unfinished_error": 0.0}
+
+
+def idle(steps: int, **metrics: float) -> Rows:
+    metrics = {name.replace("_", "/", 1): value for name, value in metrics.items()}
+    return [{"step": 1, "signal": 0.5}] + [{"step": s, "signal": 0.0, **metrics} for s in range(2, steps + 2)]
+
+
+def test_steps_that_teach_nothing_are_said_after_five_and_after_each_doubling() -> None:
+    rows = idle(45, group_all_failed=1.0)
+    assert [n - 1 for n in range(1, len(rows) + 1) if remarks(rows[:n])] == [5, 10, 20, 40]
+    assert remarks(rows[:6]) == [
+        "nothing was learned in the last 5 steps: no rollout succeeds. Easier problems or a stronger model are needed; "
+        "look at one with `mopd inspect`"
+    ]
+    assert remarks([*rows[:5], {"step": 6, "signal": 0.1}]) == [] == remarks([])
+
+
+@pytest.mark.parametrize(
+    ("metrics", "reason"),
+    [
+        ({"group_all_succeeded": 1.0}, "every rollout succeeds"),
+        ({"group_all_failed": 0.5}, "no rollout had a teacher or an advantage"),
+        ({}, "no rollout had a teacher or an advantage"),
+    ],
+)
+def test_the_reason_is_that_of_the_groups(metrics: dict[str, float], reason: str) -> None:
+    assert reason in remarks(idle(5, **metrics))[0]
+
+
+def test_updates_that_are_all_skipped_are_said() -> None:
+    rows: Rows = [{"step": step, "signal": 1.0, "update/skipped": 1.0} for step in range(1, 6)]
+    assert "updates of the last 5 steps were skipped" in remarks(rows)[0] and remarks(rows[:4]) == []
+
+
+@pytest.mark.parametrize(
+    ("metric", "remedy"),
+    [
+        ("context/cut", "raise peers.max_peer_tokens"),
+        ("context/overflow", "raise peers.max_context_tokens"),
+        ("response/unfinished", "raise rollout.max_response_tokens"),
+        ("outcome/verifier_error", "`mopd inspect` shows"),
+    ],
+)
+def test_a_teacher_that_reads_fragments_is_said_once(metric: str, remedy: str) -> None:
+    rows: Rows = [{"step": step, "signal": 1.0, metric: share} for step, share in enumerate([0.5, 0.95, 1.0], start=1)]
+    assert remarks(rows[:1]) == [] == remarks(rows)
+    assert remedy in remarks(rows[:2])[0] and "(95% in this step)" in remarks(rows[:2])[0]
+
+
+def test_missing_rows_are_counted_in_words() -> None:
+    rows: Rows = [{"step": step} for step in (4, 5, 7)]
+    assert missing_steps(rows, range(1, 10)) == "1 to 3, 6, 8 to 9"
+    assert missing_steps(rows, (4, 5)) == "" == missing_steps([], ())
+    assert missing_steps([], range(0, 20, 5)) == "0 to 15"

@@ -61,7 +61,7 @@ def train(rows: int, tokens: int, k: int, ranks: int) -> dict[str, Any]:
     targets = split_scores([scores], range(rows), [tokens] * rows)
     taught = [TrainExample(0, n, (0,) * 16, (1,) * tokens, (-1.0,) * tokens, advantage=0.0) for n in range(rows)]
     weights = [torch.ones(1, tokens)] * rows
-    return train_batch(taught, weights, targets, None, pad_id=0, length_multiple=4, count_multiple=ranks)
+    return train_batch(taught, weights, targets, None, pad_id=0, length_multiple=4)
 
 
 def shards(batch: dict[str, Any], ranks: int) -> list[Any]:

@@ -20,9 +20,6 @@ from mopd_nemo.types import TrainExample
 Scored = Mapping[str, np.ndarray]
 """`ids` and `logprobs` [response tokens, k] of all rows that a worker has scored."""
 
-BUDGET_STEPS = (1.0, 1.02, 1.05, 1.1, 1.2, 1.35, 1.5, 2.0)
-"""Budgets that are tried, in multiples of an even share: sequences seldom fill a packed row exactly."""
-
 
 def score_batch(
     sequences: Sequence[tuple[Sequence[int], Sequence[int]]],
@@ -30,16 +27,15 @@ def score_batch(
     *,
     pad_id: int,
     length_multiple: int,
-    count_multiple: int,
+    filler: int = 0,
 ) -> dict[str, Any]:
     """A batch for `score_responses`.
 
     Args:
         sequences: (prompt, response) token ids.
         candidates: ids [response tokens, k] to score for each; None: the likeliest.
-        count_multiple: NeMo-RL needs a multiple of this many rows; filler rows are added at the end.
+        filler: rows of one token to add at the end; NeMo-RL needs as many rows on every rank.
     """
-    filler = _filler(len(sequences), count_multiple)
     rows = [*sequences, *([((pad_id,), (pad_id,))] * filler)]
     batch = _sequences(rows, pad_id, length_multiple)
     if candidates is not None:
@@ -57,15 +53,15 @@ def train_batch(
     *,
     pad_id: int,
     length_multiple: int,
-    count_multiple: int,
+    filler: int = 0,
 ) -> dict[str, Any]:
     """A batch for `Policy.train` with `BatchLoss`.
 
     Args:
         weights: for each row [terms, response tokens].
         old_logprobs: for each row [response tokens]; None when ratios refer to the present policy.
+        filler: as in `score_batch`.
     """
-    filler = _filler(len(rows), count_multiple)
     sequences = [(row.prompt_ids, row.response_ids) for row in rows]
     batch = _sequences([*sequences, *([((pad_id,), (pad_id,))] * filler)], pad_id, length_multiple)
     count = len(sequences) + filler
@@ -147,36 +143,3 @@ def _no_targets(length: int, width: int) -> tuple[Tensor, Tensor]:
 
 def _sent(parts: Sequence[Tensor]) -> list[np.ndarray]:
     return [np.ascontiguousarray(part.detach().numpy()) for part in parts]
-
-
-def _filler(count: int, multiple: int) -> int:
-    return -count % multiple
-
-
-def even_budget(lengths: Sequence[int], budget: int, ranks: int, packing: Mapping[str, Any]) -> int:
-    """The token budget, at most `budget`, with which the busiest rank has the fewest tokens; the largest on a tie.
-
-    NeMo-RL fills a packed row to the budget before it starts another, and assigns rows to ranks in turn. Only then it
-    splits rows, one sequence at a time, until their number is a multiple of the ranks. With the full budget, a step
-    that fits one row would leave all but one rank idle.
-
-    Args:
-        lengths: tokens of each sequence.
-        budget: most tokens of a packed row.
-        packing: NeMo-RL's `sequence_packing_args`; the algorithm and the padding are used.
-    """
-    multiple = packing["sequence_length_pad_multiple"]
-    padded = [-(-length // multiple) * multiple for length in lengths]
-    share = sum(padded) / ranks
-    even = share / max(-(-share // budget), 1)
-    tried = {budget, *(min(budget, max(int(even * step), *padded)) for step in BUDGET_STEPS)}
-    return min(tried, key=lambda tokens: (_busiest(padded, tokens, ranks, packing["algorithm"]), -tokens))
-
-
-def _busiest(lengths: list[int], budget: int, ranks: int, algorithm: str) -> int:
-    """Tokens of the rank with the most, as NeMo-RL assigns rows of `budget` tokens."""
-    from nemo_rl.data.packing import get_packer
-
-    packer = get_packer(algorithm, budget, min_bin_count=ranks, bin_count_multiple=ranks)
-    bins = [sum(lengths[i] for i in members) for members in packer.pack(lengths)]
-    return max(sum(bins[rank::ranks]) for rank in range(ranks))

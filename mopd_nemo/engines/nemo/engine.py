@@ -11,6 +11,7 @@ from mopd_nemo.config import Config
 from mopd_nemo.engines.base import OnRollout, Progress, Sampling
 from mopd_nemo.engines.models import load_chat
 from mopd_nemo.engines.nemo.checks import check_models, check_surroundings
+from mopd_nemo.engines.nemo.dealing import deal
 from mopd_nemo.engines.nemo.launch import BACKENDS, Launch, Runtime, launch
 from mopd_nemo.engines.nemo.learner import Learner
 from mopd_nemo.engines.nemo.policy_config import student_policy
@@ -87,7 +88,8 @@ class NemoEngine:
         targets: list[TopK | None] = [None] * len(batch.examples)
         if objective is not None and scored:
             self._stale = True
-            scores = self._scorer.teach([batch.examples[i] for i in scored], objective)
+            rank_of = self._deal(batch)
+            scores = self._scorer.teach([batch.examples[i] for i in scored], objective, [rank_of[i] for i in scored])
             for i, target in zip(scored, scores, strict=True):
                 targets[i] = target
         if on_progress:
@@ -103,7 +105,7 @@ class NemoEngine:
     ) -> dict[str, float]:
         self._stale = True
         learner = Learner(self._runtime.student, self._scorer, self._config, self.chat, self._vocab_size)
-        return learner.step(batch, targets, learning_rate, on_progress)
+        return learner.step(batch, targets, self._deal(batch), learning_rate, on_progress)
 
     def response_logprobs(
         self,
@@ -149,6 +151,12 @@ class NemoEngine:
             self._running.shutdown()
         self._running, self._stale = None, True
         self._checkpoint = directory.absolute()
+
+    def _deal(self, batch: TrainBatch) -> list[int]:
+        """The data-parallel rank of each example, the same whenever it is asked for."""
+        updates = batch.updates(self._config.train.num_updates_per_step)
+        ranks = self._runtime.student.data_parallel_size
+        return deal(batch.examples, updates, ranks, packed=self._config.nemo.batching == "packed")
 
     @property
     def _runtime(self) -> Runtime:

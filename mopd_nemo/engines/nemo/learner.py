@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,8 @@ from torch import Tensor
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import Config
 from mopd_nemo.engines.base import Progress
-from mopd_nemo.engines.nemo.batches import even_budget, train_batch
+from mopd_nemo.engines.nemo.batches import train_batch
+from mopd_nemo.engines.nemo.dealing import dealt, lanes
 from mopd_nemo.engines.nemo.scorer import Scorer
 from mopd_nemo.losses.logits import TopK
 from mopd_nemo.losses.objectives import LogLikelihood, Objective
@@ -53,10 +53,15 @@ class Learner:
         self,
         batch: TrainBatch,
         targets: Sequence[TopK | None],
+        rank_of: Sequence[int],
         learning_rate: float,
         on_progress: Progress | None = None,
     ) -> dict[str, float]:
-        """`train.num_updates_per_step` updates. Returns the means of their metrics."""
+        """`train.num_updates_per_step` updates. Returns the means of their metrics.
+
+        Args:
+            rank_of: the data-parallel rank of each example.
+        """
         updates = batch.updates(self._config.train.num_updates_per_step)
         if not updates:
             return {"update/skipped": 1.0}
@@ -66,7 +71,7 @@ class Learner:
             old = self._scorer.sampled_logprobs([(e.prompt_ids, e.response_ids) for e in batch.examples])
         totals: dict[str, float] = {}
         for done, terms in enumerate(updates, start=1):
-            for name, value in self._update(batch, terms, targets, old, learning_rate).items():
+            for name, value in self._update(batch, terms, targets, rank_of, old, learning_rate).items():
                 totals[name] = totals.get(name, 0.0) + value / len(updates)
             if on_progress:
                 on_progress(done / len(updates))
@@ -77,16 +82,16 @@ class Learner:
         batch: TrainBatch,
         terms: Sequence[LossTerm],
         targets: Sequence[TopK | None],
+        rank_of: Sequence[int],
         old: Sequence[Tensor] | None,
         learning_rate: float,
     ) -> dict[str, float]:
-        from nemo_rl.distributed.batched_data_dict import BatchedDataDict
-
         from mopd_nemo.engines.nemo.workers.loss import SIGNALS, BatchLoss
 
         weighted = [self._weighted(term, batch, targets) for term in terms]
         used = sorted({i for term in terms for i in term.examples})
         rows = [batch.examples[i] for i in used]
+        order = lanes([rank_of[i] for i in used], self._student.data_parallel_size)
         weights = [
             torch.stack([term.weights.get(i, torch.zeros(len(row.response_ids))) for term in weighted])
             for i, row in zip(used, rows, strict=True)
@@ -98,7 +103,7 @@ class Learner:
             None if old is None else [old[i] for i in used],
             pad_id=self._chat.pad_id,
             length_multiple=self._student.cfg["make_sequence_length_divisible_by"],
-            count_multiple=self._student.data_parallel_size,
+            filler=len(order) - len(rows),
         )
         watch = min(self._config.divergence.k, self._vocab_size)
         clip = self._config.rollout.importance_clip if "sampler" in data else None
@@ -114,8 +119,7 @@ class Learner:
         self._student.prepare_for_training()
         self._student.run_all_workers_single_data("set_learning_rate", rate=learning_rate)
         start = time.monotonic()
-        with _packed_evenly(self._student, data):
-            result = self._student.train(BatchedDataDict(data), loss, gbs=len(data["weights"]), mbs=1)
+        result = self._student.train(dealt(data, order), loss, gbs=len(order), mbs=1)
         seconds = time.monotonic() - start
         sums = {name: math.fsum(values) for name, values in result["all_mb_metrics"].items()}
         num_tokens = sum(len(batch.examples[i].response_ids) for i in terms[0].examples)
@@ -159,22 +163,6 @@ class Learner:
         for i, slope in zip(term.examples, slope_2N, strict=True):
             token_weights[i] -= slope  # an example may be in several pairs
         return _Weighted(LogLikelihood(), token_weights, loss.item())
-
-
-@contextmanager
-def _packed_evenly(student: Any, data: dict[str, Any]) -> Iterator[None]:
-    """Inside, the config from which `Policy.train` reads its token budget has the one of `even_budget`."""
-    packing = student.cfg["sequence_packing"]
-    whole = packing["train_mb_tokens"]
-    if packing["enabled"]:
-        lengths = data["input_lengths"].tolist()
-        packing["train_mb_tokens"] = even_budget(
-            lengths, whole, student.data_parallel_size, student.sequence_packing_args
-        )
-    try:
-        yield
-    finally:
-        packing["train_mb_tokens"] = whole
 
 
 def _reference(target: TopK | None) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from mopd_nemo.config import Config
-from mopd_nemo.engines.nemo.batches import even_budget, score_batch, split_scores
+from mopd_nemo.engines.nemo.batches import score_batch, split_scores
+from mopd_nemo.engines.nemo.dealing import deal, deal_alone, dealt, lanes
 from mopd_nemo.losses.logits import TopK
 from mopd_nemo.losses.objectives import Divergence, Objective
 from mopd_nemo.losses.reference import contrasted
@@ -36,32 +37,37 @@ class Scorer:
         self._pad_id = pad_id
         self._vocab_size = vocab_size
 
-    def teach(self, rows: Sequence[TrainExample], objective: Objective) -> list[TopK]:
+    def teach(
+        self, rows: Sequence[TrainExample], objective: Objective, rank_of: Sequence[int] | None = None
+    ) -> list[TopK]:
         """Teacher targets of rows that all have a teacher prompt.
 
         Args:
+            rank_of: the student's data-parallel rank of each row; None deals them here.
             objective: for a divergence, the support is the likeliest tokens of the teacher, or of the student, which
                 costs a pass of the student first. For any other objective it is the sampled token. For a contrast, what
                 the teacher says after successes is set against what it says after failures already here.
         """
+        own = deal(rows, [], self._student.data_parallel_size, packed=self._packed) if rank_of is None else rank_of
         k, candidates = 1, None
         match objective:
             case Divergence(support="student_topk"):
                 k = min(objective.k, self._vocab_size)
-                own = [(row.prompt_ids, row.response_ids) for row in rows]
-                candidates = [target.ids_TK for target in self.student_scores(own, None, k)]
+                sequences = [(row.prompt_ids, row.response_ids) for row in rows]
+                candidates = [target.ids_TK for target in self.student_scores(sequences, None, k, own)]
             case Divergence():
                 k = min(objective.k, self._vocab_size)
             case _:
                 candidates = [torch.tensor(row.response_ids)[:, None] for row in rows]
         if self._teacher is None:
             self._student.prepare_for_lp_inference()
-            return self._taught(self._student, rows, objective, candidates, k)
+            return self._taught(self._student, rows, objective, candidates, k, own)
         shared = not self._config.nemo.teacher_gpus
         if shared:
             self._student.offload_after_refit()
         self._teacher.prepare_for_lp_inference()
-        targets = self._taught(self._teacher, rows, objective, candidates, k)
+        theirs = deal(rows, [], self._teacher.data_parallel_size, packed=self._packed)
+        targets = self._taught(self._teacher, rows, objective, candidates, k, theirs)
         if shared:
             self._teacher.offload_after_refit()
         return targets
@@ -73,17 +79,19 @@ class Scorer:
         objective: Objective,
         candidates: Sequence[Tensor] | None,
         k: int,
+        rank_of: Sequence[int],
     ) -> list[TopK]:
         """Targets of the rows from the teacher's policy."""
         self_teacher = self._teacher is None and self._config.teacher.kind in ("ema", "frozen")
         sequences = [(row.teacher_prompt_ids or (), row.response_ids) for row in rows]
-        targets = self._scores(policy, sequences, candidates, k, self_teacher)
+        targets = self._scores(policy, sequences, candidates, k, self_teacher, rank_of)
         if not (isinstance(objective, Divergence) and objective.reads_contrast):
             return targets
         second = [i for i, row in enumerate(rows) if row.contrast_prompt_ids is not None]
         sequences = [(rows[i].contrast_prompt_ids or (), rows[i].response_ids) for i in second]
         supports = [targets[i].ids_TK for i in second]
-        failures = self._scores(policy, sequences, supports, k, self_teacher) if second else []
+        ranks = [rank_of[i] for i in second]
+        failures = self._scores(policy, sequences, supports, k, self_teacher, ranks) if second else []
         for i, failure in zip(second, failures, strict=True):
             both = targets[i].logprobs_TK.float(), failure.logprobs_TK.float()
             target_TK = contrasted(*both, objective.contrast, objective.tail)
@@ -93,14 +101,21 @@ class Scorer:
     def sampled_logprobs(self, sequences: Sequence[tuple[Ids, Ids]]) -> list[Tensor]:
         """The student's log-probabilities of the responses in (prompt, response) sequences: [response tokens] each."""
         candidates = [torch.tensor(response)[:, None] for _, response in sequences]
-        return [target.logprobs_TK.float().squeeze(-1) for target in self.student_scores(sequences, candidates, 1)]
+        lengths = [len(prompt) + len(response) for prompt, response in sequences]
+        rank_of = deal_alone(lengths, self._student.data_parallel_size, packed=self._packed)
+        scores = self.student_scores(sequences, candidates, 1, rank_of)
+        return [target.logprobs_TK.float().squeeze(-1) for target in scores]
 
     def student_scores(
-        self, sequences: Sequence[tuple[Ids, Ids]], candidates: Sequence[Tensor] | None, k: int
+        self, sequences: Sequence[tuple[Ids, Ids]], candidates: Sequence[Tensor] | None, k: int, rank_of: Sequence[int]
     ) -> list[TopK]:
         """Scores of (prompt, response) sequences by the present student."""
         self._student.prepare_for_lp_inference()
-        return self._scores(self._student, sequences, candidates, k, self_teacher=False)
+        return self._scores(self._student, sequences, candidates, k, self_teacher=False, rank_of=rank_of)
+
+    @property
+    def _packed(self) -> bool:
+        return self._config.nemo.batching == "packed"
 
     def _scores(
         self,
@@ -109,13 +124,13 @@ class Scorer:
         candidates: Sequence[Tensor] | None,
         k: int,
         self_teacher: bool,
+        rank_of: Sequence[int],
     ) -> list[TopK]:
-        from nemo_rl.distributed.batched_data_dict import BatchedDataDict
-
+        order = lanes(rank_of, policy.data_parallel_size)
         multiple = policy.cfg["make_sequence_length_divisible_by"]
-        size = policy.data_parallel_size
-        batch = score_batch(sequences, candidates, pad_id=self._pad_id, length_multiple=multiple, count_multiple=size)
-        shards, order = shard(policy, BatchedDataDict(batch))
+        filler = len(order) - len(sequences)
+        batch = score_batch(sequences, candidates, pad_id=self._pad_id, length_multiple=multiple, filler=filler)
+        shards, positions = shard(policy, dealt(batch, order))
         futures = policy.worker_group.run_all_workers_sharded_data(
             "score_responses",
             data=shards,
@@ -130,21 +145,20 @@ class Scorer:
             },
         )
         scores = [part for part in policy.worker_group.get_all_worker_results(futures) if part is not None]
-        return split_scores(scores, order, [len(response) for _, response in sequences])
+        return split_scores(
+            scores, [order[position] for position in positions], [len(response) for _, response in sequences]
+        )
 
 
 def shard(policy: Any, data: Any) -> tuple[list[Any], list[int]]:
-    """A batch for each data-parallel rank, as the policy packs or batches; and the rows' order, rank by rank."""
+    """The part of each data-parallel rank for scoring; and positions in the batch, rank by rank."""
     size, cfg = policy.data_parallel_size, policy.cfg
     if cfg["sequence_packing"]["enabled"]:
-        packing = policy.sequence_packing_args
-        budget = even_budget(
-            data["input_lengths"].tolist(), cfg["sequence_packing"]["logprob_mb_tokens"], size, packing
-        )
-        arguments = packing | {"max_tokens_per_microbatch": budget}
-        return data.shard_by_batch_size(size, batch_size=None, sequence_packing_args=arguments)
+        tokens = cfg["sequence_packing"]["logprob_mb_tokens"]
+        arguments = policy.sequence_packing_args | {"max_tokens_per_microbatch": tokens}
+        return data.shard_by_batch_size(size, sequence_packing_args=arguments)
     if cfg["dynamic_batching"]["enabled"]:
         tokens = cfg["dynamic_batching"]["logprob_mb_tokens"]
         arguments = policy.dynamic_batching_args | {"max_tokens_per_microbatch": tokens}
-        return data.shard_by_batch_size(size, batch_size=None, dynamic_batching_args=arguments)
-    return data.shard_by_batch_size(size, batch_size=None), list(range(data.size))
+        return data.shard_by_batch_size(size, dynamic_batching_args=arguments)
+    return data.shard_by_batch_size(size), list(range(data.size))

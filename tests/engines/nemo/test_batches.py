@@ -19,19 +19,19 @@ ROWS = [
 def test_score_batch_pads_and_fills_up() -> None:
     sequences = [(row.teacher_prompt_ids or row.prompt_ids, row.response_ids) for row in ROWS]
     given = [torch.tensor([[3, 1]] * len(row.response_ids)) for row in ROWS]
-    batch = score_batch(sequences, given, pad_id=0, length_multiple=4, count_multiple=2)
+    batch = score_batch(sequences, given, pad_id=0, length_multiple=4, filler=1)
     assert batch["input_ids"].tolist()[0] == [9, 1, 2, 3, 4, 5, 0, 0]
     assert batch["input_lengths"].tolist() == [6, 4, 5, 2]
     assert batch["prompt_lengths"].tolist() == [4, 3, 2, 1]
     assert [part.shape for part in batch["candidates"]] == [(2, 2), (1, 2), (3, 2), (1, 2)]
     assert all(part.dtype == np.int32 for part in batch["candidates"])
-    assert "candidates" not in score_batch(sequences, None, pad_id=0, length_multiple=4, count_multiple=2)
+    assert "candidates" not in score_batch(sequences, None, pad_id=0, length_multiple=4, filler=1)
 
 
 def test_train_batch_carries_what_belongs_to_response_tokens() -> None:
     targets = [TopK(torch.ones(2, 3).int(), torch.full((2, 3), -1.5)), None, None]
     weights = [torch.ones(1, len(row.response_ids)) for row in ROWS]
-    batch = train_batch(ROWS, weights, targets, None, pad_id=0, length_multiple=8, count_multiple=2)
+    batch = train_batch(ROWS, weights, targets, None, pad_id=0, length_multiple=8, filler=1)
     assert batch["input_ids"].shape == (4, 8)
     assert batch["token_mask"].sum(-1).tolist() == [2, 1, 3, 1]
     assert batch["token_mask"][0].tolist() == [0, 0, 0, 1, 1, 0, 0, 0]
@@ -46,7 +46,7 @@ def test_train_batch_carries_what_belongs_to_response_tokens() -> None:
 def test_sampler_logprobs_are_all_there_or_left_out() -> None:
     unknown = [TrainExample(0, 0, (1,), (2,), ()), ROWS[0]]
     weights = [torch.ones(1, 1), torch.ones(1, 2)]
-    batch = train_batch(unknown, weights, [None, None], None, pad_id=0, length_multiple=1, count_multiple=1)
+    batch = train_batch(unknown, weights, [None, None], None, pad_id=0, length_multiple=1)
     assert "sampler" not in batch and "teacher_ids" not in batch and "old" not in batch
 
 
@@ -75,8 +75,8 @@ def test_a_row_travels_without_the_rows_that_were_scored_with_it() -> None:
     weights = list(torch.ones(count, 1, size))
     old = list(torch.ones(count, size))
     sequences = [(row.prompt_ids, row.response_ids) for row in rows]
-    sent = score_batch(sequences, shared, pad_id=0, length_multiple=1, count_multiple=1)
-    batch = train_batch(rows, weights, targets, old, pad_id=0, length_multiple=1, count_multiple=1)
+    sent = score_batch(sequences, shared, pad_id=0, length_multiple=1)
+    batch = train_batch(rows, weights, targets, old, pad_id=0, length_multiple=1)
     for key in ("weights", "sampler", "old", "teacher_ids", "teacher_logprobs"):
         sent[key] = batch[key]
     for key in ("candidates", "weights", "sampler", "old", "teacher_ids", "teacher_logprobs"):

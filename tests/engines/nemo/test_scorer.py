@@ -27,6 +27,8 @@ ROWS = [
 class Policy:
     """A model that answers by its prompt and the response so far, with `Scorer._scores` on it."""
 
+    data_parallel_size = 1
+
     def prepare_for_lp_inference(self) -> None:
         pass
 
@@ -36,7 +38,7 @@ class Policy:
 
 
 def scores(
-    self: Any, policy: Policy, sequences: Any, candidates: Sequence[Tensor] | None, k: int, self_teacher: bool
+    self: Any, policy: Policy, sequences: Any, candidates: Sequence[Tensor] | None, k: int, *_: Any, **__: Any
 ) -> list[TopK]:
     found = []
     for number, (prompt, response) in enumerate(sequences):

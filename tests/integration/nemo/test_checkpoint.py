@@ -18,7 +18,7 @@ def update(worker: Any, number: int) -> float:
     from mopd_nemo.engines.nemo.workers.loss import BatchLoss
 
     lesson = list(LESSONS)[number]
-    batch = train_batch(*lesson_rows(lesson), None, pad_id=0, length_multiple=1, count_multiple=2)
+    batch = train_batch(*lesson_rows(lesson), None, pad_id=0, length_multiple=1)
     size = len(batch["weights"])
     data, _ = dealt(worker, batch, batch_size=size)
     worker.prepare_for_training()

@@ -196,7 +196,7 @@ def local_twin(settings: Config) -> Any:
     return LocalEngine(settings.model_copy(update={"engine": "local"}))
 
 
-@pytest.mark.parametrize(("backend", "batching"), [("megatron", "padded"), ("dtensor", "dynamic")])
+@pytest.mark.parametrize(("backend", "batching"), [("megatron", "packed"), ("dtensor", "dynamic")])
 def test_steps_equal_those_of_the_local_engine(backend: str, batching: str) -> None:
     """Two steps of EMA self-distillation on two data-parallel ranks and in one process: the same losses."""
     settings = nemo_config(nemo={"gpus_per_node": 2, "backend": backend, "batching": batching})

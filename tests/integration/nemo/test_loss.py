@@ -113,7 +113,7 @@ def updates(cuts: list[str]) -> dict[str, Any]:
         results = []
         for lesson in LESSONS:
             multiple = worker.cfg["make_sequence_length_divisible_by"]
-            batch = train_batch(*lesson_rows(lesson), None, pad_id=0, length_multiple=multiple, count_multiple=2)
+            batch = train_batch(*lesson_rows(lesson), None, pad_id=0, length_multiple=multiple)
             size = len(batch["weights"])
             data, _ = dealt(worker, batch, batch_size=size)
             worker.prepare_for_training()

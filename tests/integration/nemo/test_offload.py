@@ -75,6 +75,8 @@ def test_student_and_teacher_take_turns_on_shared_gpus() -> None:
     calls: list[str] = []
 
     class Policy:
+        data_parallel_size = 1
+
         def __init__(self, name: str) -> None:
             self.name = name
 

@@ -1,4 +1,4 @@
-"""Rows dealt by NeMo-RL's own packer and sharding."""
+"""A deal through NeMo-RL's own packer and sharding: each rank gets its rows, in as many micro-batches as the others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from mopd_nemo.engines.nemo.batches import even_budget
+from mopd_nemo.engines.nemo.dealing import deal_alone, dealt, lanes
 from tests.integration.nemo import cpu
 
 PACKING = {
@@ -16,6 +16,18 @@ PACKING = {
     "input_key": "input_ids",
     "input_lengths_key": "input_lengths",
     "sequence_length_pad_multiple": 8,
+    "max_tokens_per_microbatch": 4096,
+}
+DYNAMIC = {
+    "input_key": "input_ids",
+    "input_lengths_key": "input_lengths",
+    "sequence_length_round": 8,
+    "max_tokens_per_microbatch": 4096,
+}
+WAYS: dict[str, Any] = {
+    "packed": {"sequence_packing_args": PACKING},
+    "dynamic": {"dynamic_batching_args": DYNAMIC},
+    "padded": {},
 }
 
 
@@ -24,42 +36,62 @@ def importable() -> None:
     cpu.order_path()
 
 
-def dealt(lengths: list[int], ranks: int, budget: int) -> list[int]:
-    """Tokens of each rank."""
-    from nemo_rl.distributed.batched_data_dict import BatchedDataDict
+def shards(lengths: list[int], rank_of: list[int], ranks: int, **way: Any) -> tuple[list[Any], list[int]]:
+    """Each rank's part, and the numbers of its rows in this order; filler from `len(lengths)` on."""
+    order = lanes(rank_of, ranks)
+    tokens = [lengths[i] if i < len(lengths) else 2 for i in range(len(order))]
+    batch = {
+        "input_ids": torch.arange(len(order))[:, None].expand(-1, max(tokens)).contiguous(),
+        "input_lengths": torch.tensor(tokens),
+        "note": [str(number) for number in range(len(order))],
+    }
+    found = dealt(batch, order).shard_by_batch_size(ranks, batch_size=len(order), **way)
+    parts, positions = found if way else (found, list(range(len(order))))
+    return parts, [order[position] for position in positions]
 
-    data: Any = BatchedDataDict(
-        {"input_ids": torch.zeros(len(lengths), max(lengths)), "input_lengths": torch.tensor(lengths)}
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("rows", "ranks"), [(3, 4), (64, 2), (100, 8)])
+def test_each_rank_gets_its_own_rows_whole(rows: int, ranks: int, way: str) -> None:
+    draw = random.Random(rows + ranks)
+    lengths = [draw.randint(2, 900) for _ in range(rows)]
+    rank_of = [draw.randrange(ranks) for _ in range(rows)]
+    parts, numbers = shards(lengths, rank_of, ranks, **WAYS[way])
+    size = len(numbers) // ranks
+    for rank, part in enumerate(parts):
+        own = numbers[rank * size : (rank + 1) * size]
+        assert part["input_ids"][:, 0].tolist() == own == [int(note) for note in part["note"]]
+        assert {i for i in own if i < rows} == {i for i in range(rows) if rank_of[i] == rank}
+        assert part["input_ids"].untyped_storage().nbytes() == part["input_ids"].nbytes  # Ray pickles the storage
+    if way != "padded":
+        assert len({len(part.micro_batch_indices[0]) for part in parts}) == 1, "Megatron's ranks step together"
+    for part in parts if way != "padded" else []:
+        spans = part.micro_batch_indices[0]
+        assert [row for start, end in spans for row in range(start, end)] == list(range(size))
+        for (start, end), length in zip(spans, part.micro_batch_lengths[0], strict=True):
+            own = part["input_lengths"][start:end].tolist()
+            tokens = sum(-(-n // 8) * 8 for n in own) if way == "packed" else length * len(own)
+            assert max(own) <= length and tokens <= 4096
+            assert way == "dynamic" or tokens == length
+
+
+@pytest.mark.parametrize("way", ["packed", "dynamic"])
+def test_nemo_rl_reads_the_micro_batches(way: str) -> None:
+    parts, _ = shards([700] * 9, deal_alone([700] * 9, 2, packed=True), 2, **WAYS[way])
+    batch = parts[0].get_batch(0, 5)
+    iterator = (
+        batch.make_microbatch_iterator_for_packable_sequences()
+        if way == "packed"
+        else batch.make_microbatch_iterator_with_dynamic_shapes()
     )
-    arguments: Any = PACKING | {"max_tokens_per_microbatch": budget}
-    shards, _ = data.shard_by_batch_size(ranks, batch_size=len(lengths), sequence_packing_args=arguments)
-    return [int(shard["input_lengths"].sum()) for shard in shards]
-
-
-def skew(tokens: list[int]) -> float:
-    """The busiest rank's tokens over an even share."""
-    return max(tokens) * len(tokens) / sum(tokens)
-
-
-def test_short_rows_that_fit_one_row_of_the_budget_are_dealt_evenly() -> None:
-    lengths = [200 + n % 50 for n in range(64)]
-    budget = even_budget(lengths, 16384, 4, PACKING)
-    assert skew(dealt(lengths, 4, 16384)) > 3
-    assert skew(dealt(lengths, 4, budget)) < 1.05
+    assert [note for micro_batch in iterator for note in micro_batch["note"]] == parts[0]["note"]
 
 
 @pytest.mark.parametrize("ranks", [2, 4, 8])
-@pytest.mark.parametrize("rows", [64, 128, 256])
 @pytest.mark.parametrize("longest", [500, 4000])
-def test_no_rank_waits_long_for_another(rows: int, ranks: int, longest: int) -> None:
-    draw = random.Random(rows + ranks)
-    lengths = [min(longest, 100 + int(draw.expovariate(3 / longest))) for _ in range(rows)]
-    budget = even_budget(lengths, 16384, ranks, PACKING)
-    before, after = (skew(dealt(lengths, ranks, tokens)) for tokens in (16384, budget))
-    assert after <= before and after < 1.2
-
-
-def test_the_longest_sequence_always_fits_and_the_budget_is_kept() -> None:
-    assert even_budget([900, 8, 8, 8], 1024, 4, PACKING) >= 904
-    assert even_budget([1000] * 64, 1024, 4, PACKING) <= 1024
-    assert even_budget([5], 64, 1, PACKING) == 64
+def test_no_rank_waits_long_for_another(ranks: int, longest: int) -> None:
+    draw = random.Random(ranks)
+    lengths = [min(longest, 100 + int(draw.expovariate(3 / longest))) for _ in range(128)]
+    parts, _ = shards(lengths, deal_alone(lengths, ranks, packed=True), ranks, **WAYS["packed"])
+    tokens = [int(part["input_lengths"].sum()) for part in parts]
+    assert max(tokens) * ranks / sum(tokens) < 1.05

@@ -63,7 +63,7 @@ def score_all(cuts: list[str]) -> dict[tuple[str, str], Any]:
         pairs = [(ids[:prompt], ids[prompt:]) for ids, (prompt, _) in zip(sequences(), LENGTHS, strict=True)]
         for kind, given in (("own", None), ("given", candidates())):
             multiple = worker.cfg["make_sequence_length_divisible_by"]
-            batch = score_batch(pairs, given, pad_id=0, length_multiple=multiple, count_multiple=1)
+            batch = score_batch(pairs, given, pad_id=0, length_multiple=multiple)
             data, order = dealt(worker, batch)
             worker.prepare_for_lp_inference()
             scores = worker.score_responses(data=data, k=K, vocab_size=VOCAB, self_teacher=False, dtype="float32")

@@ -51,7 +51,7 @@ def batches() -> dict[str, dict[str, Any]]:
     ]
     order = [number for rank in range(RANKS) for number in range(rank, ROWS, RANKS)]
     targets = split_scores(scores, order, [LENGTH] * ROWS)
-    sizes = {"pad_id": 0, "length_multiple": 4, "count_multiple": RANKS}
+    sizes = {"pad_id": 0, "length_multiple": 4}
     every_row = torch.rand(ROWS, 1, LENGTH)
     return {
         "train": train_batch(rows, list(every_row), targets, list(every_row[:, 0]), **sizes),

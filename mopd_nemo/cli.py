@@ -11,6 +11,7 @@ from rich.console import Console
 from mopd_nemo import __version__
 from mopd_nemo.commands import analyze, data, doctor, export, inspect, preflight, report, sample, submit, train, verify
 from mopd_nemo.config import UserError
+from mopd_nemo.files import DamagedError, WriteError
 
 app = typer.Typer(
     name="mopd",
@@ -39,10 +40,10 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 def main() -> None:
-    """Entry point: bad input ends with its message and exit code 2."""
+    """Entry point: bad input ends with its message and exit code 2, a file that cannot be written with 4."""
     try:
         app()
-    except UserError as error:
+    except (UserError, DamagedError, WriteError) as error:
         Console(stderr=True).print("[bold red]error:[/] ", end="")
         print(error, file=sys.stderr)
-        sys.exit(2)
+        sys.exit(train.FULL if isinstance(error, WriteError) else 2)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import resource
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,15 +17,93 @@ from pydantic import BaseModel, ValidationError
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
+_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+"""Errors of a write that begins well: no space, over a quota or a file-size limit, a device that fails."""
+
+
+class WriteError(Exception):
+    """A file cannot be written. The message names it and says why, how much room there is, and what to do.
+
+    The `mopd` command prints it without a traceback and exits with code 4.
+    """
+
+
+class DamagedError(ValueError):
+    """A file is not as this package wrote it. The message names file and line. Exit code 2, like bad input."""
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[TextIO]:
-    """A file to write in place of `path`. Readers see the old one until the block ends without an error."""
+    """A file to write in place of `path`. Readers see the old one until the block ends without an error.
+
+    Raises:
+        WriteError: the directory is not there or not writable, or its disk is full.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        file = temporary.open("w", encoding="utf-8")
+    except OSError as error:
+        raise WriteError(cannot_write(path, error)) from error
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in _STORAGE:
+            raise WriteError(cannot_write(path, error)) from error
+        raise
+
+
+def cannot_write(path: Path, error: OSError) -> str:
+    """What a failed write means to the user: path, reason, room, remedy."""
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            why = f"{error.strerror}; {in_bytes(free_space(path))} are free there: make room"
+        case errno.EFBIG:
+            why = f"a file would be larger than {in_bytes(file_limit())}, this process's limit: raise it (ulimit -f)"
+        case _:
+            why = f"{error.strerror}"
+    return f"{path}: cannot be written: {why}"
+
+
+def check_output(path: Path, option: str) -> None:
+    """Find out before the work whether an output file, or a directory's files, can be written. Writes nothing.
+
+    Raises:
+        WriteError: they cannot.
+    """
+    above = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if path.is_file():
+        above = path.absolute().parent
+    if not above.is_dir():
+        raise WriteError(f"{option} {path}: {above} is no directory")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise WriteError(f"{option} {path}: no permission to write in {above}; choose another place")
+
+
+def free_space(path: Path) -> int:
+    """Bytes that this user can still write on the file system of `path`, which need not exist yet."""
+    return shutil.disk_usage(next(parent for parent in (path, *path.absolute().parents) if parent.exists())).free
+
+
+def file_limit() -> int | None:
+    """Bytes that a file of this process may have; None: no limit."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
+def in_bytes(count: int | None) -> str:
+    """1234567 -> 1.2 MB."""
+    if count is None:
+        return "any size"
+    size, units = float(count), iter(("B", "kB", "MB", "GB", "TB"))
+    unit = next(units)
+    while size >= 1000 and unit != "TB":
+        size, unit = size / 1000, next(units)
+    return f"{size:.3g} {unit}" if unit != "TB" else f"{size:.1f} TB"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -43,11 +124,27 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Append one JSON line and force it to disk."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(to_line(row))
-        file.flush()
-        os.fsync(file.fileno())
+    """Append one JSON line and force it to disk.
+
+    Raises:
+        WriteError: it does not fit. The file is then as before.
+    """
+    data = to_line(row).encode()
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            before = os.fstat(descriptor).st_size
+            try:
+                while data:
+                    data = data[os.write(descriptor, data) :]
+                os.fsync(descriptor)
+            except OSError:
+                os.ftruncate(descriptor, before)
+                raise
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise WriteError(cannot_write(path, error)) from error
 
 
 def to_line(row: Mapping[str, Any]) -> str:
@@ -56,9 +153,38 @@ def to_line(row: Mapping[str, Any]) -> str:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSONL file that this package wrote. A last line that a kill truncated is left out."""
-    with path.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+    """Rows of a JSONL file that this package wrote.
+
+    What a kill or a power loss has left of the last rows is left out: a line cut short, blocks of zeros.
+
+    Raises:
+        DamagedError: a line before a good one is not a row, or no line is.
+    """
+    rows: list[dict[str, Any]] = []
+    bad, whole = 0, False
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            row = _row(line)
+            if row is None:
+                bad, whole = bad or number, whole or line.endswith(b"\n")
+            elif bad:
+                raise DamagedError(
+                    f"{path}, line {bad}: damaged, with good rows after it; restore the file, or remove this line"
+                )
+            else:
+                rows.append(row)
+    if whole and not rows:
+        raise DamagedError(f"{path}, line {bad}: not JSON Lines, as this package writes them")
+    return rows
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """The row that a whole line holds, if it holds one."""
+    try:
+        row = json.loads(line.decode())
+    except ValueError:  # no JSON, or no UTF-8
+        return None
+    return row if isinstance(row, dict) and line.endswith(b"\n") else None
 
 
 def read_models(path: Path, model: type[_Model]) -> Iterator[tuple[int, str, _Model | ValidationError]]:

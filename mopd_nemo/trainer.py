@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,11 +20,12 @@ from mopd_nemo.data.load import changes, fingerprints, judgeable, load_problems,
 from mopd_nemo.engines import make_engine
 from mopd_nemo.engines.base import Sampling
 from mopd_nemo.evaluation import change_since, evaluate
-from mopd_nemo.files import append_row, read_rows, write_json, write_rows
+from mopd_nemo.files import append_row, write_json, write_rows
 from mopd_nemo.methods.base import make_method
 from mopd_nemo.peers.metrics import group_metrics
 from mopd_nemo.preflight import choice
-from mopd_nemo.run.directory import RunDirectory, latest_checkpoint, load_checkpoint, newest_up_to, save_checkpoint
+from mopd_nemo.run.checkpoints import lacking, load_checkpoint, newest_up_to, recover, save_checkpoint
+from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.run.display import Display, PhaseTimer
 from mopd_nemo.run.guard import Signs, best_evaluation, errors_over_problems, missing_steps, remarks, signs
 from mopd_nemo.run.rollouts import read_groups, rollout_records, solved_fraction
@@ -81,11 +83,17 @@ class Trainer:
 
     @classmethod
     def new(cls, config: Config, console: Console, started: float | None = None) -> Trainer:
-        """A new run. Its directory is made last, after all checks."""
+        """A new run. Its directory is claimed first, and left empty if a check fails."""
         run = RunDirectory.at(config)
-        trainer = cls(config, run, console, started)
-        run.create(config)
-        trainer._compare_problems()
+        run.claim(partial(console.print, markup=False))
+        try:
+            run.check_unused()
+            trainer = cls(config, run, console, started)
+            run.create(config)
+            trainer._compare_problems()
+        except BaseException:
+            run.abandon()
+            raise
         return trainer
 
     @classmethod
@@ -94,11 +102,16 @@ class Trainer:
     ) -> Trainer:
         """A run that continues, with changed settings if overrides are given."""
         before, config = run.read_config(), run.read_config(overrides)
-        trainer = cls(config, run, console, started)
-        run.write_config(config)
-        for change in changed_settings(before, config):
-            trainer.display.say(f"changed since the run began: {change}")
-        trainer._compare_problems()
+        run.claim(partial(console.print, markup=False))
+        try:
+            trainer = cls(config, run, console, started)
+            run.write_config(config)
+            for change in changed_settings(before, config):
+                trainer.display.say(f"changed since the run began: {change}")
+            trainer._compare_problems()
+        except BaseException:
+            run.release()
+            raise
         return trainer
 
     def fit(self) -> bool:
@@ -108,15 +121,16 @@ class Trainer:
             True when the run is complete, False when a signal, the deadline or the guard stopped it. It is saved,
             unless the guard did.
         """
-        self._restore()
-        self.trackers = make_trackers(self.config, self.run)
         try:
+            self._restore()
+            self.trackers = make_trackers(self.config, self.run)
             with self.stop, self.display:
                 self._loop()
         finally:
             self.verifiers.close()
             for tracker in self.trackers:
                 tracker.close()
+            self.run.release()
         return self.step == self.config.train.num_steps and not self._evaluation_due() and not self.halted
 
     def _compare_problems(self) -> None:
@@ -318,9 +332,11 @@ class Trainer:
                 spare=self.good_checkpoint if self.signs.doubt else None,
             )
         self.saved_step = self.step
+        if self.step < self.config.train.num_steps and (problem := lacking(self.run.checkpoints)):
+            self.display.say(f"WARNING: the next checkpoint will not be written: {problem}", "bold red")
 
     def _restore(self) -> None:
-        checkpoint = latest_checkpoint(self.run.checkpoints)
+        checkpoint = recover(self.run.checkpoints, partial(self.display.say, style="bold red"))
         if checkpoint is not None:
             state = load_checkpoint(checkpoint, self.engine)
             self.step = self.saved_step = state["step"]
@@ -332,7 +348,7 @@ class Trainer:
             "evaluations": self.run.eval_file,
             "choices": self.run.choices_file,
         }
-        self.recorded = {name: read_rows(file) if file.exists() else [] for name, file in files.items()}
+        self.recorded = {name: self.run.rows(file) for name, file in files.items()}
         self.signs = signs(self.recorded["metrics"], self.recorded["evaluations"])
         self._say_holes()
         if self.recorded["choices"]:

@@ -22,7 +22,8 @@ from mopd_nemo.config import UserError
 from mopd_nemo.config.load import load_config
 from mopd_nemo.files import read_rows
 from mopd_nemo.preflight import choice as preflight_choice
-from mopd_nemo.run.directory import RunDirectory, checkpoints
+from mopd_nemo.run.checkpoints import checkpoints
+from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.run.guard import Signs
 from mopd_nemo.run.stop import StopRequest
 from mopd_nemo.trainer import Trainer
@@ -82,7 +83,7 @@ def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def assert_same_run(a: RunDirectory, b: RunDirectory) -> None:
     for name in ("metrics_file", "eval_file"):
-        assert without_times(read_rows(getattr(a, name))) == without_times(read_rows(getattr(b, name)))
+        assert without_times(a.rows(getattr(a, name))) == without_times(b.rows(getattr(b, name)))
     assert [f.name for f in sorted(a.rollouts.iterdir())] == [f.name for f in sorted(b.rollouts.iterdir())]
     for file in a.rollouts.iterdir():
         assert read_rows(file) == read_rows(b.rollouts / file.name)

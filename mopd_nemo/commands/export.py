@@ -14,7 +14,7 @@ from rich.console import Console
 
 from mopd_nemo.config import UserError
 
-NOT_THE_MODEL = ("trainer.json", "optimizer.pt", "teacher")
+NOT_THE_MODEL = ("manifest.json", "trainer.json", "optimizer.pt", "teacher")
 """Files of a local engine's checkpoint that are not part of the Hugging Face model."""
 
 
@@ -36,14 +36,19 @@ def export(
 
 
 def _checkpoint(source: Path) -> Path:
-    from mopd_nemo.run.directory import checkpoints
+    """The newest intact checkpoint of a run; what is passed over is said."""
+    from mopd_nemo.run.checkpoints import checkpoints, fault
 
     if not (source / "checkpoints").is_dir():
         return source
     found = checkpoints(source / "checkpoints")
-    if not found:
-        raise UserError(f"{source}: this run has no checkpoint yet; train.checkpoint_every sets when it writes one")
-    return found[-1]
+    for checkpoint in reversed(found):
+        if not (reason := fault(checkpoint)):
+            return checkpoint
+        Console(stderr=True).print(f"{checkpoint} is passed over: {reason}", markup=False, soft_wrap=True)
+    if found:
+        raise UserError(f"{source}: none of its checkpoints is intact; put back one that is")
+    raise UserError(f"{source}: this run has no checkpoint yet; train.checkpoint_every sets when it writes one")
 
 
 def _export_policy(checkpoint: Path, output: Path) -> None:

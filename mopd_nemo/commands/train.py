@@ -19,11 +19,13 @@ from mopd_nemo.commands import ConfigFile, OptionalConfigFile, Overrides
 from mopd_nemo.commands.report import compare_runs
 from mopd_nemo.config import UserError
 from mopd_nemo.config.load import load_config
-from mopd_nemo.files import read_rows
+from mopd_nemo.files import WriteError
 from mopd_nemo.run.directory import RunDirectory
 
 HALTED = 3
 """Exit code of a run that its guard has stopped. The launcher does not queue such a job again."""
+FULL = 4
+"""Exit code of a run that could not write a file, mostly for want of room."""
 
 
 def train(
@@ -41,7 +43,7 @@ def train(
 
 
 def run_training(config_file: Path | None, resume: Path | None, overrides: Sequence[str]) -> int:
-    """Start or continue a run. Exit code: 0 complete, 3 stopped by the guard, 130 by Ctrl-C, 143 by a termination."""
+    """Start or continue a run. Exit code: 0 complete, 3 stopped by the guard, 4 out of room, 130 by Ctrl-C."""
     started = time.monotonic()
     if (config_file is None) == (resume is None):
         raise UserError("give either --config FILE for a new run or --resume RUN_DIR to continue one")
@@ -56,14 +58,21 @@ def run_training(config_file: Path | None, resume: Path | None, overrides: Seque
         else:
             assert resume is not None
             trainer = Trainer.resumed(RunDirectory.open(resume), overrides, console, started)
+    full = False
     try:
         complete = trainer.fit()
+    except WriteError as error:
+        console.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+        console.print("The run stops here; steps since the last checkpoint are lost.")
+        complete, full = False, True
     except KeyboardInterrupt:
         console.print("Stopped at once; steps since the last checkpoint are lost.")
         complete = False
     _say_where(trainer.run, complete, console)
     if complete:
         return 0
+    if full:
+        return FULL
     if trainer.halted:
         good = trainer.good_checkpoint
         start = f"start a new run from {good} (model.path)" if good else "start again from the model"
@@ -78,13 +87,16 @@ def run_training(config_file: Path | None, resume: Path | None, overrides: Seque
 
 def _say_where(run: RunDirectory, complete: bool, console: Console) -> None:
     from mopd_nemo.analysis.report import write_report
-    from mopd_nemo.run.directory import latest_checkpoint
+    from mopd_nemo.run.checkpoints import checkpoints
 
-    write_report([run])
-    checkpoint = latest_checkpoint(run.checkpoints)
+    try:
+        write_report([run])
+    except WriteError as error:
+        console.print(f"no report: {error}", markup=False, highlight=False, soft_wrap=True)
+    saved = checkpoints(run.checkpoints)
     console.print(f"run         {run.path}", soft_wrap=True, highlight=False)
     console.print(f"report      {run.report_file}", soft_wrap=True, highlight=False)
-    console.print(f"checkpoint  {checkpoint or 'none yet'}", soft_wrap=True, highlight=False)
+    console.print(f"checkpoint  {saved[-1] if saved else 'none yet'}", soft_wrap=True, highlight=False)
     if not complete:
         console.print(f"continue    mopd train --resume {run.path}", soft_wrap=True, highlight=False)
 
@@ -163,7 +175,7 @@ def is_complete(run: RunDirectory) -> bool:
         return False
     train = run.read_config().train
     files = [run.metrics_file, run.eval_file] if train.eval_every else [run.metrics_file]
-    return all(file.exists() and any(row["step"] == train.num_steps for row in read_rows(file)) for file in files)
+    return all(any(row["step"] == train.num_steps for row in run.rows(file)) for file in files)
 
 
 def _values(item: str) -> list[str]:

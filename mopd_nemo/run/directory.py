@@ -1,30 +1,35 @@
-"""The files of a run. A checkpoint appears only when it is complete: it is written aside, synced to disk, then renamed.
+"""The files of a run, and the lock that keeps a second process out of them.
 
+run.lock              host and process that train here
 config.yaml           every setting, defaults included
 metrics.jsonl         one row a step
 eval.jsonl            one row an evaluation
 choices.jsonl         one row a choice of peers, with `peers.choose: measured`
 rollouts/             step_*.jsonl: samples, verdicts and teacher prompts; eval_*.jsonl: held-out samples
-checkpoints/step_*/   Hugging Face model, teacher, optimiser, trainer state
+checkpoints/step_*/   Hugging Face model, teacher, optimiser, trainer state: `checkpoints`
 report.html
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-import shutil
-from collections.abc import Iterable
+import re
+import socket
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from mopd_nemo.config import Config, UserError
 from mopd_nemo.config.load import dump_config, load_config
-from mopd_nemo.engines.base import Engine
-from mopd_nemo.files import read_rows, write_rows, write_text
+from mopd_nemo.files import DamagedError, WriteError, cannot_write, read_rows, write_rows, write_text
 
-_PREFIX, _PARTIAL = "step_", ".partial-"
+_LEASE_SECONDS = 120.0
+"""Until a network file system gives up the locks of a host that has died."""
 
 
 class RunDirectory:
@@ -40,6 +45,8 @@ class RunDirectory:
         self.report_file = path / "report.html"
         self.rollouts = path / "rollouts"
         self.checkpoints = path / "checkpoints"
+        self._lock = _RunLock(path / "run.lock")
+        self._made: list[Path] = []
 
     @classmethod
     def at(cls, config: Config) -> RunDirectory:
@@ -49,27 +56,66 @@ class RunDirectory:
             UserError: the directory already holds a run.
         """
         run = cls(Path(config.run_dir or f"runs/{config.name}-{datetime.now():%Y%m%d-%H%M%S}"))
-        if run.config_file.exists():
-            raise UserError(
-                f"run_dir={run.path}: holds a run already; continue it with `mopd train --resume {run.path}`, "
-                "or choose another run_dir"
-            )
+        run.check_unused()
         return run
 
-    def create(self, config: Config) -> None:
-        """Make the directory and record the resolved settings.
+    def check_unused(self) -> None:
+        """Find out whether no run is here.
 
         Raises:
-            UserError: it cannot be written.
+            UserError: there is one.
         """
+        if self.config_file.exists():
+            raise UserError(
+                f"run_dir={self.path}: holds a run already; continue it with `mopd train --resume {self.path}`, "
+                "or choose another run_dir"
+            )
+
+    def claim(self, say: Callable[[str], None] = lambda _: None) -> None:
+        """Make the directory, if it is not there, and keep other processes from training in it until this one ends.
+
+        Args:
+            say: is told while this waits for a host that may have died.
+
+        Raises:
+            UserError: another process trains here, or the directory cannot be written.
+        """
+        self._made = [path for path in (self.path, *self.path.parents) if not path.exists()]
         try:
-            self.rollouts.mkdir(parents=True, exist_ok=True)
-            self.checkpoints.mkdir(exist_ok=True)
-            self.write_config(config)
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.take(say)
         except OSError as error:
+            self.abandon()
             raise UserError(
                 f"run_dir={self.path}: cannot write there: {error.strerror}; choose another run_dir"
             ) from error
+
+    def release(self) -> None:
+        """Let other processes train here."""
+        self._lock.release()
+
+    def abandon(self) -> None:
+        """Release it and leave nothing behind, where no run has begun."""
+        self._lock.release()
+        if not self.config_file.exists():
+            with suppress(OSError):
+                self._lock.file.unlink()
+            with suppress(OSError):  # no longer empty
+                for path in self._made:
+                    path.rmdir()
+
+    def create(self, config: Config) -> None:
+        """Record the resolved settings of a new run and make its directories.
+
+        Raises:
+            WriteError: there is no room.
+        """
+        for directory in (self.rollouts, self.checkpoints):
+            try:
+                directory.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise WriteError(cannot_write(directory, error)) from error
+        self.write_config(config)
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
@@ -96,81 +142,108 @@ class RunDirectory:
         return self.rollouts / f"{kind}_{step:06d}.jsonl"
 
     def rollout_files(self, kind: Literal["step", "eval"] = "step") -> dict[int, Path]:
-        """Recorded rollouts by step, oldest first."""
-        return {int(file.stem.removeprefix(f"{kind}_")): file for file in sorted(self.rollouts.glob(f"{kind}_*.jsonl"))}
+        """Recorded rollouts by step, oldest first. Files of other names are not the run's."""
+        named = (
+            (re.fullmatch(rf"{kind}_(\d{{6,}})\.jsonl", file.name), file) for file in self.rollouts.glob("*.jsonl")
+        )
+        return dict(sorted((int(match[1]), file) for match, file in named if match))
+
+    def rows(self, file: Path) -> list[dict[str, Any]]:
+        """Rows of one of the run's own files, each with its step; none where there is no file.
+
+        Raises:
+            DamagedError: a row has no step.
+        """
+        rows = read_rows(file) if file.exists() else []
+        for number, row in enumerate(rows, start=1):
+            if not isinstance(row.get("step"), int):
+                raise DamagedError(
+                    f"{file}, line {number}: a row without a step; restore the file, or remove this line"
+                )
+        return rows
 
     def forget_after(self, step: int) -> None:
         """Drop rows and files of steps after `step`: a resumed run writes them again."""
         for file in (self.metrics_file, self.eval_file, self.choices_file):
             if file.exists():
-                write_rows(file, [row for row in read_rows(file) if row["step"] <= step])
+                write_rows(file, [row for row in self.rows(file) if row["step"] <= step])
         for recorded, file in (*self.rollout_files("step").items(), *self.rollout_files("eval").items()):
             if recorded > step:
                 file.unlink()
 
 
-def save_checkpoint(
-    directory: Path, step: int, engine: Engine, state: dict[str, Any], keep: int, spare: Path | None = None
-) -> Path:
-    """Write `directory/step_NNNNNN` and delete all but the newest `keep` checkpoints.
+class _RunLock:
+    """Held by the process that trains in a run. The kernel releases it when the process ends, however it ends.
 
-    Args:
-        state: of the trainer, as JSON.
-        spare: an older checkpoint that stays.
+    On a network file system the server does, for a host that has died after its lease: so a lock of another host is
+    waited for that long. File systems without locks (Lustre mounted without `flock`) keep nobody out.
     """
-    partial = directory / f"{_PARTIAL}{step:06d}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    engine.save(partial)
-    (partial / "trainer.json").write_text(json.dumps(state))
-    _sync(partial)
-    final = directory / f"{_PREFIX}{step:06d}"
-    if final.exists():
-        shutil.rmtree(final)
-    partial.rename(final)
-    _sync_directory(directory)
-    for old in checkpoints(directory)[:-keep]:
-        if old != spare:
-            shutil.rmtree(old)
-    return final
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._descriptor: int | None = None
+
+    def take(self, say: Callable[[str], None]) -> None:
+        deadline = time.monotonic() + _LEASE_SECONDS
+        told = False
+        while self._descriptor is None and not self._try(say):
+            host, pid, since = self._holder()
+            if host == socket.gethostname() or time.monotonic() > deadline:
+                raise UserError(
+                    f"{self.file.parent}: process {pid} on host {host} trains here since {since}; wait until it ends, "
+                    "or stop it there"
+                )
+            if not told:
+                say(f"waiting up to {_LEASE_SECONDS:g} s for process {pid} on host {host}, which holds {self.file}")
+                told = True
+            time.sleep(0.2)
+
+    def release(self) -> None:
+        if self._descriptor is not None:
+            _held.discard(self._descriptor)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _try(self, say: Callable[[str], None]) -> bool:
+        descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o666)
+        self._descriptor = descriptor
+        _held.add(descriptor)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise
+            except OSError as error:
+                say(f"{self.file}: no locks on this file system ({error.strerror}): start one process a run yourself")
+            if not os.path.samestat(os.fstat(descriptor), self.file.stat()):
+                raise BlockingIOError  # its last holder has removed it meanwhile
+            now = f"{datetime.now():%Y-%m-%d %H:%M:%S}"
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": now}).encode())
+        except (BlockingIOError, FileNotFoundError):
+            self.release()
+            return False
+        except BaseException:
+            self.release()
+            raise
+        return True
+
+    def _holder(self) -> tuple[str, str, str]:
+        try:
+            holder = json.loads(self.file.read_text())
+            return holder["host"], str(holder["pid"]), holder["since"]
+        except (OSError, ValueError, TypeError, KeyError):  # it is writing this just now
+            return "unknown", "unknown", "a moment ago"
 
 
-def checkpoints(directory: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    return sorted(path for path in directory.glob(f"{_PREFIX}*") if path.is_dir())
+_held: set[int] = set()
 
 
-def newest_up_to(directory: Path, step: int) -> Path | None:
-    """The newest complete checkpoint of this step or an earlier one."""
-    early = [path for path in checkpoints(directory) if int(path.name.removeprefix(_PREFIX)) <= step]
-    return early[-1] if early else None
-
-
-def latest_checkpoint(directory: Path) -> Path | None:
-    """The newest complete checkpoint; partial ones are removed."""
-    for partial in directory.glob(f"{_PARTIAL}*"):
-        shutil.rmtree(partial)
-    complete = checkpoints(directory)
-    return complete[-1] if complete else None
-
-
-def load_checkpoint(checkpoint: Path, engine: Engine) -> dict[str, Any]:
-    """Restore the engine. Returns the trainer's state."""
-    engine.load(checkpoint)
-    return json.loads((checkpoint / "trainer.json").read_text())
-
-
-def _sync(directory: Path) -> None:
-    for path in directory.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    _sync_directory(directory)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
+def _leave_to_the_parent() -> None:
+    """A forked child shares the locks of its parent, and would hold them when the parent has died."""
+    for descriptor in _held:
         os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_leave_to_the_parent)

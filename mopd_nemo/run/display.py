@@ -69,7 +69,7 @@ class Display:
 
     def say(self, text: str, style: str = "") -> None:
         """A line that stays on the screen and in the log."""
-        self._console.print(text, style=style, highlight=False, markup=False)
+        self._console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """A step is done."""

@@ -93,5 +93,5 @@ def model_fingerprint(path: str) -> str:
     if not directory.is_dir():
         return path
     files = sorted(f for f in directory.glob("*") if f.suffix in {".json", ".safetensors", ".bin", ".jinja", ".model"})
-    own = [f for f in files if f.name != "trainer.json"]
+    own = [f for f in files if f.name not in ("trainer.json", "manifest.json")]
     return text_fingerprint("".join(f"{f.name} {file_fingerprint(f)}\n" for f in own))

@@ -99,12 +99,10 @@ def read_groups(file: Path) -> list[RecordedGroup]:
     """The groups of a rollouts file, in order.
 
     Raises:
+        DamagedError: a line is not a row.
         UserError: a row is not a recorded rollout, or the rows of a group are not in one block.
     """
-    try:
-        rows = read_rows(file)
-    except ValueError as error:
-        raise UserError(f"{file}: not JSON Lines: {error}") from error
+    rows = read_rows(file)
     if not rows:
         raise UserError(f"{file}: no rollouts in it")
     for number, row in enumerate(rows, start=1):

@@ -62,7 +62,7 @@ def test_export_takes_the_model_alone_out_of_a_run(run: RunDirectory, tmp_path: 
     weights = "model.safetensors"
     assert (output / weights).read_bytes() == (checkpoint / weights).read_bytes()
     beside = {path.name for path in checkpoint.iterdir()} - {path.name for path in output.iterdir()}
-    assert beside == {"trainer.json", "optimizer.pt", "teacher"}
+    assert beside == {"manifest.json", "trainer.json", "optimizer.pt", "teacher"}
     assert (output / "tokenizer.json").is_file()
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import UserError
-from mopd_nemo.files import read_rows, write_rows
+from mopd_nemo.files import DamagedError, read_rows, write_rows
 from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.run.rollouts import (
     RecordedGroup,
@@ -94,5 +94,5 @@ def test_files_that_no_run_recorded_are_refused(rollouts: Path) -> None:
         with pytest.raises(UserError, match=message):
             read_groups(rollouts)
     rollouts.write_text("no json\n")
-    with pytest.raises(UserError, match="not JSON Lines"):
+    with pytest.raises(DamagedError, match=r"rollouts.jsonl, line 1: not JSON Lines"):
         read_groups(rollouts)

@@ -68,3 +68,17 @@ def test_a_signal_is_a_request_and_a_second_ctrl_c_stops_at_once() -> None:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_closed_terminal_is_a_request_unless_the_process_ignores_it() -> None:
+    with StopRequest(math.inf) as stop:
+        signal.raise_signal(signal.SIGHUP)
+        assert stop.reason is signal.SIGHUP
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with StopRequest(math.inf) as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert stop.reason is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

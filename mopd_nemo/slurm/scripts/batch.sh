@@ -157,9 +157,15 @@ saved() {
   fi
 }
 
+# Its name and when it was written: after a damaged one was passed over, a new one has the same name. Only names that the
+# run itself gives count.
 newest_checkpoint() {
-  local found=("$MOPD_RUN_DIR"/checkpoints/step_*)
-  [[ -d ${found[-1]} ]] && basename "${found[-1]}"
+  local path newest=""
+  for path in "$MOPD_RUN_DIR"/checkpoints/step_*; do
+    [[ ${path##*/} =~ ^step_[0-9]{6,}$ && -d $path ]] || continue
+    ((${#path} < ${#newest})) || newest=$path # a longer number is a larger one
+  done
+  [[ -z $newest ]] || stat --format="${newest##*/}, written %y" "$newest"
 }
 
 # fail_with NODE REASON LOG [CODE]

@@ -133,7 +133,11 @@ def test_run_that_met_its_own_deadline_is_queued_again_while_it_brings_checkpoin
     (job.directory / "checkpoints" / "step_000003").mkdir(parents=True)
     finish(job, code=128 + signal.SIGUSR1)
     assert job.wait() == "FAILED"  # the second attempt ends so too, with no checkpoint of its own
-    assert len(calls(job)) == 2 and "saved at step_000003; queueing the job again" in job.output()
+    assert (
+        len(calls(job)) == 2
+        and "saved at step_000003, written" in job.output()
+        and "queueing the job again" in job.output()
+    )
     assert "no new checkpoint in this attempt" in job.output()
 
 

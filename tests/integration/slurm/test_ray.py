@@ -8,7 +8,8 @@ import time
 import pytest
 
 from mopd_nemo.files import read_rows
-from mopd_nemo.run.directory import RunDirectory, checkpoints
+from mopd_nemo.run.checkpoints import checkpoints
+from mopd_nemo.run.directory import RunDirectory
 from tests.integration.slurm.conftest import Launcher
 
 pytestmark = [

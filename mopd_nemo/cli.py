@@ -11,7 +11,7 @@ from rich.console import Console
 from mopd_nemo import __version__
 from mopd_nemo.commands import analyze, data, doctor, export, inspect, preflight, report, sample, submit, train, verify
 from mopd_nemo.config import UserError
-from mopd_nemo.files import DamagedError, WriteError
+from mopd_nemo.files import STORAGE, DamagedError, WriteError
 
 app = typer.Typer(
     name="mopd",
@@ -43,7 +43,17 @@ def main() -> None:
     """Entry point: bad input ends with its message and exit code 2, a file that cannot be written with 4."""
     try:
         app()
-    except (UserError, DamagedError, WriteError) as error:
-        Console(stderr=True).print("[bold red]error:[/] ", end="")
-        print(error, file=sys.stderr)
-        sys.exit(train.FULL if isinstance(error, WriteError) else 2)
+    except (UserError, DamagedError) as error:
+        _fail(str(error), 2)
+    except WriteError as error:
+        _fail(str(error), train.FULL)
+    except OSError as error:
+        if error.errno not in STORAGE:
+            raise
+        _fail(f"{error.filename or 'a file'}: cannot be written: {error.strerror}", train.FULL)
+
+
+def _fail(message: str, code: int) -> None:
+    Console(stderr=True).print("[bold red]error:[/] ", end="")
+    print(message, file=sys.stderr)
+    sys.exit(code)

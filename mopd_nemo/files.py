@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 """Errors of a write that begins well: no space, over a quota or a file-size limit, a device that fails."""
 
 
@@ -34,13 +34,16 @@ class DamagedError(ValueError):
 
 @contextmanager
 def replacing(path: Path) -> Iterator[TextIO]:
-    """A file to write in place of `path`. Readers see the old one until the block ends without an error.
+    """A file to write in place of `path`, in a directory that is made if there is none.
+
+    Readers see the old one until the block ends without an error.
 
     Raises:
-        WriteError: the directory is not there or not writable, or its disk is full.
+        WriteError: the directory cannot be made or written, or its disk is full.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         file = temporary.open("w", encoding="utf-8")
     except OSError as error:
         raise WriteError(cannot_write(path, error)) from error
@@ -52,7 +55,7 @@ def replacing(path: Path) -> Iterator[TextIO]:
         temporary.replace(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in _STORAGE:
+        if isinstance(error, OSError) and error.errno in STORAGE:
             raise WriteError(cannot_write(path, error)) from error
         raise
 
@@ -67,21 +70,6 @@ def cannot_write(path: Path, error: OSError) -> str:
         case _:
             why = f"{error.strerror}"
     return f"{path}: cannot be written: {why}"
-
-
-def check_output(path: Path, option: str) -> None:
-    """Find out before the work whether an output file, or a directory's files, can be written. Writes nothing.
-
-    Raises:
-        WriteError: they cannot.
-    """
-    above = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
-    if path.is_file():
-        above = path.absolute().parent
-    if not above.is_dir():
-        raise WriteError(f"{option} {path}: {above} is no directory")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise WriteError(f"{option} {path}: no permission to write in {above}; choose another place")
 
 
 def free_space(path: Path) -> int:

@@ -17,10 +17,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from mopd_nemo.commands.export import export
 from mopd_nemo.commands.train import FULL, run_training
 from mopd_nemo.config import UserError
 from mopd_nemo.config.load import load_config
-from mopd_nemo.files import read_rows
+from mopd_nemo.files import WriteError, read_rows
 from mopd_nemo.run.checkpoints import checkpoints, fault
 from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.trainer import Trainer
@@ -230,3 +231,10 @@ def test_a_run_whose_terminal_is_closed_saves(whole_run: RunDirectory, tmp_path:
 def test_another_model_or_no_model_is_a_message(run: RunDirectory, random_model: Path) -> None:
     with pytest.raises(UserError, match="step_000006: intact, but it does not fit this run's settings"):
         Trainer.resumed(run, [f"model.path={random_model}", "train.num_steps=8"], Console(file=io.StringIO())).fit()
+
+
+def test_an_export_to_a_full_disk_leaves_nothing(run: RunDirectory, small_disk: Path) -> None:
+    (small_disk / "other").write_bytes(bytes(shutil.disk_usage(small_disk).free - (1 << 20)))
+    with pytest.raises(WriteError, match=r"--output .*/out: not written: .*No space left on device.*; .*B were free"):
+        export(run.path, small_disk / "out")
+    assert [path.name for path in small_disk.iterdir()] == ["other"]

@@ -12,7 +12,6 @@ from mopd_nemo.files import (
     DamagedError,
     WriteError,
     append_row,
-    check_output,
     explain,
     in_bytes,
     read_models,
@@ -107,18 +106,6 @@ def test_a_limit_of_file_sizes_is_named(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert file.read_text() == '{"step": 1}\n' and len(list(tmp_path.iterdir())) == 1
-
-
-def test_outputs_that_cannot_be_written_are_found_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_output(tmp_path / "new" / "deep" / "file.json", "--output")
-    assert list(tmp_path.iterdir()) == []
-    (tmp_path / "file").touch()
-    check_output(tmp_path / "file", "--output")
-    with pytest.raises(WriteError, match=r"--output .*/file/x: .*/file is no directory"):
-        check_output(tmp_path / "file" / "x", "--output")
-    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
-    with pytest.raises(WriteError, match=r"--output .*/x: no permission to write in"):
-        check_output(tmp_path / "x", "--output")
 
 
 @pytest.mark.parametrize(

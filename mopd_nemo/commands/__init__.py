@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,6 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from mopd_nemo.config import UserError
+
 ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="YAML config file.")]
 OptionalConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="YAML config file.")]
 Overrides = Annotated[
@@ -23,6 +26,24 @@ Overrides = Annotated[
 ]
 SECONDS_BETWEEN_LINES = 20
 """Of progress, where there is no terminal to draw a bar on."""
+
+
+def check_output(path: Path, option: str, directory: bool = False) -> None:
+    """Find out before the work whether an output file, or a directory of them, can be written. Writes nothing.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if path.exists() and path.is_dir() != directory:
+        there, wanted = ("a file", "a directory") if directory else ("a directory", "a file")
+        raise UserError(f"{option} {path}: {there} is in its place; name {wanted}")
+    above = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if path.is_file():
+        above = path.absolute().parent
+    if not above.is_dir():
+        raise UserError(f"{option} {path}: {above} is no directory")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"{option} {path}: no permission to write in {above}; choose another place")
 
 
 def print_table(

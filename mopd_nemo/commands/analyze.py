@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from mopd_nemo.commands import Overrides, print_table, progress
+from mopd_nemo.commands import Overrides, check_output, print_table, progress
 from mopd_nemo.config import Config, TeacherConfig, UserError
 from mopd_nemo.config.load import load_config
 from mopd_nemo.run.directory import RunDirectory
@@ -135,6 +135,7 @@ def diversity(
     from mopd_nemo.analysis.diversity import METRICS, READINGS, compare, write_result
     from mopd_nemo.run.rollouts import find_rollouts, read_groups
 
+    check_output(output, "--output", directory=True)
     sources = {label: find_rollouts(path) for label, path in labelled(methods).items()}
     result = compare({label: read_groups(path) for label, path in sources.items()}, samples, code)
     output.mkdir(parents=True, exist_ok=True)
@@ -167,6 +168,7 @@ def cases(
     """
     from mopd_nemo.analysis.cases import write_cases
 
+    check_output(output, "--output", directory=True)
     opened = {label: RunDirectory.open(path) for label, path in labelled(runs).items()}
     if len(opened) != 2:
         raise UserError(f"cases compares two runs, A=RUN B=RUN; got {len(opened)}")

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from mopd_nemo.commands import check_output
 from mopd_nemo.config import UserError
 from mopd_nemo.data.load import write_problems
 from mopd_nemo.data.prepare import prepare
@@ -46,6 +47,7 @@ def prepare_source(
     mopd data prepare sciknoweval-chemistry --output data/chemistry
     """
     inputs = inputs or []
+    check_output(output, "--output", directory=True)
     source = find_source(name)
     if revision is not None and inputs:
         raise UserError(f"--revision {revision}: local files of --input have no revision; leave one of the two out")

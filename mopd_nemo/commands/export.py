@@ -12,7 +12,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from mopd_nemo.commands import check_output
 from mopd_nemo.config import UserError
+from mopd_nemo.files import WriteError, free_space, in_bytes
 
 NOT_THE_MODEL = ("manifest.json", "trainer.json", "optimizer.pt", "teacher")
 """Files of a local engine's checkpoint that are not part of the Hugging Face model."""
@@ -23,15 +25,22 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write; it must not exist yet.")],
 ) -> None:
     """Write the student of a checkpoint as a Hugging Face model, with its tokenizer."""
+    check_output(output, "--output", directory=True)
     checkpoint = _checkpoint(source)
     if output.exists():
         raise UserError(f"--output {output}: exists; choose a directory that does not")
-    if (checkpoint / "config.json").is_file():
-        shutil.copytree(checkpoint, output, ignore=shutil.ignore_patterns(*NOT_THE_MODEL))
-    elif (checkpoint / "policy" / "config.yaml").is_file():
-        _export_policy(checkpoint, output)
-    else:
-        raise UserError(f"{checkpoint}: no config.json and no policy/config.yaml in it; name a run or a checkpoint")
+    try:
+        if (checkpoint / "config.json").is_file():
+            shutil.copytree(checkpoint, output, ignore=shutil.ignore_patterns(*NOT_THE_MODEL))
+        elif (checkpoint / "policy" / "config.yaml").is_file():
+            _export_policy(checkpoint, output)
+        else:
+            raise UserError(f"{checkpoint}: no config.json and no policy/config.yaml in it; name a run or a checkpoint")
+    except OSError as error:  # of `copytree`, a list of all files that failed
+        free = in_bytes(free_space(output))
+        shutil.rmtree(output, ignore_errors=True)
+        why = error.strerror or error.args[0][0][2]
+        raise WriteError(f"--output {output}: not written: {why}; {free} were free there then") from error
     Console().print(f"{output}: the model of {checkpoint}", soft_wrap=True)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from mopd_nemo.commands import print_table
+from mopd_nemo.commands import check_output, print_table
 
 MARGIN = 2.0
 """Points. As `mopd_nemo.analysis.contrasts.MARGIN`, which is too slow to import here."""
@@ -29,6 +29,8 @@ def report(
     from mopd_nemo.analysis.report import write_report
     from mopd_nemo.run.directory import RunDirectory
 
+    if output is not None:
+        check_output(output, "--output")
     print(write_report([RunDirectory.open(path) for path in run_dirs], output))
 
 
@@ -55,6 +57,7 @@ def compare_runs(paths: Sequence[Path], output: Path, baseline: str | None = Non
     from mopd_nemo.analysis.compare import compare
     from mopd_nemo.analysis.compare_page import sections, write_comparison
 
+    check_output(output, "--output", directory=True)
     comparison = compare(paths, baseline, margin / 100.0)
     console = Console()
     for title, note, (heading, body) in sections(comparison):

@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from mopd_nemo.commands import ConfigFile, Overrides
+from mopd_nemo.commands import ConfigFile, Overrides, check_output
 from mopd_nemo.config import Config, TeacherConfig, UserError
 from mopd_nemo.config.load import load_config
+from mopd_nemo.files import write_json, write_rows
 from mopd_nemo.types import Problem, Rollout
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ def evaluate(
 ) -> None:
     """Evaluate a model on the held-out problems: mean@k, pass@k, majority vote. No teacher is loaded."""
     config = load_config(config_file, overrides or [])
+    for path, option in ((output, "--output"), (rollouts, "--rollouts")):
+        if path is not None:
+            check_output(path, option)
     if checkpoint is not None and not (checkpoint / "config.json").is_file():
         raise UserError(
             f"--checkpoint {checkpoint}: no config.json in it; name a directory like RUN_DIR/checkpoints/step_000040, "
@@ -42,7 +46,6 @@ def evaluate(
     from mopd_nemo.data.load import judgeable, load_problems
     from mopd_nemo.engines import make_engine
     from mopd_nemo.evaluation import evaluate as evaluate_model
-    from mopd_nemo.files import write_json, write_rows
     from mopd_nemo.run.rollouts import rollout_records
     from mopd_nemo.verifiers.pool import VerifierPool
 
@@ -65,10 +68,8 @@ def evaluate(
         table.add_row(name, f"{value:.4f}" if value % 1 else f"{value:.0f}")
     Console().print(table)
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
         write_json(output, metrics)
     if rollouts is not None:
-        rollouts.parent.mkdir(parents=True, exist_ok=True)
         write_rows(rollouts, rollout_records(0, groups, None, engine.chat))
 
 
@@ -79,6 +80,7 @@ def complete(
 ) -> None:
     """Write the teacher's completions of all training problems, for `method: gkd`. Runs on either engine."""
     config = load_config(config_file, [*(overrides or []), f"gkd.completions={output}"])
+    check_output(output, "--output")
     assert config.teacher.path is not None  # gkd has no other teacher
 
     from mopd_nemo.data.completions import write_completions

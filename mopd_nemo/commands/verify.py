@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
-from mopd_nemo.commands import OptionalConfigFile, Overrides
+from mopd_nemo.commands import OptionalConfigFile, Overrides, check_output
 from mopd_nemo.config import UserError
 from mopd_nemo.config.load import load_config
 from mopd_nemo.config.verifiers import VerifierConfig
@@ -81,9 +81,9 @@ def _verify_file(task: str, source: Path, output: Path, config: VerifierConfig, 
         total = sum(1 for line in file if line.strip())
     if not total:
         raise UserError(f"--input {source}: the file has no rows")
+    check_output(output, "--output")
     console = Console(stderr=True)
     outcomes: Counter[str] = Counter()
-    output.parent.mkdir(parents=True, exist_ok=True)
     with (
         VerifierPool(config, [task]) as pool,
         replacing(output) as written,

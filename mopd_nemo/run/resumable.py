@@ -42,6 +42,8 @@ class RowStore(Mapping[Key, dict[str, Any]]):
             directory.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise UserError(f"--output {directory}: a file is in its place; name a directory") from None
+        except OSError as error:
+            raise UserError(f"--output {directory}: {error.strerror}; choose another place") from error
         if not restart and manifest_file.exists():
             self._check(json.loads(manifest_file.read_text()), manifest)
         rows = read_rows(self._file) if self._file.exists() and not restart else []

@@ -25,10 +25,10 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write; it must not exist yet.")],
 ) -> None:
     """Write the student of a checkpoint as a Hugging Face model, with its tokenizer."""
-    check_output(output, "--output", directory=True)
-    checkpoint = _checkpoint(source)
     if output.exists():
         raise UserError(f"--output {output}: exists; choose a directory that does not")
+    check_output(output, "--output", directory=True)
+    checkpoint = _checkpoint(source)
     try:
         if (checkpoint / "config.json").is_file():
             shutil.copytree(checkpoint, output, ignore=shutil.ignore_patterns(*NOT_THE_MODEL))

@@ -16,14 +16,14 @@ from mopd_nemo.config import Config, TeacherConfig, UserError
 from mopd_nemo.config.load import changed_settings
 from mopd_nemo.config.plugins import method_class
 from mopd_nemo.data.completions import read_completions
-from mopd_nemo.data.load import changes, fingerprints, judgeable, load_problems, problems_of_step
+from mopd_nemo.data.load import changes, fingerprints, judgeable, load_problems
 from mopd_nemo.engines import make_engine
-from mopd_nemo.engines.base import Sampling
 from mopd_nemo.evaluation import change_since, evaluate
 from mopd_nemo.files import append_row, write_json, write_rows
 from mopd_nemo.methods.base import make_method
 from mopd_nemo.peers.metrics import group_metrics
 from mopd_nemo.preflight import choice
+from mopd_nemo.run import ahead
 from mopd_nemo.run.checkpoints import lacking, load_checkpoint, newest_up_to, recover, save_checkpoint
 from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.run.display import Display, PhaseTimer
@@ -31,8 +31,8 @@ from mopd_nemo.run.guard import Signs, best_evaluation, errors_over_problems, mi
 from mopd_nemo.run.rollouts import read_groups, rollout_records, solved_fraction
 from mopd_nemo.run.stop import TIME_IS_UP, StopRequest
 from mopd_nemo.run.trackers import Tracker, check_trackers, make_trackers
-from mopd_nemo.types import Problem, Rollout, RolloutGroup
-from mopd_nemo.verifiers.pool import PendingVerdicts, VerifierPool
+from mopd_nemo.types import RolloutGroup
+from mopd_nemo.verifiers.pool import VerifierPool
 
 
 class Trainer:
@@ -61,13 +61,14 @@ class Trainer:
         if self.verifiers.sandbox:
             console.print(f"programs run in the sandbox {self.verifiers.sandbox}", highlight=False, soft_wrap=True)
         samples = method_class(config.method).samples
-        self.completions = None if samples else read_completions(config, self.problems)
+        completions = None if samples else read_completions(config, self.problems)
         # Completions exist already, so their teacher is not loaded.
         teacher = config.teacher if samples else TeacherConfig(kind="none")
         self.engine = make_engine(config.model_copy(update={"teacher": teacher}))
         limit, escape = config.data.max_prompt_tokens, config.data.escape_control_tokens
         self.problems = with_prompt_ids(self.problems, self.engine.chat, limit, escape_control_tokens=escape)
         self.eval_problems = with_prompt_ids(self.eval_problems, self.engine.chat, limit, escape_control_tokens=escape)
+        self.rollouts = ahead.RolloutSource(config, self.problems, self.engine, self.verifiers, completions)
         self.method = make_method(config, self.engine.chat)
         self.step = 0
         self.saved_step = -1
@@ -127,6 +128,7 @@ class Trainer:
             with self.stop, self.display:
                 self._loop()
         finally:
+            self.rollouts.stop()
             self.verifiers.close()
             for tracker in self.trackers:
                 tracker.close()
@@ -194,17 +196,11 @@ class Trainer:
     def _train_step(self, step: int) -> None:
         config, engine, display = self.config, self.engine, self.display
         timer = PhaseTimer(display.phase)
-        problems = problems_of_step(self.problems, step, config.rollout.num_prompts_per_step, config.seed)
-        verifying = PendingVerdicts(self.verifiers, engine.chat)
         with timer("generate"):
-            samples = self._respond(problems, step, verifying)
+            rollouts = self.rollouts.of(step, display.progress)
         with timer("reward"):
-            verdicts = verifying.collect(problems, samples)
+            groups = rollouts.judged()
         with timer("context"):
-            groups = [
-                RolloutGroup(problem, tuple(rollouts), verdict)
-                for problem, rollouts, verdict in zip(problems, samples, verdicts, strict=True)
-            ]
             batch = self.method.build(groups, step)
         with timer("score"):
             targets, scored = engine.score(batch, display.progress)
@@ -217,25 +213,11 @@ class Trainer:
         self.step = step
         metrics = learned | scored | group_metrics(groups) | batch.metrics | errors_over_problems(groups)
         metrics |= {"learning_rate": self._learning_rate(step), "ever_solved": self._count_solved(groups)}
-        metrics |= timer.metrics()
+        metrics |= rollouts.metrics | timer.metrics()
         metrics["tokens_per_second"] = (
             sum(len(r.response_ids) for g in groups for r in g.rollouts) / metrics["seconds/step"]
         )
         self._record(metrics)
-
-    def _respond(self, problems: list[Problem], step: int, verifying: PendingVerdicts) -> list[list[Rollout]]:
-        """The responses of a step: new ones of the student, or completions of a teacher from a file."""
-        if self.completions is not None:
-            return [self.completions[problem.id] for problem in problems]
-        rollout = self.config.rollout
-        return self.engine.generate(
-            [problem.prompt_ids for problem in problems],
-            rollout.num_rollouts_per_prompt,
-            Sampling(rollout.max_response_tokens, rollout.temperature),
-            f"train/{self.config.seed}/{step}",
-            self.display.progress,
-            on_rollout=lambda number, sample, response: verifying.add(problems[number], sample, response),
-        )
 
     def _evaluate(self) -> None:
         started = time.perf_counter()
@@ -322,7 +304,7 @@ class Trainer:
     def _save(self) -> None:
         self.display.phase("saving")
         state = {"step": self.step, "ever_solved": sorted(self.ever_solved)}
-        with self.stop.timed("save"):
+        with self.stop.timed("save"):  # which waits for the rollouts in flight
             save_checkpoint(
                 self.run.checkpoints,
                 self.step,
@@ -330,6 +312,7 @@ class Trainer:
                 state,
                 self.config.train.keep_checkpoints,
                 spare=self.good_checkpoint if self.signs.doubt else None,
+                rows={ahead.FILE: self.rollouts.rows(self.display.progress)},
             )
         self.saved_step = self.step
         if self.step < self.config.train.num_steps and (problem := lacking(self.run.checkpoints)):
@@ -341,6 +324,8 @@ class Trainer:
             state = load_checkpoint(checkpoint, self.engine)
             self.step = self.saved_step = state["step"]
             self.ever_solved = set(state["ever_solved"])
+            if notice := self.rollouts.restore(checkpoint, self.step):
+                self.display.say(notice)
             self.display.resume(self.step)
         self.run.forget_after(self.step)
         files = {

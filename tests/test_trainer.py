@@ -60,8 +60,12 @@ def start(*arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def start_new(path: Path) -> subprocess.Popen[str]:
-    return start("--config", str(QUICKSTART), f"run_dir={path}", *SMALL)
+def start_new(path: Path, like: RunDirectory) -> subprocess.Popen[str]:
+    return start("--config", str(QUICKSTART), f"run_dir={path}", *SMALL, lag_of(like))
+
+
+def lag_of(run: RunDirectory) -> str:
+    return f"rollout.lag={run.read_config().rollout.lag}"
 
 
 def resume(run: RunDirectory, *overrides: str) -> None:
@@ -100,6 +104,17 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     return new_run(tmp_path_factory.mktemp("whole") / "run")
 
 
+@pytest.fixture(scope="module")
+def lagging_run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """The same one step off, so that rollouts are in flight at every moment."""
+    return new_run(tmp_path_factory.mktemp("lagging") / "run", "rollout.lag=1")
+
+
+@pytest.fixture(params=["whole_run", "lagging_run"])
+def undisturbed(request: pytest.FixtureRequest) -> RunDirectory:
+    return request.getfixturevalue(request.param)
+
+
 def test_run_directory_is_complete(whole_run: RunDirectory) -> None:
     metrics = read_rows(whole_run.metrics_file)
     assert [row["step"] for row in metrics] == [1, 2, 3, 4, 5, 6]
@@ -125,9 +140,9 @@ def test_ever_solved_counts_problems_once(whole_run: RunDirectory) -> None:
         assert row["ever_solved"] == len(solved)
 
 
-def test_run_killed_at_any_moment_equals_an_undisturbed_one(whole_run: RunDirectory, tmp_path: Path) -> None:
+def test_run_killed_at_any_moment_equals_an_undisturbed_one(undisturbed: RunDirectory, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
-    process = start_new(run.path)
+    process = start_new(run.path, undisturbed)
     for step in (1, 3, 5):  # before the first checkpoint, between two, and right after an evaluation
         wait_for_step(process, run, step)
         process.kill()
@@ -135,12 +150,12 @@ def test_run_killed_at_any_moment_equals_an_undisturbed_one(whole_run: RunDirect
         process = start("--resume", str(run.path))
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
-    assert_same_run(whole_run, run)
+    assert_same_run(undisturbed, run)
 
 
-def test_interrupt_saves_and_the_run_goes_on_from_there(whole_run: RunDirectory, tmp_path: Path) -> None:
+def test_interrupt_saves_and_the_run_goes_on_from_there(undisturbed: RunDirectory, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
-    process = start_new(run.path)
+    process = start_new(run.path, undisturbed)
     wait_for_step(process, run, 1)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=120)
@@ -151,12 +166,14 @@ def test_interrupt_saves_and_the_run_goes_on_from_there(whole_run: RunDirectory,
     done = len(read_rows(run.metrics_file))
     assert done < 6 and checkpoints(run.checkpoints)[-1].name == f"step_{done:06d}"
     resume(run)
-    assert_same_run(whole_run, run)
+    assert_same_run(undisturbed, run)
 
 
-def test_run_with_a_deadline_stops_before_the_step_that_would_miss_it(whole_run: RunDirectory, tmp_path: Path) -> None:
+def test_run_with_a_deadline_stops_before_the_step_that_would_miss_it(
+    undisturbed: RunDirectory, tmp_path: Path
+) -> None:
     """On a clock by which a step takes ten seconds, and nothing else any time."""
-    config = load_config(QUICKSTART, [f"run_dir={tmp_path / 'run'}", *SMALL])
+    config = load_config(QUICKSTART, [f"run_dir={tmp_path / 'run'}", *SMALL, lag_of(undisturbed)])
     screen = io.StringIO()
     trainer = Trainer.new(config, Console(file=screen))
     trainer.stop = StopRequest(39.0, 0.0, trainer.display.notice, clock=lambda: 10.0 * trainer.step)
@@ -164,7 +181,7 @@ def test_run_with_a_deadline_stops_before_the_step_that_would_miss_it(whole_run:
     assert checkpoints(trainer.run.checkpoints)[-1].name == "step_000003"
     assert trainer.stop.reason is signal.SIGUSR1 and "train.checkpoint_must_save_by" in screen.getvalue()
     resume(trainer.run)
-    assert_same_run(whole_run, trainer.run)
+    assert_same_run(undisturbed, trainer.run)
 
 
 def test_deadline_ends_the_command_like_the_signal_of_a_batch_system(tmp_path: Path) -> None:
@@ -255,6 +272,14 @@ def test_measured_peers_are_recorded_and_shown(measured_run: RunDirectory) -> No
     write_report([measured_run])
     page = measured_run.report_file.read_text()
     assert "Choice of peers" in page and "peers: measured" in page
+
+
+def test_peers_are_measured_while_rollouts_are_in_flight(tmp_path: Path, measured_run: RunDirectory) -> None:
+    """By the student's present weights, not by those that draw: the first choice is that of a run without a lag."""
+    run = new_run(tmp_path / "run", *MEASURED, "rollout.lag=1")
+    choices = [without_times(read_rows(each.choices_file)) for each in (run, measured_run)]
+    assert [row["step"] for row in choices[0]] == [0, 3] and choices[0][0] == choices[1][0]
+    assert [row["rollout/lag"] for row in read_rows(run.metrics_file)] == [0, 1, 1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("choice", [1, 2])

@@ -30,6 +30,7 @@ def check(config: Config) -> None:
     _check_method(config)
     _check_peers(config)
     _check_choice(config)
+    _check_lag(config)
     _check_cluster(config)
     if config.engine == "nemo":
         _check_nemo(config)
@@ -155,6 +156,25 @@ def _check_choice(config: Config) -> None:
         )
     if peers.control != "none":
         raise ValueError(f"peers.choose=measured with peers.control={peers.control}: choose one of the two")
+
+
+def _check_lag(config: Config) -> None:
+    """Rollouts one step ahead need a sampler beside the learner, and weights that correct for their age."""
+    if not config.rollout.lag:
+        return
+    method, generation = config.method, config.nemo.generation
+    if not method_class(method).samples:
+        raise ValueError(f"rollout.lag=1 is unused by method={method}, whose responses exist already: remove it")
+    if uses(method, "rollout.importance_clip") and config.rollout.importance_clip is None:
+        raise ValueError(
+            "rollout.lag=1 learns from rollouts of weights one step old, and rollout.importance_clip=null does not "
+            "correct for that: set a number, such as 2.0, or rollout.lag=0"
+        )
+    if config.engine == "nemo" and not generation.gpus:
+        raise ValueError(
+            "rollout.lag=1 draws rollouts while the student is scored and trained, and nemo.generation.gpus=0 has them "
+            "take turns on the same GPUs: reserve some with nemo.generation.gpus, or set rollout.lag=0"
+        )
 
 
 def _check_cluster(config: Config) -> None:

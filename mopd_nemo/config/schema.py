@@ -73,6 +73,11 @@ class RolloutConfig(ConfigBlock):
     sampler and trainer. `null`: no weights."""
     batch_size: PositiveInt = 256
     """Sequences decoded at once by the local engine."""
+    lag: Literal[0, 1] = 0
+    """Steps by which the sampler's weights may be older than the learner's. 0: a step draws its rollouts, then learns
+    from them. 1: while a step learns, the next one's rollouts are drawn with the weights that it began with;
+    `importance_clip` corrects for them. A step then takes about the longer of the two. With `engine: nemo` this needs
+    `nemo.generation.gpus`; with `engine: local`, memory for a second float32 copy of the weights."""
 
 
 class GenerationConfig(ConfigBlock):

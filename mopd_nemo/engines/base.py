@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import threading
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -20,6 +23,12 @@ Progress = Callable[[float], None]
 OnRollout = Callable[[int, int, Rollout], None]
 """Called with the index of the prompt, the index of the sample and the rollout, as soon as it is finished."""
 
+Draw = Callable[[Progress, OnRollout], list[list[Rollout]]]
+"""Draws responses, as `Engine.generate` gives them."""
+
+SHOWN_EVERY = 0.2
+"""Seconds between two looks at the progress of rollouts that are waited for."""
+
 Targets = TypeVar("Targets")
 """A teacher's targets, in a form that only its own engine reads."""
 
@@ -31,6 +40,59 @@ class Sampling:
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
+
+
+class InFlight:
+    """Responses that a thread draws while its caller goes on.
+
+    Args:
+        draw: runs in the thread.
+        on_rollout: is called in the thread.
+    """
+
+    def __init__(self, draw: Draw, on_rollout: OnRollout = lambda *_: None) -> None:
+        self.seconds = 0.0
+        """That drawing has taken, once it is done."""
+        self._draw, self._on_rollout = draw, on_rollout
+        self._fraction = 0.0
+        self._stopped = threading.Event()
+        self._drawn: Future[list[list[Rollout]]] = Future()
+        self._thread = threading.Thread(target=self._run, name="rollouts", daemon=True)
+        self._thread.start()
+
+    def wait(self, on_progress: Progress | None = None) -> list[list[Rollout]]:
+        """The responses, once they are all there. Raises what the thread has raised."""
+        while wait([self._drawn], timeout=SHOWN_EVERY).not_done:
+            if on_progress:
+                on_progress(self._fraction)
+        return self._drawn.result()
+
+    def stop(self) -> None:
+        """Give the responses up, and wait until the thread has noticed: when it finishes a response."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        started = time.perf_counter()
+        try:
+            drawn = self._draw(self._progress, self._finish)
+        except BaseException as error:
+            self._drawn.set_exception(error)
+        else:
+            self.seconds = time.perf_counter() - started
+            self._drawn.set_result(drawn)
+
+    def _progress(self, fraction: float) -> None:
+        self._fraction = fraction
+        self._check()
+
+    def _finish(self, prompt: int, sample: int, rollout: Rollout) -> None:
+        self._check()
+        self._on_rollout(prompt, sample, rollout)
+
+    def _check(self) -> None:
+        if self._stopped.is_set():
+            raise CancelledError
 
 
 class Engine(Protocol[Targets]):
@@ -49,7 +111,22 @@ class Engine(Protocol[Targets]):
     ) -> list[list[Rollout]]:
         """`num_samples` responses for each prompt, in order; the same seed gives the same ones.
 
-        An engine that can tell when a single rollout is finished calls `on_rollout` then, in any order.
+        `on_rollout` is called when a single rollout is finished, in any order.
+        """
+        ...
+
+    def generate_ahead(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        num_samples: int,
+        sampling: Sampling,
+        seed: str,
+        on_rollout: OnRollout,
+    ) -> InFlight:
+        """What `generate` gives now, drawn by the student's present weights while other methods change them.
+
+        Args:
+            on_rollout: is called in another thread.
         """
         ...
 

@@ -1,6 +1,6 @@
 """Checkpoints: written aside, described by a manifest, renamed into place. Only an intact one is ever continued from.
 
-step_000004/     what the engine saved, trainer.json, and the manifest: size and hash of every file
+step_000004/     what the engine saved, trainer.json, rollouts in flight, and the manifest: size and hash of every file
 .partial-000004  one that is being written
 .old-000004      one that is being deleted
 damaged-000004   one that a resume has passed over
@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Any
 
 from mopd_nemo.config import UserError
 from mopd_nemo.engines.base import Engine
-from mopd_nemo.files import WriteError, cannot_write, file_limit, free_space, in_bytes
+from mopd_nemo.files import WriteError, cannot_write, file_limit, free_space, in_bytes, write_rows
 
 MANIFEST = "manifest.json"
 TRAINER = "trainer.json"
@@ -34,13 +34,20 @@ _READERS = 8
 
 
 def save_checkpoint(
-    directory: Path, step: int, engine: Engine, state: dict[str, Any], keep: int, spare: Path | None = None
+    directory: Path,
+    step: int,
+    engine: Engine,
+    state: dict[str, Any],
+    keep: int,
+    spare: Path | None = None,
+    rows: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> Path:
     """Write `directory/step_NNNNNN` and delete all but the newest `keep` checkpoints.
 
     Args:
         state: of the trainer, as JSON.
         spare: an older checkpoint that stays.
+        rows: of further files, by name; a file without rows is not written.
 
     Raises:
         WriteError: it does not fit. Nothing of it is left, and earlier checkpoints stay.
@@ -52,6 +59,9 @@ def save_checkpoint(
     try:
         partial.mkdir(parents=True)
         engine.save(partial)
+        for name, some in (rows or {}).items():
+            if some:
+                write_rows(partial / name, some)
         (partial / TRAINER).write_text(json.dumps(state))
         _seal(partial, step)
     except Exception as error:

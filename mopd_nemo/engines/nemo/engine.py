@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import yaml
 
 from mopd_nemo.config import Config
-from mopd_nemo.engines.base import OnRollout, Progress, Sampling
+from mopd_nemo.engines.base import InFlight, OnRollout, Progress, Sampling
 from mopd_nemo.engines.models import load_chat
 from mopd_nemo.engines.nemo.checks import check_models, check_surroundings
 from mopd_nemo.engines.nemo.dealing import deal
@@ -16,6 +17,7 @@ from mopd_nemo.engines.nemo.launch import BACKENDS, Launch, Runtime, launch
 from mopd_nemo.engines.nemo.learner import Learner
 from mopd_nemo.engines.nemo.policy_config import student_policy
 from mopd_nemo.engines.nemo.scorer import Scorer
+from mopd_nemo.engines.vllm import Numbered
 from mopd_nemo.files import write_text
 from mopd_nemo.losses.logits import TopK
 from mopd_nemo.methods.batch import TrainBatch
@@ -45,6 +47,7 @@ class NemoEngine:
         self._running: Runtime | None = None
         self._stale = True
         """vLLM's weights are older than the student's, or the student occupies the GPUs that vLLM needs."""
+        self._in_flight: InFlight | None = None
 
     def generate(
         self,
@@ -53,17 +56,59 @@ class NemoEngine:
         sampling: Sampling,
         seed: str,
         on_progress: Progress | None = None,
-        on_rollout: OnRollout | None = None,  # vLLM's synchronous engine answers for all at once
+        on_rollout: OnRollout | None = None,
     ) -> list[list[Rollout]]:
-        generation = self._runtime.generation
+        self._wake()
+        return self._drawn(prompts, num_samples, sampling, seed, on_progress, on_rollout)
+
+    def generate_ahead(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        num_samples: int,
+        sampling: Sampling,
+        seed: str,
+        on_rollout: OnRollout,
+    ) -> InFlight:
+        self._wake()
+        self._in_flight = InFlight(partial(self._drawn, prompts, num_samples, sampling, seed), on_rollout)
+        return self._in_flight
+
+    def _wake(self) -> None:
+        """Bring vLLM, once it has drawn what is in flight, to the GPUs with the student's present weights."""
+        if self._in_flight is not None:
+            self._in_flight.wait()
         if self._stale:
             # After a step without an update, or with an external teacher on the same GPUs, the student is offloaded: a
             # refit would read freed memory.
             self._runtime.student.prepare_for_lp_inference()
-        generation.wake(refit=self._stale)
+        self._runtime.generation.wake(refit=self._stale)
         self._stale = False
-        samples = generation.sample(
+
+    def _drawn(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        num_samples: int,
+        sampling: Sampling,
+        seed: str,
+        on_progress: Progress | None,
+        on_rollout: OnRollout | None,
+    ) -> list[list[Rollout]]:
+        """Responses with the weights that vLLM has. Calls nothing of student and teacher, which may be at work."""
+        rollouts: dict[tuple[int, int], Rollout] = {}
+
+        def finish(samples: Sequence[Numbered]) -> None:
+            for prompt, number, (ids, logprobs, finished) in samples:
+                rollout = Rollout(tuple(ids), self.chat.decode(ids), finished, tuple(logprobs))
+                rollouts[prompt, number] = rollout
+                if on_rollout:
+                    on_rollout(prompt, number, rollout)
+            if on_progress:
+                on_progress(len(rollouts) / (len(prompts) * num_samples))
+
+        generation = self._runtime.generation
+        generation.sample(
             prompts,
+            finish,
             num_samples=num_samples,
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
@@ -72,12 +117,7 @@ class NemoEngine:
             seed=seed if self._config.nemo.generation.seeded else None,
         )
         generation.sleep()
-        if on_progress:
-            on_progress(1.0)
-        return [
-            [Rollout(tuple(ids), self.chat.decode(ids), finished, tuple(logprobs)) for ids, logprobs, finished in group]
-            for group in samples
-        ]
+        return [[rollouts[prompt, number] for number in range(num_samples)] for prompt in range(len(prompts))]
 
     def score(
         self, batch: TrainBatch, on_progress: Progress | None = None
@@ -149,7 +189,7 @@ class NemoEngine:
         """End running workers. The next ones start from this checkpoint."""
         if self._running is not None:
             self._running.shutdown()
-        self._running, self._stale = None, True
+        self._running, self._stale, self._in_flight = None, True, None
         self._checkpoint = directory.absolute()
 
     def _deal(self, batch: TrainBatch) -> list[int]:

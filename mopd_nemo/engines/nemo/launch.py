@@ -15,7 +15,10 @@ import mopd_nemo
 from mopd_nemo.config import Config, UserError
 from mopd_nemo.config.cluster import NemoConfig, training_gpus
 from mopd_nemo.engines.nemo.policy_config import student_policy, teacher_policy
-from mopd_nemo.engines.vllm import Sample, sample_on_worker
+from mopd_nemo.engines.vllm import Numbered, sample_on_worker
+
+REPORTED_EVERY = 0.1
+"""Seconds between two looks for responses that vLLM has finished."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,9 +192,13 @@ class VllmRollouts:
     """Rollouts of the student by NeMo-RL's vLLM workers."""
 
     def __init__(self, generation: Any) -> None:
+        from ray.util.queue import Queue
+
         self._generation = generation
         self._colocated: bool = generation.cfg["colocated"]["enabled"]
         self._student: Any = None
+        self._reports: Any = Queue(actor_options={"num_cpus": 0})
+        """Responses on their way here from the workers."""
 
     def connect(self, student: Any, training: Any, generating: Any) -> None:
         """Prepare the transfer of the student's weights."""
@@ -217,8 +224,17 @@ class VllmRollouts:
         else:
             self._generation.prepare_for_generation()
 
-    def sample(self, prompts: Sequence[tuple[int, ...]], **settings: Any) -> list[list[Sample]]:
-        """Responses for each prompt; `settings` are those of `sample_on_worker`."""
+    def sample(
+        self, prompts: Sequence[tuple[int, ...]], on_samples: Callable[[Sequence[Numbered]], None], **settings: Any
+    ) -> None:
+        """Draw responses for each prompt.
+
+        Args:
+            on_samples: is given responses soon after they are finished, each once.
+            settings: those of `sample_on_worker`.
+        """
+        import ray
+
         group = self._generation.worker_group
         size = self._generation.sharding_annotations.get_axis_size("data_parallel")
         numbered = [(number, list(ids)) for number, ids in enumerate(prompts)]
@@ -226,10 +242,14 @@ class VllmRollouts:
             "__ray_call__",
             prompts=[numbered[rank::size] for rank in range(size)],
             in_sharded_axes=["data_parallel"],
-            common_kwargs={"fn": sample_on_worker, **settings},
+            common_kwargs={"fn": sample_on_worker, "reports": self._reports, **settings},
         )
-        by_rank = group.get_all_worker_results(futures)
-        return [by_rank[number % size][number // size] for number in range(len(prompts))]
+        at_work = futures.futures
+        while at_work:
+            _, at_work = ray.wait(at_work, num_returns=len(at_work), timeout=REPORTED_EVERY)
+            if count := self._reports.qsize():
+                on_samples(self._reports.get_nowait_batch(count))
+        group.get_all_worker_results(futures)  # raises what a worker has raised
 
     def sleep(self) -> None:
         """Free the GPUs' memory for training."""
@@ -238,3 +258,4 @@ class VllmRollouts:
     def shutdown(self) -> None:
         """End the workers."""
         self._generation.shutdown()
+        self._reports.shutdown()

@@ -72,9 +72,10 @@ class Generation:
     def sleep(self) -> None:
         pass
 
-    def sample(self, prompts: Any, num_samples: int, max_tokens: int, seed: str, **_: Any) -> Any:
-        groups = self._model.generate(prompts, num_samples, Sampling(max_tokens), seed)
-        return [[(r.response_ids, r.logprobs, r.finished) for r in rollouts] for rollouts in groups]
+    def sample(self, prompts: Any, on_samples: Any, num_samples: int, max_tokens: int, seed: str, **_: Any) -> None:
+        for number, rollouts in enumerate(self._model.generate(prompts, num_samples, Sampling(max_tokens), seed)):
+            for index, r in reversed(list(enumerate(rollouts))):
+                on_samples([(number, index, (r.response_ids, r.logprobs, r.finished))])
 
 
 def test_a_choice_of_peers_asks_the_students_sampler_alone(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:

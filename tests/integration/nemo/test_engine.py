@@ -46,10 +46,14 @@ class Scribe:
     def sleep(self) -> None:
         self.calls.append("sleep")
 
-    def sample(self, prompts: Sequence[Any], num_samples: int, max_tokens: int, seed: str, **_: Any) -> Any:
+    def sample(
+        self, prompts: Sequence[Any], on_samples: Any, num_samples: int, max_tokens: int, seed: str, **_: Any
+    ) -> None:
         draw = random.Random(seed)
-        sizes = [[draw.randint(1, max_tokens) for _ in range(num_samples)] for _ in prompts]
-        return [[([draw.randrange(3, 428) for _ in range(n)], [-6.0] * n, True) for n in row] for row in sizes]
+        for number in range(len(prompts)):
+            for index in range(num_samples):
+                size = draw.randint(1, max_tokens)
+                on_samples([(number, index, ([draw.randrange(3, 428) for _ in range(size)], [-6.0] * size, True))])
 
     def connect(self, student: Any, training: Any, generating: Any) -> None:
         self.student = student
@@ -303,7 +307,7 @@ def test_dtensor_refuses_to_cut_models_that_it_would_train_wrong() -> None:
 
 
 def check_calls_on_workers(engine: Any) -> None:
-    """`VllmRollouts` sends prompts to workers and puts the answers in order, on NeMo-RL's own worker group."""
+    """`VllmRollouts` sends prompts to workers and hands their answers on one by one, on NeMo-RL's own worker group."""
     from types import SimpleNamespace
 
     from mopd_nemo.engines.nemo import launch
@@ -318,10 +322,14 @@ def check_calls_on_workers(engine: Any) -> None:
     real = launch.sample_on_worker
     launch.sample_on_worker = echo.echo_on_worker  # type: ignore[assignment]
     try:
-        answers = launch.VllmRollouts(generation).sample([(3, 4), (5,), (6, 7)], num_samples=2)
+        portions: list[list[Any]] = []
+        launch.VllmRollouts(generation).sample([(3, 4), (5,), (6, 7)], portions.append, num_samples=2)
     finally:
         launch.sample_on_worker = real  # type: ignore[assignment]
-    assert answers == [[("CpuWorker", 0, [3, 4])] * 2, [("CpuWorker", 1, [5])] * 2, [("CpuWorker", 2, [6, 7])] * 2]
+    assert len(portions) > 1, "the first ones come before the last"
+    assert sorted(answer for portion in portions for answer in portion) == [
+        (number, index, ("CpuWorker", ids)) for number, ids in enumerate([[3, 4], [5], [6, 7]]) for index in range(2)
+    ]
 
 
 @pytest.mark.parametrize("backend", ["megatron", "dtensor"])

@@ -57,7 +57,8 @@ def test_settings_exist(page: Path) -> None:
         key
         for code in code_of(page)
         for key in re.findall(r"(?<![\w./-])([a-z]\w*(?:\.[a-z]\w*)+)(?=[=: `*,)]|$)", code)
-        if key.split(".")[0] in SECTIONS and not key.endswith((".py", ".md", ".yaml", ".jsonl", ".json", ".log", "_"))
+        if key.split(".")[0] in SECTIONS
+        and not key.endswith((".py", ".md", ".yaml", ".jsonl", ".json", ".log", ".pt", "_"))
     }
     assert sorted(named - SETTINGS) == []
 

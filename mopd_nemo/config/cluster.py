@@ -107,3 +107,12 @@ class ClusterConfig(ConfigBlock):
     port: PositiveInt = 1200
     """First port of Ray, which takes port to port + 7 and port + 800 to port + 1799. Avoid NeMo-RL's ports (3000 to
     8999) and the nodes' ephemeral range."""
+
+
+def keeps_hidden(nemo: NemoConfig, support: str, num_updates: int) -> bool:
+    """Whether workers keep a teacher's hidden states, from which the loss has any support of a divergence.
+
+    They are the only way to the whole vocabulary. They spare the pass for the student's likeliest tokens where these
+    are the same in that pass and in the update, which is in the first update after it.
+    """
+    return nemo.backend == "megatron" and (support == "full" or (support == "student_topk" and num_updates == 1))

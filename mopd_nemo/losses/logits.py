@@ -85,6 +85,9 @@ class Head:
         device = self.weight_VH.device.type
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weight_VH.dtype
 
+    def __getitem__(self, part: slice | Tensor) -> Head:
+        return Head(self.hidden_TH[part], self.weight_VH, self.bias_V)
+
     def over(self, tensors: Tensors) -> Head:
         """The same with other tensors."""
         hidden_TH, weight_VH, bias_V = tensors

@@ -13,6 +13,7 @@ parallelism, embedding and output layer on the stages that have them), D the GPU
     logits        6·T·vocab / tensor   bfloat16 values, their gradient, and a sequence's part of it, which the packing
                                          wrapper's backward makes as large as the whole (4 unless packed); the loss
                                          widens a chunk at a time
+    head          2·hidden·vocab / tensor   the teacher's, where the update computes its logits from hidden states
     generation    gpu_memory_utilization of the GPU, and the training weights while they are handed over
 
 A scoring teacher has weights, one layer's working set and logits without gradients. On shared GPUs an external teacher
@@ -29,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from mopd_nemo.config import Config
-from mopd_nemo.config.cluster import NemoConfig, ParallelConfig, training_gpus
+from mopd_nemo.config.cluster import NemoConfig, ParallelConfig, keeps_hidden, training_gpus
 
 RESERVE_GB = 6.0
 """CUDA context, NCCL and Transformer Engine workspaces, chunks of the loss, fragmentation."""
@@ -170,6 +171,9 @@ def estimate(config: Config, student: Architecture, teacher: Architecture | None
     train = RESERVE_GB + _training(student, nemo, tokens, config.nemo.activation_checkpointing)
     own = _weights(student, nemo.student)
     score = 0.0
+    self_taught = config.teacher.kind != "none" and teacher is None
+    if self_taught and keeps_hidden(nemo, config.divergence.support, config.train.num_updates_per_step):
+        train += 2 * student.embedding / nemo.student.tensor / _GB
     if config.teacher.kind != "none" and (teacher is None or config.divergence.support == "student_topk"):
         optimizer = 0.0 if nemo.offload_optimizer else _optimizer(student, nemo)
         score = RESERVE_GB + _scoring(student, nemo.student, tokens) + optimizer

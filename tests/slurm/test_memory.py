@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from mopd_nemo.config import Config, ModelConfig, TrainConfig
+from mopd_nemo.config import Config, DivergenceConfig, ModelConfig, TrainConfig
 from mopd_nemo.config.cluster import NemoConfig, ParallelConfig, VllmConfig
 from mopd_nemo.slurm.memory import KNOWN, RESERVE_GB, Architecture, architecture_of, check_divisible, estimate
 
@@ -71,6 +71,14 @@ def test_training_state_is_by_hand() -> None:
     kept = 16384 * 2 * 4096 / 2 / 1e9
     working = 16384 * 4 * (4 * 4096 + 80 * 128 + 3 * 12288) / 2 / 1e9
     assert needed == pytest.approx(fixed + kept + working, rel=1e-3)
+
+
+def test_the_whole_vocabulary_needs_the_teachers_head_too() -> None:
+    base, full = config(tensor=2), config(tensor=2)
+    full = full.model_copy(update={"divergence": DivergenceConfig(support="full")})
+    base = base.model_copy(update={"divergence": DivergenceConfig(support="teacher_topk")})
+    more = estimate(full, EIGHT_B, None, 80).train - estimate(base, EIGHT_B, None, 80).train
+    assert more == pytest.approx(2 * 151936 * 4096 / 2 / 1e9)
 
 
 def test_more_parallelism_and_shorter_batches_need_less() -> None:

@@ -17,6 +17,9 @@ from torch import Tensor
 from mopd_nemo.losses.logits import TopK
 from mopd_nemo.types import TrainExample
 
+NO_ROW = -1
+"""Key of a row whose targets no worker keeps."""
+
 Scored = Mapping[str, np.ndarray]
 """`ids` and `logprobs` [response tokens, k] of all rows that a worker has scored."""
 
@@ -28,13 +31,15 @@ def score_batch(
     pad_id: int,
     length_multiple: int,
     filler: int = 0,
+    keys: Sequence[int] | None = None,
 ) -> dict[str, Any]:
-    """A batch for `score_responses`.
+    """A batch for `score_responses`, and with keys for `keep_targets`.
 
     Args:
         sequences: (prompt, response) token ids.
         candidates: ids [response tokens, k] to score for each; None: the likeliest.
         filler: rows of one token to add at the end; NeMo-RL needs as many rows on every rank.
+        keys: by which workers keep targets of the rows; `NO_ROW` for a row without.
     """
     rows = [*sequences, *([((pad_id,), (pad_id,))] * filler)]
     batch = _sequences(rows, pad_id, length_multiple)
@@ -42,7 +47,7 @@ def score_batch(
         width = candidates[0].shape[-1]
         added = torch.arange(width, dtype=torch.int32).unsqueeze(0)
         batch["candidates"] = _sent([*(part.int() for part in candidates), *([added] * filler)])
-    return batch
+    return batch | _keyed(keys, filler)
 
 
 def train_batch(
@@ -54,13 +59,14 @@ def train_batch(
     pad_id: int,
     length_multiple: int,
     filler: int = 0,
+    keys: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """A batch for `Policy.train` with `BatchLoss`.
 
     Args:
         weights: for each row [terms, response tokens].
         old_logprobs: for each row [response tokens]; None when ratios refer to the present policy.
-        filler: as in `score_batch`.
+        filler, keys: as in `score_batch`.
     """
     sequences = [(row.prompt_ids, row.response_ids) for row in rows]
     batch = _sequences([*sequences, *([((pad_id,), (pad_id,))] * filler)], pad_id, length_multiple)
@@ -83,7 +89,11 @@ def train_batch(
         filled += [TopK(*_no_targets(1, width))] * filler
         batch["teacher_ids"] = _sent([target.ids_TK for target in filled])
         batch["teacher_logprobs"] = _sent([target.logprobs_TK for target in filled])
-    return batch
+    return batch | _keyed(keys, filler)
+
+
+def _keyed(keys: Sequence[int] | None, filler: int) -> dict[str, Tensor]:
+    return {} if keys is None else {"keys": torch.tensor([*keys, *([NO_ROW] * filler)])}
 
 
 def joined(parts: Sequence[np.ndarray], axis: int = 0) -> Tensor:

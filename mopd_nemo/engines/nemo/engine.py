@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import yaml
@@ -16,10 +17,9 @@ from mopd_nemo.engines.nemo.dealing import deal
 from mopd_nemo.engines.nemo.launch import BACKENDS, Launch, Runtime, launch
 from mopd_nemo.engines.nemo.learner import Learner
 from mopd_nemo.engines.nemo.policy_config import student_policy
-from mopd_nemo.engines.nemo.scorer import Scorer
+from mopd_nemo.engines.nemo.scorer import Scorer, Targets
 from mopd_nemo.engines.vllm import Numbered
 from mopd_nemo.files import write_text
-from mopd_nemo.losses.logits import TopK
 from mopd_nemo.methods.batch import TrainBatch
 from mopd_nemo.types import Rollout
 
@@ -45,6 +45,8 @@ class NemoEngine:
         self._launch = launch
         self._checkpoint: Path | None = None
         self._running: Runtime | None = None
+        self._row_keys = count()
+        """Of rows whose targets workers keep: a new one for each row of each step."""
         self._stale = True
         """vLLM's weights are older than the student's, or the student occupies the GPUs that vLLM needs."""
         self._in_flight: InFlight | None = None
@@ -119,19 +121,21 @@ class NemoEngine:
         generation.sleep()
         return [[rollouts[prompt, number] for number in range(num_samples)] for prompt in range(len(prompts))]
 
-    def score(
-        self, batch: TrainBatch, on_progress: Progress | None = None
-    ) -> tuple[list[TopK | None], dict[str, float]]:
-        """Per example with a teacher prompt, the tokens that the loss compares and the teacher's log-probabilities."""
+    def score(self, batch: TrainBatch, on_progress: Progress | None = None) -> tuple[Targets, dict[str, float]]:
         scored = [i for i, example in enumerate(batch.examples) if example.teacher_prompt_ids is not None]
         objective = next((term.objective for term in batch.terms if term.objective.reads_teacher), None)
-        targets: list[TopK | None] = [None] * len(batch.examples)
+        targets = Targets.none(len(batch.examples))
         if objective is not None and scored:
             self._stale = True
             rank_of = self._deal(batch)
-            scores = self._scorer.teach([batch.examples[i] for i in scored], objective, [rank_of[i] for i in scored])
-            for i, target in zip(scored, scores, strict=True):
-                targets[i] = target
+            rows, ranks = [batch.examples[i] for i in scored], [rank_of[i] for i in scored]
+            if objective.pairs or self._runtime.teacher is not None:
+                for i, target in zip(scored, self._scorer.teach(rows, objective, ranks), strict=True):
+                    targets.here[i] = target
+            else:
+                for i in scored:
+                    targets.keys[i] = next(self._row_keys)
+                self._scorer.keep(rows, objective, ranks, [targets.keys[i] for i in scored])
         if on_progress:
             on_progress(1.0)
         return targets, {}
@@ -139,7 +143,7 @@ class NemoEngine:
     def update(
         self,
         batch: TrainBatch,
-        targets: Sequence[TopK | None],
+        targets: Targets,
         learning_rate: float,
         on_progress: Progress | None = None,
     ) -> dict[str, float]:

@@ -14,9 +14,9 @@ from torch import Tensor
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import Config
 from mopd_nemo.engines.base import Progress
-from mopd_nemo.engines.nemo.batches import train_batch
+from mopd_nemo.engines.nemo.batches import NO_ROW, train_batch
 from mopd_nemo.engines.nemo.dealing import dealt, lanes
-from mopd_nemo.engines.nemo.scorer import Scorer
+from mopd_nemo.engines.nemo.scorer import Scorer, Targets
 from mopd_nemo.losses.logits import TopK
 from mopd_nemo.losses.objectives import LogLikelihood, Objective
 from mopd_nemo.losses.reference import pair_loss
@@ -52,7 +52,7 @@ class Learner:
     def step(
         self,
         batch: TrainBatch,
-        targets: Sequence[TopK | None],
+        targets: Targets,
         rank_of: Sequence[int],
         learning_rate: float,
         on_progress: Progress | None = None,
@@ -75,23 +75,26 @@ class Learner:
                 totals[name] = totals.get(name, 0.0) + value / len(updates)
             if on_progress:
                 on_progress(done / len(updates))
+        if any(key != NO_ROW for key in targets.keys):
+            self._scorer.forget()
         return totals
 
     def _update(
         self,
         batch: TrainBatch,
         terms: Sequence[LossTerm],
-        targets: Sequence[TopK | None],
+        targets: Targets,
         rank_of: Sequence[int],
         old: Sequence[Tensor] | None,
         learning_rate: float,
     ) -> dict[str, float]:
         from mopd_nemo.engines.nemo.workers.loss import SIGNALS, BatchLoss
 
-        weighted = [self._weighted(term, batch, targets) for term in terms]
+        weighted = [self._weighted(term, batch, targets.here) for term in terms]
         used = sorted({i for term in terms for i in term.examples})
         rows = [batch.examples[i] for i in used]
         order = lanes([rank_of[i] for i in used], self._student.data_parallel_size)
+        keys = [targets.keys[i] for i in used]
         weights = [
             torch.stack([term.weights.get(i, torch.zeros(len(row.response_ids))) for term in weighted])
             for i, row in zip(used, rows, strict=True)
@@ -99,11 +102,12 @@ class Learner:
         data = train_batch(
             rows,
             weights,
-            [targets[i] for i in used],
+            [targets.here[i] for i in used],
             None if old is None else [old[i] for i in used],
             pad_id=self._chat.pad_id,
             length_multiple=self._student.cfg["make_sequence_length_divisible_by"],
             filler=len(order) - len(rows),
+            keys=keys if any(key != NO_ROW for key in keys) else None,
         )
         watch = min(self._config.divergence.k, self._vocab_size)
         clip = self._config.rollout.importance_clip if "sampler" in data else None

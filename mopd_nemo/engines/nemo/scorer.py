@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mopd_nemo.config import Config
-from mopd_nemo.engines.nemo.batches import score_batch, split_scores
+from mopd_nemo.config.cluster import keeps_hidden
+from mopd_nemo.engines.nemo.batches import NO_ROW, score_batch, split_scores
 from mopd_nemo.engines.nemo.dealing import deal, deal_alone, dealt, lanes
 from mopd_nemo.losses.logits import TopK
 from mopd_nemo.losses.objectives import Divergence, Objective
@@ -19,6 +21,21 @@ from mopd_nemo.types import TrainExample
 Ids = Sequence[int]
 REPLICAS = ["context_parallel", "tensor_parallel", "pipeline_parallel"]
 """Axes of a policy's workers that work on the same rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What the teacher says of the examples of a step."""
+
+    keys: list[int]
+    """By which the student's workers keep it; `NO_ROW` for an example of which they keep nothing."""
+    here: list[TopK | None]
+    """What the driver has, because it computes with it (preferences), or because another policy's workers gave it."""
+
+    @classmethod
+    def none(cls, count: int) -> Targets:
+        """For examples without a teacher."""
+        return cls([NO_ROW] * count, [None] * count)
 
 
 class Scorer:
@@ -98,6 +115,71 @@ class Scorer:
             targets[i] = TopK(targets[i].ids_TK, target_TK.to(targets[i].logprobs_TK.dtype))
         return targets
 
+    def keep(
+        self, rows: Sequence[TrainExample], objective: Objective, rank_of: Sequence[int], keys: Sequence[int]
+    ) -> None:
+        """Have the student's workers keep what their own teacher says of the rows; see `teach`.
+
+        Args:
+            rank_of: the data-parallel rank of each row, where its update is.
+            keys: of the rows, different from those of all other steps.
+        """
+        self.forget()
+        updates = self._config.train.num_updates_per_step
+        support = objective.support if isinstance(objective, Divergence) else "sampled"
+        hidden = keeps_hidden(self._config.nemo, support, updates)
+        self_teacher = self._config.teacher.kind in ("ema", "frozen")
+        self._student.prepare_for_lp_inference()
+        if support == "student_topk" and not hidden:
+            own = [(row.prompt_ids, row.response_ids) for row in rows]
+            self._keep(own, "support", objective, rank_of, keys, self_teacher=False, hidden=False)
+        taught = [(row.teacher_prompt_ids or (), row.response_ids) for row in rows]
+        self._keep(taught, "teacher", objective, rank_of, keys, self_teacher=self_teacher, hidden=hidden)
+        second = [i for i, row in enumerate(rows) if row.contrast_prompt_ids is not None]
+        if objective.reads_contrast and second:
+            after = [(rows[i].contrast_prompt_ids or (), rows[i].response_ids) for i in second]
+            ranks, own_keys = [rank_of[i] for i in second], [keys[i] for i in second]
+            self._keep(after, "contrast", objective, ranks, own_keys, self_teacher=self_teacher, hidden=hidden)
+
+    def forget(self) -> None:
+        """Give the memory of kept targets back."""
+        self._student.run_all_workers_single_data("forget_targets")
+
+    def _keep(
+        self,
+        sequences: Sequence[tuple[Ids, Ids]],
+        role: str,
+        objective: Objective,
+        rank_of: Sequence[int],
+        keys: Sequence[int],
+        *,
+        self_teacher: bool,
+        hidden: bool,
+    ) -> None:
+        k, candidates, contrast = 1, None, (0.0, True)
+        if isinstance(objective, Divergence):
+            k, contrast = min(objective.k, self._vocab_size), (objective.contrast, objective.tail)
+        else:
+            candidates = [torch.tensor(response)[:, None] for _, response in sequences]
+        shards, _ = self._shards(self._student, sequences, candidates, rank_of, keys)
+        futures = self._student.worker_group.run_all_workers_sharded_data(
+            "keep_targets",
+            data=shards,
+            in_sharded_axes=["data_parallel"],
+            replicate_on_axes=REPLICAS,
+            output_is_replicated=REPLICAS,
+            common_kwargs={
+                "role": role,
+                "k": k,
+                "vocab_size": self._vocab_size,
+                "self_teacher": self_teacher,
+                "dtype": self._config.nemo.target_dtype,
+                "hidden": hidden,
+                "contrast": contrast,
+            },
+        )
+        self._student.worker_group.get_all_worker_results(futures)
+
     def sampled_logprobs(self, sequences: Sequence[tuple[Ids, Ids]]) -> list[Tensor]:
         """The student's log-probabilities of the responses in (prompt, response) sequences: [response tokens] each."""
         candidates = [torch.tensor(response)[:, None] for _, response in sequences]
@@ -126,11 +208,7 @@ class Scorer:
         self_teacher: bool,
         rank_of: Sequence[int],
     ) -> list[TopK]:
-        order = lanes(rank_of, policy.data_parallel_size)
-        multiple = policy.cfg["make_sequence_length_divisible_by"]
-        filler = len(order) - len(sequences)
-        batch = score_batch(sequences, candidates, pad_id=self._pad_id, length_multiple=multiple, filler=filler)
-        shards, positions = shard(policy, dealt(batch, order))
+        shards, order = self._shards(policy, sequences, candidates, rank_of)
         futures = policy.worker_group.run_all_workers_sharded_data(
             "score_responses",
             data=shards,
@@ -145,9 +223,28 @@ class Scorer:
             },
         )
         scores = [part for part in policy.worker_group.get_all_worker_results(futures) if part is not None]
-        return split_scores(
-            scores, [order[position] for position in positions], [len(response) for _, response in sequences]
+        return split_scores(scores, order, [len(response) for _, response in sequences])
+
+    def _shards(
+        self,
+        policy: Any,
+        sequences: Sequence[tuple[Ids, Ids]],
+        candidates: Sequence[Tensor] | None,
+        rank_of: Sequence[int],
+        keys: Sequence[int] | None = None,
+    ) -> tuple[list[Any], list[int]]:
+        """Each data-parallel rank's part of a batch to score, and the sequences' numbers rank by rank."""
+        order = lanes(rank_of, policy.data_parallel_size)
+        batch = score_batch(
+            sequences,
+            candidates,
+            pad_id=self._pad_id,
+            length_multiple=policy.cfg["make_sequence_length_divisible_by"],
+            filler=len(order) - len(sequences),
+            keys=keys,
         )
+        shards, positions = shard(policy, dealt(batch, order))
+        return shards, [order[position] for position in positions]
 
 
 def shard(policy: Any, data: Any) -> tuple[list[Any], list[int]]:

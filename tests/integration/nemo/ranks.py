@@ -178,3 +178,78 @@ def cut(
         "batching": "packed" if packed else "padded",
         "student": {"tensor": tensor, "pipeline": pipeline, "context": context, "sequence": sequence},
     }
+
+
+def engine_of(settings: Any, checkpoint: Path | None = None) -> Any:
+    """The engine, whose student's worker of this rank is in this process: every rank is the driver, too."""
+    from mopd_nemo.engines.nemo.engine import NemoEngine
+    from mopd_nemo.engines.nemo.launch import Runtime
+
+    return NemoEngine(settings, launch=lambda *_: Runtime(Here(start(settings, checkpoint=checkpoint)), None, None, []))
+
+
+def num_bytes(value: Any) -> int:
+    """Of the numbers in a column of a batch."""
+    return sum(map(num_bytes, value)) if isinstance(value, list) else value.nbytes
+
+
+class Here:
+    """NeMo-RL's `Policy` as far as the engine calls it, with one worker, that of this process, without Ray."""
+
+    def __init__(self, worker: Any) -> None:
+        from megatron.core import parallel_state
+
+        self.worker, self.cfg = worker, worker.cfg
+        self.data_parallel_size = parallel_state.get_data_parallel_world_size()
+        self.worker_group = self
+        self.sent: list[tuple[str, dict[str, int]]] = []
+        """Each call with the bytes of every column of the part of a batch that it brought to this worker."""
+        multiple = self.cfg["make_sequence_length_divisible_by"]
+        keys = {"input_key": "input_ids", "input_lengths_key": "input_lengths"}
+        algorithm = self.cfg["sequence_packing"].get("algorithm")
+        self.sequence_packing_args = keys | {"algorithm": algorithm, "sequence_length_pad_multiple": multiple}
+        self.dynamic_batching_args = keys | {"sequence_length_round": multiple}
+
+    def prepare_for_lp_inference(self) -> None:
+        self.worker.prepare_for_lp_inference()
+
+    def prepare_for_training(self) -> None:
+        self.worker.prepare_for_training()
+
+    def run_all_workers_single_data(self, method: str, **arguments: Any) -> list[Any]:
+        return [getattr(self.worker, method)(**arguments)]
+
+    def run_all_workers_sharded_data(self, method: str, *, data: Any, common_kwargs: Any, **_: Any) -> Any:
+        """The answers of all data-parallel ranks."""
+        import torch
+        from megatron.core import parallel_state
+
+        own = data[parallel_state.get_data_parallel_rank()]
+        self.sent.append((method, {name: num_bytes(column) for name, column in own.items()}))
+        answer = getattr(self.worker, method)(data=own, **common_kwargs)
+        answers = [None] * self.data_parallel_size
+        group = parallel_state.get_data_parallel_group()
+        torch.distributed.all_gather_object(answers, answer, group=group)
+        return answers
+
+    def get_all_worker_results(self, answers: Any) -> Any:
+        return answers
+
+    def train(self, data: Any, loss_fn: Any, gbs: int, mbs: int) -> dict[str, Any]:
+        size, packing, dynamic = self.data_parallel_size, self.cfg["sequence_packing"], self.cfg["dynamic_batching"]
+        way = {}
+        if packing["enabled"]:
+            budget = {"max_tokens_per_microbatch": packing["train_mb_tokens"]}
+            way["sequence_packing_args"] = self.sequence_packing_args | budget
+        elif dynamic["enabled"]:
+            budget = {"max_tokens_per_microbatch": dynamic["train_mb_tokens"]}
+            way["dynamic_batching_args"] = self.dynamic_batching_args | budget
+        shards = data.shard_by_batch_size(size, batch_size=gbs, **way)
+        shards = shards[0] if way else shards
+        arguments = {"loss_fn": loss_fn, "gbs": gbs, "mbs": mbs}
+        results = self.run_all_workers_sharded_data("train", data=shards, common_kwargs=arguments)
+        sums: dict[str, list[float]] = {}
+        for result in results:
+            for name, values in result["all_mb_metrics"].items():
+                sums.setdefault(name, []).extend(values)
+        return {"grad_norm": results[0]["grad_norm"], "all_mb_metrics": sums}

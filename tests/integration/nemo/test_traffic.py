@@ -13,6 +13,7 @@ from mopd_nemo.engines.nemo.batches import score_batch, split_scores, train_batc
 from mopd_nemo.losses.logits import TopK
 from mopd_nemo.types import TrainExample
 from tests.integration.nemo import cpu
+from tests.integration.nemo.ranks import num_bytes
 
 RANKS, ROWS, LENGTH, K = 4, 256, 24, 16
 PACKED = {
@@ -57,10 +58,6 @@ def batches() -> dict[str, dict[str, Any]]:
         "train": train_batch(rows, list(every_row), targets, list(every_row[:, 0]), **sizes),
         "candidates": score_batch([(prompt, response)] * ROWS, [target.ids_TK for target in targets], **sizes),
     }
-
-
-def num_bytes(value: Any) -> int:
-    return sum(map(num_bytes, value)) if isinstance(value, list) else value.nbytes
 
 
 def shards_of(batch: dict[str, Any], way: dict[str, Any]) -> list[Any]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from mopd_nemo.engines.nemo.batches import Scored
+from mopd_nemo.engines.nemo.workers.targets import KeptTargets
 
 Scores = dict[str, Tensor]
 """`ids` [T, k] int32 and `logprobs` [T, k], T response tokens sequence by sequence in order."""
@@ -29,6 +30,7 @@ class TeacherMethods:
     model: Any
     optimizer: Any
     _self_teacher: SelfTeacher | None = None
+    _kept: KeptTargets | None = None
 
     def start_teacher(self, *, kind: Literal["ema", "frozen"], directory: str | None) -> None:
         """Keep a self-teacher beside the student: its present weights, or those saved in `directory`."""
@@ -59,6 +61,60 @@ class TeacherMethods:
             scores = self._score(data, k, vocab_size, DTYPES[dtype])
         return None if scores is None else {name: part.numpy() for name, part in scores.items()}
 
+    def keep_targets(
+        self,
+        *,
+        data: Any,
+        role: Literal["support", "teacher", "contrast"],
+        k: int,
+        vocab_size: int,
+        self_teacher: bool,
+        dtype: str,
+        hidden: bool,
+        contrast: tuple[float, bool],
+    ) -> None:
+        """Score as `score_responses` does and keep the answers here, by the rows' `keys`, for their update.
+
+        Args:
+            data: also with `keys` [B].
+            role: `support`: what this model finds likeliest is what the teacher is asked about next. `teacher`: the
+                target. `contrast`: the teacher given failures, set against the target that is here already.
+            hidden: keep hidden states and the head, not log-probabilities.
+            contrast: β and whether there is a tail.
+        """
+        kept = self._kept = self._kept or KeptTargets()
+        keys, lengths = data["keys"].tolist(), (data["input_lengths"] - data["prompt_lengths"]).tolist()
+        supports = None if hidden or role == "support" else kept.supports(keys, lengths)
+        if supports is not None:
+            data["candidates"] = supports
+        with self._self_teacher_inside() if self_teacher else nullcontext():
+            scores = self._score(data, k, vocab_size, DTYPES[dtype], hidden)
+            if scores is not None and hidden:
+                kept.keep_head(scores.pop("head"))
+        kept.elsewhere = scores is None
+        if scores is None:
+            return
+        if hidden:
+            kept.keep(keys, lengths, {"second" if role == "contrast" else "hidden": scores["hidden"]})
+        elif role == "contrast":
+            kept.contrast(keys, lengths, scores["logprobs"], *contrast)
+        else:
+            kept.keep(keys, lengths, {name: scores[name] for name in ("ids", "logprobs")})
+
+    def forget_targets(self) -> None:
+        """Give the memory of kept targets back."""
+        self._kept = None
+
+    def train(self, data: Any, loss_fn: Any, *args: Any, **own: Any) -> Any:
+        """NeMo-RL's update, of a batch whose rows have kept targets where it has `keys`."""
+        if "keys" in data:
+            kept = self._kept or KeptTargets()
+            if not kept.elsewhere:
+                lengths = (data["input_lengths"] - data["prompt_lengths"]).tolist()
+                data.update(kept.columns(data["keys"].tolist(), lengths))
+                loss_fn.teacher_head = kept.head(next(self.model.parameters()).device)
+        return super().train(data, loss_fn, *args, **own)  # type: ignore[misc]
+
     def set_learning_rate(self, *, rate: float) -> None:
         """Set the rate of the next update. The backend's own schedule sets it again after that update."""
         for group in self.optimizer.param_groups:
@@ -70,7 +126,7 @@ class TeacherMethods:
         with self._whole_parameters(), self._self_teacher.in_place_of(self.model):
             yield
 
-    def _score(self, data: Any, k: int, vocab_size: int, dtype: torch.dtype) -> Scores | None:
+    def _score(self, data: Any, k: int, vocab_size: int, dtype: torch.dtype, hidden: bool = False) -> Scores | None:
         raise NotImplementedError
 
     def _shard_name(self) -> str:

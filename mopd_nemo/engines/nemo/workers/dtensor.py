@@ -27,7 +27,9 @@ from mopd_nemo.losses.vocab import Vocab, logprobs_of, topk_logprobs
 class DTensorTeacherMethods(TeacherMethods):
     """Mixed into `DTensorPolicyWorkerV2Impl`, whose attributes it uses."""
 
-    def _score(self, data: Any, k: int, vocab_size: int, dtype: torch.dtype) -> Scores:
+    def _score(self, data: Any, k: int, vocab_size: int, dtype: torch.dtype, hidden: bool = False) -> Scores:
+        if hidden:
+            raise NotImplementedError("DTensor workers give no hidden states")
         return score_responses(self, data, k=k, vocab_size=vocab_size, dtype=dtype)
 
     def _shard_name(self) -> str:

@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 from mopd_nemo.engines.nemo.batches import joined
 from mopd_nemo.engines.nemo.workers.divergence_loss import Groups, megatron_groups, signals_on
 from mopd_nemo.engines.nemo.workers.rows import LocalRows, packed_rows, padded_rows
-from mopd_nemo.losses.logits import Logits, Tokens, TopK
+from mopd_nemo.losses.logits import Head, Logits, Tokens, TopK
 from mopd_nemo.losses.objectives import Divergence, LogLikelihood, Objective, PolicyGradient, SampledReverseKL
 from mopd_nemo.losses.token_loss import token_loss
 from mopd_nemo.losses.vocab import Vocab
@@ -32,6 +32,9 @@ SIGNALS = (
     "student/entropy",
     "student/topk_mass",
     "teacher/topk_mass",
+    "teacher/entropy",
+    "teacher/advantage",
+    "teacher/contrast",
     "teacher/sharper",
     "topk_overlap",
     "sampler/gap",
@@ -53,7 +56,9 @@ class _Rows:
     index_R: Tensor
     """Rows of `logits`."""
     tokens: Tokens
-    teacher: TopK | None
+    teacher: TopK | Head | None
+    contrast: Head | None
+    """The teacher given failures, where hidden states are kept and the objective reads them."""
     weights_PR: Tensor
     parts: list[Tensor]
     """Per loss term, which of the R tokens have a weight."""
@@ -63,7 +68,8 @@ class BatchLoss:
     """The loss that `Policy.train` calls. `batches.train_batch` makes the data that it reads.
 
     Args:
-        objectives: one for each term of the batch; divergences compare the tokens in the data's `teacher_ids`.
+        objectives: one for each term of the batch. Divergences compare the tokens in the data's `teacher_ids`, or with
+            `teacher_hidden` those of their own support.
         importance_clip: as in `token_loss`, for the objectives that compare with a sampler.
         vocab_size: real tokens, without the columns that Megatron pads with.
         watch: k of the top-k signals; None watches nothing.
@@ -73,6 +79,8 @@ class BatchLoss:
 
     loss_type = LossType.TOKEN_LEVEL
     input_type = LossInputType.LOGIT
+    teacher_head: Tensor | None = None
+    """[V/TP, H] for `teacher_hidden`; set in the worker that kept them."""
 
     def __init__(
         self,
@@ -97,7 +105,7 @@ class BatchLoss:
         groups = _dtensor_groups(logits) if self.backend == "dtensor" else megatron_groups()
         logits = logits.to_local() if isinstance(logits, DTensor) else logits
         cp_size = dist.get_world_size(groups.context) if groups.context else 1
-        rows = _rows(data, logits, cp_size, dist.get_rank(groups.context) if groups.context else 0)
+        rows = _rows(data, logits, self.teacher_head, cp_size, dist.get_rank(groups.context) if groups.context else 0)
         vocab = Vocab(groups.tensor, self.vocab_size)
         totals: dict[str, Tensor] = {}
         parts = []
@@ -126,18 +134,21 @@ class BatchLoss:
         student = Logits(rows.logits, rows.index_R[chosen_M])
         tokens = rows.tokens[chosen_M]
         teacher = None if rows.teacher is None else rows.teacher[chosen_M]
+        contrast = None
         corrects = objective.reads_sampler
         if isinstance(objective, SampledReverseKL):
             # Its gradient is that of a policy gradient with advantage log Q(y) - log P(y).
-            assert teacher is not None
+            assert isinstance(teacher, TopK)
             with torch.no_grad():
                 student_M = -token_loss(LogLikelihood(), student, tokens, vocab=vocab).loss_T
             tokens = replace(tokens, advantages_T=teacher.logprobs_TK.squeeze(-1) - student_M, old_logprobs_T=None)
             objective, teacher = PolicyGradient(), None
         if isinstance(objective, Divergence):
             assert teacher is not None
-            # A contrast is in the targets already.
-            objective = replace(objective, support="teacher_topk", k=teacher.ids_TK.shape[-1], contrast=0.0)
+            if isinstance(teacher, TopK):  # a contrast is in the targets already
+                objective = replace(objective, support="teacher_topk", k=teacher.ids_TK.shape[-1], contrast=0.0)
+            elif objective.reads_contrast:
+                contrast = teacher if rows.contrast is None else rows.contrast[chosen_M]
         else:
             teacher = None
         result = token_loss(
@@ -145,18 +156,19 @@ class BatchLoss:
             student,
             tokens,
             teacher,
+            contrast=contrast,
             weights_T=rows.weights_PR[number, chosen_M],
             importance_clip=self.importance_clip if corrects else None,
             vocab=vocab,
             watch=self.watch if number == 0 else None,
         )
         signals = dict(result.signals)
-        if signals and teacher is not None and self.student_support:
+        if signals and isinstance(teacher, TopK) and self.student_support:
             signals = signals_on(signals, teacher)
         return result.total, {name: value for name, value in signals.items() if name in SIGNALS}
 
 
-def _rows(data: Mapping[str, Any], logits_BSV: Tensor, cp_size: int, cp_rank: int) -> _Rows:
+def _rows(data: Mapping[str, Any], logits_BSV: Tensor, head_VH: Tensor | None, cp_size: int, cp_rank: int) -> _Rows:
     device = logits_BSV.device
     *sizes, advantages = torch.stack(
         [data[key].double() for key in ("prompt_lengths", "input_lengths", "advantages")]
@@ -179,14 +191,31 @@ def _rows(data: Mapping[str, Any], logits_BSV: Tensor, cp_size: int, cp_rank: in
         _on_this_rank(advantages_T, local, device),
         *(_on_this_rank(joined(data[key]), local, device) if key in data else None for key in ("old", "sampler")),
     )
-    teacher = None
-    if "teacher_ids" in data:
-        ids_RK = _on_this_rank(joined(data["teacher_ids"]), local, device).long()
-        teacher = TopK(ids_RK, _on_this_rank(joined(data["teacher_logprobs"]), local, device).float())
+    given = {
+        name: _on_this_rank(_of_all_rows(data[f"teacher_{name}"]), local, device)
+        for name in ("ids", "logprobs", "hidden", "second")
+        if f"teacher_{name}" in data
+    }
+    teacher = contrast = None
+    if "ids" in given:
+        teacher = TopK(given["ids"].long(), given["logprobs"].float())
+    elif "hidden" in given:
+        assert head_VH is not None
+        teacher = Head(given["hidden"], head_VH)
+        contrast = Head(given["second"], head_VH) if "second" in given else None
     weights_PR = joined(data["weights"], axis=-1)[:, local.number_R]
     parts = [weights_R.nonzero().squeeze(-1).to(device) for weights_R in weights_PR]  # computed on the CPU
-    return _Rows(logits_BSV.flatten(0, 1), index_R, tokens, teacher, weights_PR.to(device), parts)
+    return _Rows(logits_BSV.flatten(0, 1), index_R, tokens, teacher, contrast, weights_PR.to(device), parts)
+
+
+def _of_all_rows(parts: Sequence[Any]) -> Tensor:
+    """The targets of a micro-batch's rows in one tensor: those that a worker kept, or those that were sent to it."""
+    if not isinstance(parts[0], Tensor):
+        return joined(parts)
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _on_this_rank(part_T: Tensor, local: LocalRows, device: torch.device) -> Tensor:
-    return part_T[local.number_R.to(part_T.device)].to(device)
+    if len(local.number_R) < local.total:
+        part_T = part_T[local.number_R.to(part_T.device)]
+    return part_T.to(device, non_blocking=True)

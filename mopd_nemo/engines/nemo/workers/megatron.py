@@ -43,7 +43,7 @@ class MegatronTeacherMethods(TeacherMethods):
             return super().move_model(model, device, move_params=move_params, move_grads=move_grads)  # type: ignore[misc]
         return model.to(device) if move_params else model
 
-    def _score(self, data: Any, k: int, vocab_size: int, dtype: torch.dtype) -> Scores | None:
+    def _score(self, data: Any, k: int, vocab_size: int, dtype: torch.dtype, hidden: bool = False) -> Scores | None:
         return score_responses(
             self.model,
             data,
@@ -51,6 +51,7 @@ class MegatronTeacherMethods(TeacherMethods):
             k=k,
             vocab_size=vocab_size,
             dtype=dtype,
+            hidden=hidden,
             straggler_timer=self.mcore_state.straggler_timer,
             defer_fp32_logits=self.defer_fp32_logits,
         )
@@ -87,7 +88,15 @@ class MegatronTeacherWorker(MegatronTeacherMethods, MegatronPolicyWorkerImpl):
 
 @torch.no_grad()
 def score_responses(
-    model: nn.Module, data: Any, cfg: Any, *, k: int, vocab_size: int, dtype: torch.dtype, **forward: Any
+    model: nn.Module,
+    data: Any,
+    cfg: Any,
+    *,
+    k: int,
+    vocab_size: int,
+    dtype: torch.dtype,
+    hidden: bool = False,
+    **forward: Any,
 ) -> Scores | None:
     """Score the response tokens of this data-parallel rank's sequences.
 
@@ -97,30 +106,33 @@ def score_responses(
             tokens instead of the likeliest k, `candidates`: per sequence a [response tokens, k] array of ids.
         cfg: NeMo-RL's PolicyConfig.
         dtype: of the log-probabilities returned.
+        hidden: return the last hidden states, `hidden` [T, H], and the output layer's weight [V/TP, H], `head`, in
+            place of scores.
         forward: passed on to `megatron_forward_backward`.
 
     Returns:
-        The scores, on the CPU, on the last pipeline stage; None on the others.
+        The scores, on the CPU, on the last pipeline stage; None on the others. A `head` is the model's own.
     """
     model.eval()
     microbatches, count, size, _, length = get_microbatch_iterator(
         data, cfg, cfg["logprob_batch_size"], straggler_timer=forward.get("straggler_timer")
     )
-    with ResponseHead(_output_layer(model)) as head:
+    with ResponseHead(_output_layer(model), hidden) as head:
         outputs = megatron_forward_backward(
             model=model,
             data_iterator=_choosing_rows(microbatches, head),
             num_microbatches=count,
             seq_length=length,
             mbs=size,
-            post_processing_fn=_ResponseScores(cfg, k, head, vocab_size, dtype),
+            post_processing_fn=_Hidden(cfg, k, head) if hidden else _ResponseScores(cfg, k, head, vocab_size, dtype),
             forward_only=True,
             sampling_params=None,  # temperature 1: the sampler's temperature does not apply to the teacher
             **forward,
         )
     if not parallel_state.is_pipeline_last_stage(ignore_virtual=True):
         return None
-    return {name: torch.cat([output[name] for output in outputs]) for name in ("ids", "logprobs")}
+    scores = {name: torch.cat([output[name] for output in outputs]) for name in outputs[0]}
+    return scores | {"head": head.weight_VH} if hidden else scores
 
 
 class _ResponseScores(TopkLogitsPostProcessor):
@@ -147,6 +159,26 @@ class _ResponseScores(TopkLogitsPostProcessor):
                 ids_RK, logprobs_RK = topk_logprobs(logits_RV, self.k, Vocab(group, self._vocab_size))
             ids_TK, logprobs_TK = (_all_rows(part, rows) for part in (ids_RK.int(), logprobs_RK))
             return logits_1RV.new_zeros(()), {"ids": ids_TK.cpu(), "logprobs": logprobs_TK.to("cpu", self._dtype)}
+
+        return process
+
+
+class _Hidden(TopkLogitsPostProcessor):
+    """Hidden states in place of scores."""
+
+    def __init__(self, cfg: Any, k: int, head: ResponseHead) -> None:
+        super().__init__(cfg, k)
+        self._head = head
+
+    def __call__(
+        self, data_dict: Any, cu_seqlens_padded: Tensor | None
+    ) -> Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]:
+        rows = self._head.rows
+
+        def process(hidden_1RH: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            # Megatron widens what it takes for logits.
+            hidden_TH = _all_rows(hidden_1RH.squeeze(0).to(self._head.weight_VH.dtype), rows)
+            return hidden_1RH.new_zeros(()), {"hidden": hidden_TH.cpu()}
 
         return process
 

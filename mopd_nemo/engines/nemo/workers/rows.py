@@ -103,18 +103,24 @@ class ResponseHead:
 
     Args:
         output_layer: a `ColumnParallelLinear`, or None on a pipeline stage that has none.
+        hidden: do not apply it, and return the rows of its input: [R, 1, H].
     """
 
     rows: LocalRows
+    weight_VH: Tensor
+    """What was not applied."""
 
-    def __init__(self, output_layer: Any | None) -> None:
+    def __init__(self, output_layer: Any | None, hidden: bool = False) -> None:
         self._layer = output_layer
+        self._hidden = hidden
 
     def __enter__(self) -> Self:
         if self._layer is not None:
             self._gather = self._layer.sequence_parallel
             self._layer.sequence_parallel = False
             self._hook = self._layer.register_forward_pre_hook(self._select)
+            if self._hidden:
+                self._layer.forward = self._keep
         return self
 
     def __exit__(
@@ -123,6 +129,8 @@ class ResponseHead:
         if self._layer is not None:
             self._hook.remove()
             self._layer.sequence_parallel = self._gather
+            if self._hidden:
+                del self._layer.forward  # that of this object, not of its class
 
     def _select(self, _layer: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden_SBH, *others = inputs
@@ -133,3 +141,8 @@ class ResponseHead:
         device = hidden_SBH.device
         hidden_RH = hidden_SBH[self.rows.position_R.to(device), self.rows.sequence_R.to(device)]
         return (hidden_RH.unsqueeze(1), *others)
+
+    def _keep(self, hidden_R1H: Tensor, weight: Tensor | None = None, **_: Any) -> tuple[Tensor, None]:
+        assert self._layer is not None
+        self.weight_VH = self._layer.weight if weight is None else weight  # the embedding's, where they are tied
+        return hidden_R1H, None

@@ -199,14 +199,8 @@ def sent(worker: Any, seconds: dict[str, float], batch: dict[str, Any], size: in
         return ray.get(ray.put(data)), order
 
 
-def padding(worker: Any) -> dict[str, int]:
-    from megatron.core import parallel_state
-
-    return {
-        "pad_id": 0,
-        "length_multiple": worker.cfg["make_sequence_length_divisible_by"],
-        "count_multiple": parallel_state.get_data_parallel_world_size(),
-    }
+def padding(worker: Any) -> dict[str, Any]:
+    return {"pad_id": 0, "length_multiple": worker.cfg["make_sequence_length_divisible_by"]}
 
 
 def random_rows(sizes: dict[str, Any], number: int) -> list[TrainExample]:

@@ -180,10 +180,17 @@ def cache_room(
     return room / (sequences * tokens * cache_bytes(model))
 
 
-def refit_seconds(model: Architecture, machine: Machine, parallel: ParallelConfig, across: bool) -> float:
-    """Seconds until every GPU has gathered the shards it lacks, in bfloat16. `across`: vLLM has its own GPUs."""
-    missing = BF16 * model.parameters * (1 if across else 1 - 1 / parallel.tensor / max(parallel.expert, 1))
-    return missing / ((machine.network if across else machine.nvlink) * machine.refit_share)
+def refit_seconds(
+    model: Architecture, machine: Machine, parallel: ParallelConfig, apart: bool, nodes_apart: bool
+) -> float:
+    """Seconds until every GPU has gathered the shards it lacks, in bfloat16.
+
+    Args:
+        apart: vLLM has GPUs of its own, which lack all of them.
+        nodes_apart: these are other nodes.
+    """
+    missing = BF16 * model.parameters * (1 if apart else 1 - 1 / parallel.tensor / max(parallel.expert, 1))
+    return missing / ((machine.network if apart and nodes_apart else machine.nvlink) * machine.refit_share)
 
 
 # --------------------------------------------------------------------------------------------------- collectives

@@ -4,6 +4,7 @@
     python bench/scale.py configs/paper/mopd-*8b*.yaml --phases --markdown
     python bench/scale.py mfu_update=0.5 livecodebench.response=2000     # other assumptions
     python bench/scale.py --assumptions my.yaml
+    python bench/scale.py --splits                               # which GPUs should generate, by `rollout.lag`
     python bench/scale.py --check                                # against this CPU, with the embedded model
 
 The configs give sizes, parallelism, group size and the contexts of the teacher. The lengths of prompts and responses,
@@ -133,6 +134,18 @@ def warn_of_small_caches(settings: Sequence[Setting], machine: Machine) -> None:
             print(f"{setting.name}: {room:.0%} of the caches fit; decoding takes longer than shown", file=sys.stderr)
 
 
+def contexts(setting: Setting) -> list[tuple[float, float]]:
+    """What a target's teacher reads: `context`, or with `divergence.contrast` two, of successes and of failures."""
+    config = setting.config
+    if not (config.method == "mopd" and config.divergence.contrast):
+        return [context(setting)]
+    halves = ({"failures": 0}, {"successes": 0})
+    return [
+        context(replace(setting, config=config.model_copy(update={"peers": config.peers.model_copy(update=half)})))
+        for half in halves
+    ]
+
+
 def context(setting: Setting) -> tuple[float, float]:
     """Tokens of a teacher prompt, and the number of distinct ones in a group."""
     config, lengths = setting.config, setting.lengths
@@ -166,13 +179,14 @@ def readings(setting: Setting, assumed: Assumptions, savings: frozenset[str]) ->
     rows = prompts * group * (assumed.signal[config.method] if "signal" in savings else 1.0)
     heads = lengths.response if "rows" in savings else lengths.prompt + lengths.response
     student = [Reading(rows, lengths.prompt + lengths.response, heads)]
-    before, distinct = context(setting)
-    if "shared" in savings:
-        rest = Reading(rows, lengths.response, lengths.response, before)
-        teacher = [Reading(min(prompts * distinct, rows), before, 0 if "rows" in savings else before), rest]
-    else:
-        whole = before + lengths.response
-        teacher = [Reading(rows, whole, lengths.response if "rows" in savings else whole)]
+    teacher = []
+    for before, distinct in contexts(setting):
+        if "shared" in savings:
+            rest = Reading(rows, lengths.response, lengths.response, before)
+            teacher += [Reading(min(prompts * distinct, rows), before, 0 if "rows" in savings else before), rest]
+        else:
+            whole = before + lengths.response
+            teacher.append(Reading(rows, whole, lengths.response if "rows" in savings else whole))
     return {"student": student, "teacher": teacher}
 
 
@@ -191,7 +205,7 @@ def seconds(setting: Setting, assumed: Assumptions, savings: frozenset[str] = fr
         found["decode"] = decode_seconds(
             student, machine, sequences, lengths, longest, generating, nemo.generation.tensor
         )
-        found["refit"] = refit_seconds(student, machine, nemo.student, apart)
+        found["refit"] = refit_seconds(student, machine, nemo.student, apart, nemo.num_nodes > 1)
         if not apart:
             found["hand-over"] = handover_seconds(student, machine, training, nemo.student)
 
@@ -218,7 +232,8 @@ def seconds(setting: Setting, assumed: Assumptions, savings: frozenset[str] = fr
             found["average"] = follow_seconds(student, machine, nemo.gpus_per_node, nemo.student)
         tokens = read_by["student"][0].count * lengths.response
         trips = 4 if config.divergence.support == "student_topk" else 2  # ids out and in; targets out and in
-        found["targets"] = trips * ENTRY * tokens * config.divergence.k / machine.driver
+        entry = ENTRY * (1.5 if config.divergence.contrast else 1.0)  # a second log-probability for each id
+        found["targets"] = trips * entry * tokens * config.divergence.k / machine.driver
     if "old" not in savings:
         found["old"] = forward(student, "student", training)
         found["collectives"] += exchange(student, "student", training, nemo.student, 1)
@@ -344,6 +359,7 @@ def main() -> None:
     parser.add_argument("arguments", nargs="*", help="config files, and assumptions as key=value")
     parser.add_argument("--assumptions", type=Path, help="a YAML file of them")
     parser.add_argument("--phases", action="store_true", help="every phase of every config")
+    parser.add_argument("--splits", action="store_true", help="which GPUs should generate")
     parser.add_argument("--markdown", action="store_true")
     parser.add_argument("--check", action="store_true", help="predict phases on this CPU and measure them")
     options = parser.parse_args()
@@ -368,6 +384,11 @@ def main() -> None:
     settings = [read(file, assumed.tasks) for file in files]
     warn_of_small_caches(settings, assumed.machine)
     show_assumptions(assumed)
+    if options.splits:
+        from bench.scale_splits import HEADER, rows
+
+        table(HEADER, list(rows(settings, assumed)), options.markdown)
+        return
     if options.phases:
         for setting in settings:
             show_phases(setting, assumed, options.markdown)

@@ -96,7 +96,10 @@ alignment_all_cuts() {
   train run "${SAME[@]}" nemo.gpus_per_node=8 nemo.student.context=2 nemo.student.pipeline=2 &&
     value run loss 1
 }
-alignment_dtensor() { train run "${SAME[@]}" "${DTENSOR[@]}" && value run loss 1; }
+alignment_one_step_off() {
+  train run "${PEERS[@]}" nemo.gpus_per_node=4 nemo.generation.gpus=2 rollout.lag=1 && value run sampler/gap 2
+}
+dtensor() { train run "${SAME[@]}" "${DTENSOR[@]}" && value run loss 1; }
 
 resume() {
   local seeded=("${PEERS[@]}" nemo.generation.seeded=true)
@@ -169,6 +172,7 @@ point external_memory below 0.1 "GPU memory of a shared external teacher after o
 point external_shared below 0.05 "sampler/gap of step 2 with an external teacher on the same GPUs"
 point external_apart below 0.05 "sampler/gap of step 2 with an external teacher on GPUs of its own"
 point generation_apart below 0.05 "sampler/gap of step 2 with vLLM on GPUs of its own"
+point one_step_off below 0.1 "sampler/gap of step 2, whose rollouts were drawn while step 1 was learned from"
 point dtensor below 0.05 "sampler/gap of step 2 with DTensor"
 point export_model above 0 "a Hugging Face model is made of a checkpoint and evaluated"
 point memory below 1.0 "peak of GPU memory, of the estimate before submission, Qwen3-4B on 8 GPUs"

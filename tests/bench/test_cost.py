@@ -145,7 +145,7 @@ def test_collectives_by_hand() -> None:
     assert data_seconds(model, machine, 8, 8, cut) == pytest.approx(sent / 100)
     sent = (FP32 + BF16) * model.parameters / 2 * 7 / 8
     assert data_seconds(model, machine, 16, 8, cut) == pytest.approx(sent / 10)
-    assert refit_seconds(model, machine, cut, across=False) == pytest.approx(BF16 * model.parameters / 2 / 100)
+    assert refit_seconds(model, machine, cut, False, False) == pytest.approx(BF16 * model.parameters / 2 / 100)
 
 
 def test_turns_on_the_same_gpus_by_hand() -> None:

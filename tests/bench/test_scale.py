@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.scale import PHASES, SAVINGS, Setting, assume, context, read, readings, seconds
+from bench.scale import PHASES, SAVINGS, Setting, assume, context, contexts, read, readings, seconds
+from bench.scale_splits import best, rows, splits
 from bench.step import ratio
 from bench.step_curves import exponent, line
 from mopd_nemo.peers.select import Candidates, select_peers
@@ -72,6 +73,48 @@ def test_methods_pay_only_for_what_they_do() -> None:
         update={"teacher_gpus": 0})}))  # fmt: skip
     ratio_of_gpus = seconds(apart, assumed)["teacher"] / seconds(together, assumed)["teacher"]
     assert ratio_of_gpus == pytest.approx(2)  # 16 GPUs against all 32
+
+
+def test_a_contrast_reads_two_prompts() -> None:
+    """Successes and failures each in a prompt of their own: 2 and 1 of 800 tokens after a prompt of 300."""
+    plain, assumed = setting("mopd-qwen3-8b-chemistry-1n8g-tp2"), assume({"signal.mopd": 1.0})
+    divergence = plain.config.divergence.model_copy(update={"contrast": 0.5})
+    peers = plain.config.peers.model_copy(update={"successes": 2, "failures": 1})
+    contrast = replace(plain, config=plain.config.model_copy(update={"divergence": divergence, "peers": peers}))
+    assert contexts(contrast) == [(300 + 2 * 800, 2), (300 + 800, 2)]
+    teacher = readings(contrast, assumed, frozenset({"rows"}))["teacher"]
+    assert [(r.count, r.tokens, r.head_rows) for r in teacher] == [(256, 2700, 800), (256, 1900, 800)]
+    one, two = seconds(plain, assumed), seconds(contrast, assumed)
+    assert two["teacher"] > 1.2 * one["teacher"] and two["targets"] == pytest.approx(1.5 * one["targets"])
+    assert two["update"] == one["update"]
+
+
+def test_a_lag_hides_the_shorter_side_of_a_split() -> None:
+    found, assumed = setting("mopd-qwen3-8b-chemistry-1n8g-tp2"), assume({})
+    turns, *apart = splits(found, assumed)
+    assert turns.step(0) == pytest.approx(sum(seconds(found, assumed).values()))
+    with pytest.raises(ValueError, match="only generate"):
+        turns.step(1)
+    assert [(s.generating, s.learning) for s in apart] == [(2, 6), (4, 4)]  # two GPUs a copy; 2 that learn are too few
+    for split in apart:
+        assert split.step(0) - split.step(1) == pytest.approx(min(split.drawing, split.rest))
+    chosen = best(found, assumed, 1)
+    assert chosen is not None and chosen.step(1) == min(split.step(1) for split in apart)
+    drawing, rest = [split.drawing for split in apart], [split.rest for split in apart]
+    assert drawing == sorted(drawing, reverse=True) and rest == sorted(rest)
+
+
+def test_a_split_without_room_for_the_student_is_left_out() -> None:
+    found = setting("mopd-qwen3-8b-chemistry-1n8g-tp2")
+    small = assume({"memory": 40e9})
+    assert best(found, small, 1) is None
+    (row,) = rows([found], small)
+    assert row[2:] == ["-"] * 5
+
+
+def test_nodes_are_split_whole() -> None:
+    found = setting("mopd-qwen3-32b-to-8b-livecodebench-4n8g-tp2")  # 16 of its GPUs are the teacher's
+    assert [(s.generating, s.learning) for s in splits(found, assume({}))] == [(0, 16), (8, 8)]
 
 
 def test_assumptions_change_what_they_name() -> None:

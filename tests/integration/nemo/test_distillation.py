@@ -176,13 +176,15 @@ def logged(directory: Path) -> dict[str, dict[int, float]]:
 class Replay(test_engine.Scribe):
     """Gives the rollouts of another run."""
 
-    def __init__(self, steps: Sequence[Any]) -> None:
-        super().__init__()
+    def __init__(self, steps: Sequence[Any], colocated: bool) -> None:
+        super().__init__(colocated)
         self._steps = iter(steps)
 
-    def sample(self, prompts: Sequence[Any], **_: Any) -> Any:
+    def sample(self, prompts: Sequence[Any], on_samples: Any, **_: Any) -> None:
         groups = {group.problem.prompt_ids: group.rollouts for group in next(self._steps)}
-        return [[(list(r.response_ids), [0.0] * len(r.response_ids), r.finished) for r in groups[p]] for p in prompts]
+        for number, prompt in enumerate(prompts):
+            for index, r in enumerate(groups[prompt]):
+                on_samples([(number, index, (list(r.response_ids), [0.0] * len(r.response_ids), r.finished))])
 
 
 def our_config(directory: Path, **changes: Any) -> Any:
@@ -212,7 +214,7 @@ def trained_here(steps: Sequence[Any], settings: Any) -> list[dict[str, float]]:
 
     with (
         mock.patch.object(trainer, "make_engine", test_engine.make),
-        mock.patch.object(test_engine, "Scribe", lambda: Replay(steps)),
+        mock.patch.object(test_engine, "Scribe", lambda colocated: Replay(steps, colocated)),
     ):
         run = trainer.Trainer.new(settings, Console(file=io.StringIO()))
         assert run.fit()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -30,18 +32,23 @@ WORKERS = {
 class Scribe:
     """Writes random responses in place of vLLM; takes weights and GPUs as vLLM does, by NeMo-RL's own calls."""
 
-    def __init__(self) -> None:
+    def __init__(self, colocated: bool) -> None:
+        self._colocated = colocated
         self.calls: list[str] = []
         self.student: Any = None
         self.received: list[dict[str, Any]] = []
         """What each worker sent at the last refit."""
+        self.may_draw = threading.Event()
+        self.may_draw.set()
 
     def wake(self, refit: bool) -> None:
         self.calls.append("refit" if refit else "wake")
         if refit:  # as `refit_policy_generation` does
-            self.student.offload_before_refit()
+            if self._colocated:
+                self.student.offload_before_refit()
             self.received = self.student.run_all_workers_single_data("exported")
-            self.student.offload_after_refit()
+            if self._colocated:
+                self.student.offload_after_refit()
 
     def sleep(self) -> None:
         self.calls.append("sleep")
@@ -49,6 +56,7 @@ class Scribe:
     def sample(
         self, prompts: Sequence[Any], on_samples: Any, num_samples: int, max_tokens: int, seed: str, **_: Any
     ) -> None:
+        assert self.may_draw.wait(120)
         draw = random.Random(seed)
         for number in range(len(prompts)):
             for index in range(num_samples):
@@ -76,7 +84,7 @@ def launch_on_cpu(config: Config, tokenizer: Any, checkpoint: Path | None) -> An
             virtual_cluster, "RayVirtualCluster", partial(on_cpus, real=virtual_cluster.RayVirtualCluster)
         ),
         mock.patch.dict(launch.BACKENDS, on_cpu),
-        mock.patch.object(launch, "start_vllm", lambda cluster, settings, tokenizer: Scribe()),
+        mock.patch.object(launch, "start_vllm", lambda *_: Scribe(colocated=config.nemo.generation.gpus == 0)),
     ):
         return launch.launch(config, tokenizer, checkpoint)
 
@@ -401,6 +409,80 @@ def test_external_teacher_on_the_same_gpus_equals_the_local_engine(
     end(engine)
 
 
+def test_scoring_and_training_go_on_while_rollouts_are_drawn() -> None:
+    """Real workers score, train and move the teacher; the sampler, on GPUs of its own, is not finished before they are.
+
+    It draws with the weights that it was given at its start, and gets those of the update when it is free again.
+    """
+    settings = nemo_config(rollout={"lag": 1}, nemo={"gpus_per_node": 2, "generation": {"gpus": 1, "seeded": True}})
+    engine = make(settings)
+    batch = make_batch(engine, "0")
+    generation = engine._runtime.generation
+    before = generation.received[0]
+    generation.may_draw.clear()
+    arrived: dict[tuple[int, int], Any] = {}
+    prompts = [tuple(range(10, 18)), tuple(range(30, 42))]
+    in_flight = engine.generate_ahead(
+        prompts, 3, Sampling(12), "1", lambda prompt, index, rollout: arrived.update({(prompt, index): rollout})
+    )
+    drawing_with = generation.received[0]
+    assert engine.update(batch, engine.score(batch)[0], 1e-3)["grad_norm"] > 0
+    engine.update_teacher()
+    after = exported(engine)[0]
+    assert not arrived and not all(torch.equal(value, after[name]) for name, value in before.items())
+    assert generation.received[0] is drawing_with
+    assert all(torch.equal(value, before[name]) for name, value in drawing_with.items())
+    generation.may_draw.set()
+    groups = in_flight.wait()
+    assert arrived == {(p, i): rollout for p, group in enumerate(groups) for i, rollout in enumerate(group)}
+    assert engine.generate(prompts, 3, Sampling(12), "1") == groups
+    assert all(torch.equal(value, after[name]) for name, value in generation.received[0].items())
+    assert generation.calls[1:] == ["refit", "sleep", "wake", "sleep", "refit", "sleep"]
+    end(engine)
+
+
+def test_a_run_one_step_off_continues_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop with rollouts in flight, from the checkpoint after its first step, as if killed in its third."""
+    import io
+
+    from rich.console import Console
+
+    from mopd_nemo import trainer
+    from mopd_nemo.files import read_rows
+    from mopd_nemo.run.directory import RunDirectory
+
+    monkeypatch.setattr(trainer, "make_engine", make)
+    settings = nemo_config(
+        data={"train": "arithmetic", "num_train": 8, "max_prompt_tokens": 64},
+        peers={"max_context_tokens": 300, "failures": 1, "when_no_success": "failure_only"},
+        rollout={"lag": 1},
+        train={
+            "num_steps": 3,
+            "eval_every": 0,
+            "checkpoint_every": 1,
+            "keep_checkpoints": 9,
+            "tokens_per_micro_batch": 400,
+        },
+        nemo={"gpus_per_node": 2, "generation": {"gpus": 1, "seeded": True}},
+        run_dir=str(tmp_path / "run"),
+    )
+    whole = trainer.Trainer.new(settings, Console(file=io.StringIO()))
+    assert whole.fit()
+    run = RunDirectory.open(tmp_path / "run")
+    expected, weights = read_rows(run.metrics_file), exported(whole.engine)[0]
+    end(whole.engine)
+    for step in (2, 3):
+        shutil.rmtree(run.checkpoints / f"step_{step:06d}")
+    again = trainer.Trainer.resumed(run, [], Console(file=io.StringIO()))
+    assert again.fit()
+    found = read_rows(run.metrics_file)
+    for name in ("loss", "grad_norm", "response/tokens", "rollout/lag"):
+        assert [row[name] for row in found] == [row[name] for row in expected], name
+    assert [row["rollout/lag"] for row in found] == [0, 1, 1]
+    assert all(torch.equal(value, weights[name]) for name, value in exported(again.engine)[0].items())
+    end(again.engine)
+
+
 def test_the_trainer_runs_and_resumes_on_this_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole loop: rollouts, verifier, peers, teacher, update, evaluation, checkpoint; stopped and continued."""
     import io
@@ -414,7 +496,7 @@ def test_the_trainer_runs_and_resumes_on_this_engine(tmp_path: Path, monkeypatch
     monkeypatch.setattr(trainer, "make_engine", make)
     settings = nemo_config(
         data={"train": "arithmetic", "eval": "arithmetic", "num_train": 8, "num_eval": 2, "max_prompt_tokens": 64},
-        peers={"max_context_tokens": 300, "when_no_success": "failure_only"},
+        peers={"max_context_tokens": 300, "failures": 1, "when_no_success": "failure_only"},
         train={"num_steps": 1, "eval_every": 1, "checkpoint_every": 1, "tokens_per_micro_batch": 400},
         nemo={"gpus_per_node": 1},
         run_dir=str(tmp_path / "run"),

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from typing import Any
@@ -23,6 +26,9 @@ from mopd_nemo.verifiers.sandbox.client import Program, Run, Sandbox, SandboxErr
 from mopd_nemo.verifiers.sandbox.layers import choose
 
 _SHOWN_CHARACTERS = 400
+_COMPARING_SECONDS = 5.0
+"""Of CPU time, so that neighbours do not matter. A comparison takes milliseconds, unless a program has made its output
+to stall it, as with numbers of equal hash in a set."""
 _INTEGER_DIGITS = 50_000
 """LiveCodeBench's limit."""
 _ANY_BLOCK = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
@@ -63,6 +69,10 @@ class HiddenTests(BaseModel):
             first = error.errors()[0]
             field = ".".join(map(str, ("answer", *first["loc"])))
             raise AnswerError(f"{field}: {first['msg'].removeprefix('Value error, ')}") from error
+
+
+class _StalledError(Exception):
+    """A comparison takes too long."""
 
 
 class CodeVerifier(Verifier):
@@ -107,31 +117,39 @@ class CodeVerifier(Verifier):
         number, run = failure
         run_tests = len(tests.inputs) if self._all_tests else number + 1
         details |= {"failed_test": number, "tests_run": run_tests, "ending": run.ending}
+        if run.ending == "stalled":
+            details["undecided"] = f"not compared with the expected output within {_COMPARING_SECONDS:g} s"
         outcome = Outcome.TIMEOUT if run.ending == "time" else Outcome.WRONG
         return Verdict(0.0, outcome, self._explain(number, run, tests), details)
 
     def _first_failure(self, program: Program, tests: HiddenTests) -> tuple[int, tuple[int, Run] | None]:
         """How many tests passed, and the first failed one. Unless all are wanted, no test runs after that."""
-        mode = self._config.code.mode
-        same = _COMPARISONS[mode, tests.fn_name is not None]
         passed = 0
         failure: tuple[int, Run] | None = None
         for number, (text, expected) in enumerate(zip(tests.inputs, tests.outputs, strict=True)):
-
-            def passes(run: Run, expected: str = expected) -> bool:
-                return run.ending == "normal" and same(run.stdout if tests.fn_name is None else run.value, expected)
-
-            run = program.run(text)
-            if not passes(run) and not run.fresh and run.ending != "time":
+            run = self._compared(program.run(text), tests, expected)
+            if run.ending not in ("passed", "time", "stalled") and not run.fresh:
                 # Earlier tests in the same process may have left traces: only a failure in a fresh one counts.
-                run = program.run(text, fresh=True)
-            if passes(run):
+                run = self._compared(program.run(text, fresh=True), tests, expected)
+            if run.ending == "passed":
                 passed += 1
-            elif failure is None:
-                failure = number, run
-                if not self._all_tests:
-                    break
+                continue
+            failure = failure or (number, run)
+            if not self._all_tests or run.ending == "stalled":
+                break
         return passed, failure
+
+    def _compared(self, run: Run, tests: HiddenTests, expected: str) -> Run:
+        """The run with the ending `passed` if its output is the expected one, `stalled` if that cannot be told."""
+        if run.ending != "normal":
+            return run
+        same = _COMPARISONS[self._config.code.mode, tests.fn_name is not None]
+        try:
+            with _limited():
+                equal = same(run.stdout if tests.fn_name is None else run.value, expected)
+        except _StalledError:
+            return replace(run, ending="stalled")
+        return replace(run, ending="passed") if equal else run
 
     def _explain(self, number: int, run: Run, tests: HiddenTests) -> str:
         """Feedback like an online judge's: the input of the failed test and what the program did."""
@@ -149,6 +167,10 @@ class CodeVerifier(Verifier):
                 what = f"Time limit of {code.seconds_per_test:g} s exceeded on test {number + 1}."
             case "memory":
                 what = f"Memory limit of {code.memory_mb} MiB exceeded on test {number + 1}."
+            case "encoding":
+                what = f"The output on test {number + 1} is no text: it is not UTF-8."
+            case "stalled":
+                what = f"The output on test {number + 1} takes too long to compare."
             case "output":
                 what = f"Output limit of {code.output_mb} MiB exceeded on test {number + 1}."
             case "processes":
@@ -181,9 +203,30 @@ def _readable(value: str) -> str:
     if not value:
         return "(nothing was returned)"
     try:
-        return repr(_from_plain(loads(value)))
-    except (ValueError, TypeError, ArithmeticError, RecursionError):
+        with _limited():
+            return repr(_from_plain(loads(value)))
+    except (ValueError, TypeError, ArithmeticError, RecursionError, _StalledError):
         return value
+
+
+@contextmanager
+def _limited() -> Iterator[None]:
+    """Raise _StalledError where the block takes too much CPU time.
+
+    The verifier owns its process, so its timer is free. Python acts on the signal between two steps of its own; what is
+    done in one step here is short.
+    """
+
+    def stop(_number: int, _frame: object) -> None:
+        raise _StalledError
+
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, _COMPARING_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def loads(text: str) -> Any:
@@ -264,7 +307,8 @@ def _from_plain(value: Any) -> Any:
         case "set" | "frozenset":
             return {_from_plain(item) for item in content}
         case "fraction":
-            return Fraction(*content)
+            above, below = map(int, content)  # of text it would compute 10^exponent in one step
+            return Fraction(above, below)
         case "decimal":
             return Decimal(content)
         case "complex":

@@ -1,5 +1,6 @@
 """Programs judged by LiveCodeBench's rules, on every layer that this machine offers."""
 
+import time
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -7,6 +8,7 @@ import pytest
 
 from mopd_nemo.config.verifiers import CodeConfig, FeedbackConfig, VerifierConfig
 from mopd_nemo.types import Outcome, Verdict
+from mopd_nemo.verifiers import code
 from mopd_nemo.verifiers.base import AnswerError
 from mopd_nemo.verifiers.code import CodeVerifier, HiddenTests, last_block, longest_block
 from mopd_nemo.verifiers.sandbox.layers import LayerName
@@ -369,3 +371,37 @@ def test_extraction() -> None:
 def test_bad_tests_are_refused(answer: Any, message: str) -> None:
     with pytest.raises(AnswerError, match=message):
         HiddenTests.read(answer)
+
+
+COLLIDING = """
+import os
+def find(n):
+    numbers = ", ".join(str(k * (2 ** 61 - 1)) for k in range(40_000))
+    os.write(3, ('{"set": [' + numbers + "]}").encode())
+    os._exit(0)
+"""
+
+
+def test_a_program_that_stalls_the_comparison_is_wrong(official: CodeVerifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers of equal hash, in a set: a wrong program must not escape its verdict."""
+    monkeypatch.setattr(code, "_COMPARING_SECONDS", 0.3)
+    started = time.process_time()
+    verdict = judge(official, COLLIDING, {"inputs": ["1", "2"], "outputs": ["2", "4"], "fn_name": "find"})
+    assert (verdict.outcome, verdict.reward) == (Outcome.WRONG, 0.0)
+    assert "not compared with the expected output within 0.3 s" in verdict.details["undecided"]
+    assert "takes too long to compare" in verdict.feedback
+    assert time.process_time() - started < 5.0
+    assert judge(official, "print(int(input()) * 2)").outcome is Outcome.CORRECT
+
+
+def test_numbers_that_a_program_forges_are_not_computed(official: CodeVerifier) -> None:
+    started = time.process_time()
+    for forged in ('{"fraction": ["1e999999999", 1]}', '{"fraction": ["1e999999999"]}', '{"decimal": "1e999999999"}'):
+        source = f"import os\ndef find(n):\n    os.write(3, {forged.encode()!r})\n    os._exit(0)"
+        assert judge(official, source, {"inputs": ["1"], "outputs": ["2"], "fn_name": "find"}).outcome is Outcome.WRONG
+    assert time.process_time() - started < 5.0
+
+
+def test_output_that_is_no_text_is_wrong_at_once(official: CodeVerifier) -> None:
+    verdict = judge(official, "import os\nos.write(1, b'4\\n\\n' + b'\\n' * 5000 + b'\\xff')")
+    assert verdict.outcome is Outcome.WRONG and "no text: it is not UTF-8" in verdict.feedback

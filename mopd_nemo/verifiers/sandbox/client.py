@@ -36,6 +36,8 @@ class Launch:
     environment: dict[str, str]
     isolated: bool = True
     """Programs get namespaces and a scratch directory of their own inside."""
+    filters: bool = True
+    """Programs have a filter of system calls; False once it is known that the kernel has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +45,8 @@ class Run:
     """The result of one program on one input."""
 
     ending: str
-    """`normal`, `error` (an uncaught exception or an exit status), `time`, `memory`, `processes`, `output`, or
-    `signal N`."""
+    """`normal`, `error` (an uncaught exception or an exit status), `time`, `memory`, `processes`, `output`, `encoding`
+    (what it wrote is not UTF-8), or `signal N`."""
     stdout: str
     stderr: str
     value: str
@@ -62,6 +64,8 @@ class Sandbox:
         self._config = config
         self._process: subprocess.Popen[bytes] | None = None
         self._ids = count(1)
+        self.filters = False
+        """Programs have a filter of system calls. Known once it has started."""
 
     @contextmanager
     def program(self, source: str, function: str | None, rules: Literal["official", "paper"]) -> Iterator[Program]:
@@ -107,7 +111,7 @@ class Sandbox:
                     cwd="/",
                     start_new_session=True,
                 )
-                self.receive(_START_SECONDS)
+                self.filters = self.receive(_START_SECONDS).get("filter") is True
             except (OSError, SandboxError) as error:
                 self.close()
                 errors.seek(0)

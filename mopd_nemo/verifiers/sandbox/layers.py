@@ -15,9 +15,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import secrets
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -35,6 +36,8 @@ _PROBE = "import sched\nprint(6 * 7)"
 PACKAGES = ("numpy", "sortedcontainers")
 """Packages beside the standard library that programs may import, where installed."""
 _NOBODY = 65534
+_OWN_USERS = 1 << 30
+"""User numbers from here on belong to no account."""
 _SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin", "/sbin", "/etc/ld.so.cache", "/etc/localtime")
 _CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_KILL")
 """Needed by the fork server to give each program namespaces and take its privileges. Programs have none."""
@@ -46,6 +49,7 @@ _ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "1",  # else each thread reserves 64 MB of address space, which is limited
 }
 
 
@@ -59,7 +63,7 @@ class Choice:
 
     def __str__(self) -> str:
         why = "".join(f"; no {layer}: {reason}" for layer, reason in self.passed_over.items())
-        return f"{self.layer}{why}"
+        return f"{self.layer}{why}{'' if self.launch.filters else '; no filter of system calls: this kernel has none'}"
 
 
 def choose(config: CodeConfig) -> Choice:
@@ -72,10 +76,10 @@ def choose(config: CodeConfig) -> Choice:
     wanted = LAYERS[:2] if config.sandbox == "auto" else (config.sandbox,)
     reasons: dict[str, str] = {}
     for layer in wanted:
-        launch = try_layer(layer, config)
-        if isinstance(launch, Launch):
-            return Choice(layer, launch, reasons)
-        reasons[layer] = launch
+        tried = try_layer(layer, config)
+        if isinstance(tried, Launch):
+            return Choice(layer, tried, reasons)
+        reasons[layer] = tried
     why = "; ".join(f"{layer}: {reason}" for layer, reason in reasons.items())
     raise UserError(
         f"{key}: model-written code cannot be isolated here ({why}). Install bubblewrap, or allow user namespaces "
@@ -98,30 +102,30 @@ def try_layer(layer: LayerName, config: CodeConfig) -> Launch | str:
         finally:
             sandbox.close()
         if run.stdout == "42\n":
-            return launch
+            return replace(launch, filters=sandbox.filters)
         reason = f"a program ended with {run.ending}: {run.stderr}"
     return reason
 
 
 def launches(layer: LayerName, config: CodeConfig) -> list[Launch]:
     """Ways to start the fork server in a layer, best first. It depends on the machine which of them work."""
-    root = os.geteuid() == 0
+    # Root's programs run as a user of their own in each sandbox, because limits on processes count by user. Where there
+    # are only some users, they get a user namespace, in which counting begins anew.
+    own = _OWN_USERS + secrets.randbelow(1 << 30)
+    users = [own, None, _NOBODY] if os.geteuid() == 0 else [None]
     match layer:
         case "bubblewrap":
-            if shutil.which("bwrap") is None:
-                return []
-            # Root needs no user namespace, and can run programs as another user.
-            users = [False, True] if root else [True]
-            return [_bubblewrap(config, own_user) for own_user in users]
+            return [_bubblewrap(config, uid) for uid in users] if shutil.which("bwrap") is not None else []
         case "namespaces":
-            return [_namespaces(config, own_user) for own_user in ([False, True] if root else [True])]
+            return [_namespaces(config, uid) for uid in users]
         case "rlimits":
-            # Programs run as another user, unless only root can read this Python.
-            commands = [_fork_server(config, isolated=False, uid=uid) for uid in ([_NOBODY, None] if root else [None])]
+            # Without a user namespace; as root itself only where nobody else can read this Python.
+            users = sorted(users, key=lambda uid: uid is None)
+            commands = [_fork_server(config, isolated=False, uid=uid) for uid in users]
             return [Launch(tuple(command), _ENVIRONMENT, isolated=False) for command in commands]
 
 
-def _bubblewrap(config: CodeConfig, own_user: bool) -> Launch:
+def _bubblewrap(config: CodeConfig, uid: int | None) -> Launch:
     mounts = [word for source, target in _mounts() for word in ("--ro-bind", source, target)]
     above = {str(parent): None for _, target in _mounts() for parent in reversed(Path(target).parents[:-1])}
     # bubblewrap itself would create these directories readable by root only.
@@ -130,21 +134,21 @@ def _bubblewrap(config: CodeConfig, own_user: bool) -> Launch:
     capabilities = [word for name in _CAPABILITIES for word in ("--cap-add", name)]
     command = [
         *("bwrap", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"),
-        *(["--unshare-user"] if own_user else []),
+        *(["--unshare-user"] if uid is None else []),
         *("--die-with-parent", "--clearenv", *variables, "--cap-drop", "ALL", *capabilities, "--chdir", "/"),
         *parents,
         *mounts,
         *_BUBBLEWRAP_END,
-        *_fork_server(config, isolated=True, uid=None if own_user else _NOBODY),
+        *_fork_server(config, isolated=True, uid=uid),
     ]
     return Launch(tuple(command), dict(os.environ))
 
 
-def _namespaces(config: CodeConfig, own_user: bool) -> Launch:
+def _namespaces(config: CodeConfig, uid: int | None) -> Launch:
     plan = {
         "mounts": _mounts(),
-        "own_user": own_user,
-        "command": _fork_server(config, isolated=True, uid=None if own_user else _NOBODY),
+        "own_user": uid is None,
+        "command": _fork_server(config, isolated=True, uid=uid),
         "environment": _ENVIRONMENT,
     }
     return Launch((_python(), "-sSB", str(INSIDE / "namespaces.py"), json.dumps(plan)), _ENVIRONMENT)
@@ -152,6 +156,7 @@ def _namespaces(config: CodeConfig, own_user: bool) -> Launch:
 
 def _fork_server(config: CodeConfig, *, isolated: bool, uid: int | None) -> list[str]:
     parents = sorted({str(path.parent) for path in _packages()})
+    own_user = uid is not None and uid >= _OWN_USERS
     options = {
         "isolate": isolated,
         "uid": uid,
@@ -162,8 +167,10 @@ def _fork_server(config: CodeConfig, *, isolated: bool, uid: int | None) -> list
         "output_bytes": config.output_mb << 20,
         "scratch_bytes": config.scratch_mb << 20,
         "processes": config.processes,
-        # On older kernels and without isolation the limit counts all processes of the user.
-        "limit_processes": isolated and _kernel() >= (5, 14),
+        "own_user": own_user,
+        # Else the limit counts others' processes, too: those of everybody's `nobody`, of this user, on older kernels
+        # those outside the user namespace.
+        "limit_processes": own_user or (uid is None and isolated and _kernel() >= (5, 14)),
     }
     script = "/sandbox/inside/fork_server.py" if isolated else str(INSIDE / "fork_server.py")
     return [_python(), "-sSB", script, json.dumps(options)]

@@ -13,6 +13,7 @@ import time
 
 import linux
 import runner
+import syscalls
 
 
 class RunnerProcess:
@@ -47,7 +48,7 @@ class RunnerProcess:
         started = time.monotonic()
         with contextlib.suppress(BrokenPipeError):
             os.write(self._start, b"!")
-        ending = _wait(self._done, self._pidfd, started + self._options["seconds"], self._options)
+        ending = self._wait(started + self._options["seconds"])
         if ending is None:
             ending = "normal" if os.read(self._done, 1) == b"0" else "error"
         else:
@@ -73,16 +74,49 @@ class RunnerProcess:
     def _result(self, ending: str, seconds: float) -> dict:
         limit = self._options["output_bytes"]
         _, stdout, stderr, value = self._files
-        result = {
-            "ending": ending,
-            "seconds": seconds,
-            "stdout": _read_back(stdout, limit),
-            "stderr": _read_back(stderr, limit)[-4000:],
-            "value": _read_back(value, limit),
-        }
+        result = {"seconds": seconds, "stderr": _last(stderr)}
         if os.fstat(stdout).st_size >= limit or os.fstat(value).st_size >= limit:
-            result |= {"ending": "output", "stdout": result["stdout"][:4000], "value": ""}
-        return result
+            return result | {"ending": "output", "stdout": _first(stdout), "value": ""}
+        try:
+            return result | {"ending": ending, "stdout": _text(stdout, limit), "value": _text(value, limit)}
+        except UnicodeDecodeError:
+            # It equals no expected output, and to read it with replacements would take seconds.
+            ending = "encoding" if ending == "normal" else ending
+            return result | {"ending": ending, "stdout": _first(stdout), "value": ""}
+
+    def _wait(self, deadline: float) -> "str | None":
+        """None: the test has ended. "": its process has. Else the limit it broke: time, memory, processes."""
+        poller = select.poll()
+        poller.register(self._done, select.POLLIN)
+        poller.register(self._pidfd, select.POLLIN)
+        pause = 5
+        while True:
+            ready = dict(poller.poll(pause))
+            if self._pidfd in ready:
+                return ""
+            if ready.get(self._done, 0) & select.POLLIN:
+                return None
+            if self._done in ready:  # closed: wait for the end of the process
+                poller.unregister(self._done)
+            pause = min(pause * 2, 20)
+            broken = "time" if time.monotonic() > deadline else self._excess()
+            if broken:
+                return broken
+
+    def _excess(self) -> str:
+        """The limit that all processes of the test together exceed: processes, memory, or empty for none."""
+        pids = _others() if self._options["isolate"] else _descendants(os.getpid())
+        if len(pids) > self._options["processes"]:
+            return "processes"
+        pages = 0
+        for pid in pids:
+            try:
+                with open(f"/proc/{pid}/statm", encoding="ascii") as file:
+                    _, resident, shared, *_ = map(int, file.read().split())
+            except OSError:
+                continue  # it has ended meanwhile
+            pages += resident - shared if len(pids) > 1 else resident
+        return "memory" if pages * resource.getpagesize() > self._options["memory_bytes"] else ""
 
 
 def _become_runner(request: dict, known: dict, options: dict, limits: dict, fds: list) -> None:
@@ -99,6 +133,8 @@ def _become_runner(request: dict, known: dict, options: dict, limits: dict, fds:
         linux.drop_privileges(options["uid"])
         linux.hide_from_peers(False)
         linux.die_with_parent(signal.SIGKILL)
+        if options["filter"]:
+            syscalls.close_calls()
         gc.enable()
         status = runner.run_tests(request, known, options["seconds"])
     finally:
@@ -123,42 +159,6 @@ def limits_of(options: dict) -> dict:
     return limits
 
 
-def _wait(done: int, pidfd: int, deadline: float, options: dict) -> "str | None":
-    """None: the test has ended. "": its process has. Else the limit it broke: time, memory, processes."""
-    poller = select.poll()
-    poller.register(done, select.POLLIN)
-    poller.register(pidfd, select.POLLIN)
-    pause = 5
-    while True:
-        ready = dict(poller.poll(pause))
-        if pidfd in ready:
-            return ""
-        if ready.get(done, 0) & select.POLLIN:
-            return None
-        if done in ready:  # closed: wait for the end of the process
-            poller.unregister(done)
-        pause = min(pause * 2, 20)
-        broken = "time" if time.monotonic() > deadline else _excess(options)
-        if broken:
-            return broken
-
-
-def _excess(options: dict) -> str:
-    """The limit that all processes of the test together exceed: processes, memory, or empty for none."""
-    pids = _others() if options["isolate"] else _descendants(os.getpid())
-    if len(pids) > options["processes"]:
-        return "processes"
-    pages = 0
-    for pid in pids:
-        try:
-            with open(f"/proc/{pid}/statm", encoding="ascii") as file:
-                _, resident, shared, *_ = map(int, file.read().split())
-        except OSError:
-            continue  # it has ended meanwhile
-        pages += resident - shared if len(pids) > 1 else resident
-    return "memory" if pages * resource.getpagesize() > options["memory_bytes"] else ""
-
-
 def _kill_all(child: int, options: dict) -> int:
     """Kill and reap every process but this one; the wait status of `child`."""
     status = 0
@@ -166,6 +166,8 @@ def _kill_all(child: int, options: dict) -> int:
         if options["isolate"]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(-1, signal.SIGKILL)  # pid 1 itself is not hit
+        elif options["own_user"]:
+            _kill_all_of(options["uid"])
         else:
             for pid in _descendants(os.getpid()):
                 with contextlib.suppress(ProcessLookupError):
@@ -176,6 +178,16 @@ def _kill_all(child: int, options: dict) -> int:
             return status
         if pid == child:
             status = ended
+
+
+def _kill_all_of(uid: int) -> None:
+    """Kill every process of a user at once, as one of them: one by one, a fork bomb would outrun this."""
+    if os.fork() == 0:
+        try:
+            os.setresuid(uid, uid, uid)
+            os.kill(-1, signal.SIGKILL)  # spares the caller
+        finally:
+            os._exit(0)
 
 
 def _others() -> list:
@@ -207,5 +219,13 @@ def _ending(status: int) -> str:
     return "normal" if os.WEXITSTATUS(status) == 0 else "error"
 
 
-def _read_back(fd: int, limit: int) -> str:
-    return os.pread(fd, limit, 0).decode("utf-8", "replace")
+def _text(fd: int, limit: int) -> str:
+    return os.pread(fd, limit, 0).decode()
+
+
+def _first(fd: int) -> str:
+    return os.pread(fd, 4000, 0).decode("utf-8", "replace")
+
+
+def _last(fd: int) -> str:
+    return os.pread(fd, 4000, max(0, os.fstat(fd).st_size - 4000)).decode("utf-8", "replace")

@@ -180,7 +180,9 @@ time.sleep(60)
     parent = subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     workers = [int(pid) for pid in parent.stdout.readline().split()]
-    below = set(workers).union(*(children(pid) for pid in workers))
+    deadline = time.monotonic() + 30
+    while len(below := set(workers).union(*(children(pid) for pid in workers))) <= 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert len(below) > 2
     parent.kill()
     parent.wait()

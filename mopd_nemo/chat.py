@@ -82,6 +82,13 @@ class Chat:
                     f"(roles {', '.join(roles)}): mend chat_template, or write that text into the user turn of the rows"
                 )
 
+    def template_ids(self) -> frozenset[int]:
+        """Tokens of a short prompt, the template's own among them; none if the template refuses a lone user turn."""
+        try:
+            return frozenset(self.prompt_ids([Message(role="user", content="")]))
+        except UserError:
+            return frozenset()
+
     def check_end_of_turn(self, end_ids: Collection[int]) -> None:
         """Refuse a model whose responses would never end: its template closes turns with a token that is no end token.
 

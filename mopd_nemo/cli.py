@@ -6,12 +6,12 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from mopd_nemo import __version__
 from mopd_nemo.commands import analyze, data, doctor, export, inspect, preflight, report, sample, submit, train, verify
 from mopd_nemo.config import UserError
 from mopd_nemo.files import STORAGE, DamagedError, WriteError
+from mopd_nemo.terminal import Terminal, visible
 
 app = typer.Typer(
     name="mopd",
@@ -54,6 +54,6 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    Console(stderr=True).print("[bold red]error:[/] ", end="")
-    print(message, file=sys.stderr)
+    Terminal(stderr=True).print("error: ", style="bold red", end="")
+    print(visible(message), file=sys.stderr)
     sys.exit(code)

@@ -29,7 +29,10 @@ class WriteError(Exception):
 
 
 class DamagedError(ValueError):
-    """A file is not as this package wrote it. The message names file and line. Exit code 2, like bad input."""
+    """A file is not what it should be: text, or as this package wrote it. The message names file and line.
+
+    The `mopd` command prints it without a traceback and exits with code 2, like bad input.
+    """
 
 
 @contextmanager
@@ -175,17 +178,62 @@ def _row(line: bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) and line.endswith(b"\n") else None
 
 
-def read_models(path: Path, model: type[_Model]) -> Iterator[tuple[int, str, _Model | ValidationError]]:
-    """(line number, text, row or error) for each line of a JSONL file that a person wrote. Skips blank lines."""
-    with path.open(encoding="utf-8") as lines:
+_NOT_TEXT = {
+    b"PAR1": "a parquet file",
+    b"\x1f\x8b": "compressed with gzip",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd",
+    b"BZh": "compressed with bzip2",
+    b"\xfd7zXZ": "compressed with xz",
+    b"PK\x03\x04": "a zip archive",
+    b"\xff\xfe": "UTF-16 text",
+    b"\xfe\xff": "UTF-16 text",
+}
+"""First bytes of what is often given in place of UTF-8 text."""
+
+
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines of a text file that a person wrote, without a byte order mark.
+
+    Raises:
+        DamagedError: it is not UTF-8 text.
+    """
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
+            if number == 1:
+                kind = next((kind for start, kind in _NOT_TEXT.items() if line.startswith(start)), None)
+                if kind is not None:
+                    raise DamagedError(f"{path}: {kind}, not UTF-8 text: write it as plain UTF-8")
             try:
-                row: _Model | ValidationError = model.model_validate_json(line)
-            except ValidationError as error:
-                row = error
-            yield number, line, row
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise DamagedError(
+                    f"{path}, line {number}: not UTF-8 text (byte {line[error.start]:#04x}): save the file as UTF-8"
+                ) from error
+
+
+def read_text(path: Path) -> str:
+    """A text file that a person wrote, without a byte order mark.
+
+    Raises:
+        DamagedError: it is not UTF-8 text.
+    """
+    return "".join(line for _, line in text_lines(path))
+
+
+def read_models(path: Path, model: type[_Model]) -> Iterator[tuple[int, str, _Model | ValidationError]]:
+    """(line number, text, row or error) for each line of a JSONL file that a person wrote. Skips blank lines.
+
+    Raises:
+        DamagedError: it is not UTF-8 text.
+    """
+    for number, line in text_lines(path):
+        if not line.strip():
+            continue
+        try:
+            row: _Model | ValidationError = model.model_validate_json(line.strip())
+        except ValidationError as error:
+            row = error
+        yield number, line, row
 
 
 def explain(error: ValidationError) -> str:
@@ -193,6 +241,33 @@ def explain(error: ValidationError) -> str:
     reasons = []
     for item in error.errors():
         field = ".".join(map(str, item["loc"]))
-        message = item["msg"].removeprefix("Value error, ")
-        reasons.append(f"{field}: {message}" if field else message)
+        reasons.append(f"{field}: {reason_of(item)}" if field else reason_of(item))
     return "; ".join(reasons)
+
+
+_REASONS = {
+    "bool_parsing": "write true or false",
+    "bool_type": "write true or false",
+    "dict_type": "must be a mapping, as in {key: value}",
+    "int_from_float": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_type": "must be a whole number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "list_type": "must be a list, as in [a, b]",
+    "missing": "missing",
+    "model_type": "must be a block of settings, as in {key: value}",
+    "string_type": "must be text; write it in quotes",
+    "tuple_type": "must be a list, as in [a, b]",
+}
+"""In the user's words, what pydantic says in Python's."""
+
+
+def reason_of(item: Any) -> str:
+    """What one error of pydantic says, in the user's words."""
+    if reason := _REASONS.get(item["type"]):
+        return reason
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "json_invalid":
+        return message.replace("Invalid JSON", "not valid JSON").replace("at line 1 column", "at column")
+    return message if item["type"] == "value_error" else f"{message[0].lower()}{message[1:]}"

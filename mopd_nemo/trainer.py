@@ -24,7 +24,15 @@ from mopd_nemo.methods.base import make_method
 from mopd_nemo.peers.metrics import group_metrics
 from mopd_nemo.preflight import choice
 from mopd_nemo.run import ahead
-from mopd_nemo.run.checkpoints import lacking, load_checkpoint, newest_up_to, recover, save_checkpoint
+from mopd_nemo.run.checkpoints import (
+    checkpoints,
+    lacking,
+    load_checkpoint,
+    newest_up_to,
+    recover,
+    save_checkpoint,
+    step_of,
+)
 from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.run.display import Display, PhaseTimer
 from mopd_nemo.run.guard import Signs, best_evaluation, errors_over_problems, missing_steps, remarks, signs
@@ -103,6 +111,12 @@ class Trainer:
     ) -> Trainer:
         """A run that continues, with changed settings if overrides are given."""
         before, config = run.read_config(), run.read_config(overrides)
+        made = max(map(step_of, checkpoints(run.checkpoints)), default=0)
+        if made > config.train.num_steps:
+            raise UserError(
+                f"train.num_steps={config.train.num_steps}: {run.path} has made {made} steps already; give at least "
+                "as many, or start a new run"
+            )
         run.claim(partial(console.print, markup=False))
         try:
             trainer = cls(config, run, console, started)
@@ -139,7 +153,11 @@ class Trainer:
         """Record the problems of a run that begins; say when those of a resumed one are not the recorded ones."""
         now = {"train": fingerprints(self.problems), "eval": fingerprints(self.eval_problems)}
         file = self.run.problems_file
-        before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else now
+        try:
+            before = now | json.loads(file.read_text(encoding="utf-8")) if file.exists() else now
+        except ValueError:
+            self.display.say(f"WARNING: {file} is damaged: whether the problems have changed is unknown", "yellow")
+            before = now
         for split, problems in now.items():
             if before[split] and problems and (found := changes(before[split], problems)):
                 self.display.say(

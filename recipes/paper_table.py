@@ -112,7 +112,7 @@ def main() -> int:
     submissions = table.submissions(runs, seeds)
     missing = {path: arguments for path, arguments in submissions.items() if not (path / "job" / "job.sbatch").exists()}
     if options.dry_run:
-        return sum(mopd(*arguments, *options.overrides, "--dry-run") for arguments in missing.values())
+        return max((mopd(*arguments, *options.overrides, "--dry-run") for arguments in missing.values()), default=0)
     if missing and not options.compare:
         return submit(missing, options.overrides)
     if table.analysis:

@@ -1,5 +1,7 @@
+import gzip
 import json
 import os
+import re
 import resource
 import subprocess
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from mopd_nemo.files import (
     in_bytes,
     read_models,
     read_rows,
+    read_text,
     replacing,
     write_json,
     write_rows,
@@ -124,4 +127,34 @@ def test_each_line_of_a_person_s_file_is_a_row_or_an_error_with_its_number(tmp_p
     file.write_text('{"id": 1}\n\n{"id": "x"}\n{"id": 4}')
     (one, _, first), (three, text, error), (four, _, last) = read_models(file, Row)
     assert (one, three, four) == (1, 3, 4) and (first, last) == (Row(id=1), Row(id=4)) and text == '{"id": "x"}\n'
-    assert isinstance(error, ValidationError) and explain(error).startswith("id: Input should be a valid integer")
+    assert isinstance(error, ValidationError) and explain(error).startswith("id: must be a whole number")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"id": 1}\n{"id": "é"}'.encode("latin-1"), "line 2: not UTF-8 text (byte 0xe9)"),
+        ('{"id": 1}'.encode("utf-16"), "UTF-16 text, not UTF-8"),
+        (gzip.compress(b'{"id": 1}'), "compressed with gzip, not UTF-8"),
+        (b"PAR1\x15\x04", "a parquet file, not UTF-8"),
+    ],
+)
+def test_what_is_not_utf_8_text_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(content)
+    with pytest.raises(DamagedError, match=re.escape(f"{file}") + ".*" + re.escape(message)):
+        list(read_models(file, Row))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"id": 1}\n', encoding="utf-8-sig")
+    assert [row for _, _, row in read_models(file, Row)] == [Row(id=1)] and read_text(file) == '{"id": 1}\n'
+
+
+def test_broken_json_is_placed_in_its_own_line(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"id": 1}\n{"id": \n')
+    *_, (number, _, error) = read_models(file, Row)
+    assert number == 2 and isinstance(error, ValidationError)
+    assert explain(error) == "not valid JSON: EOF while parsing a value at column 6"

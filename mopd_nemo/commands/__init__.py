@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from mopd_nemo.config import UserError
+from mopd_nemo.terminal import Terminal
 
 ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="YAML config file.")]
 OptionalConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="YAML config file.")]
@@ -58,13 +59,13 @@ def print_table(
         table.add_column(cells[0], justify="right" if number else "left", min_width=longest, overflow="fold")
     for cells in rows:
         table.add_row(*cells)
-    (console or Console()).print(table)
+    (console or Terminal()).print(table)
 
 
 @contextmanager
 def progress(description: str) -> Iterator[Callable[[float, str], None]]:
     """A bar on a terminal, else a line now and then; both with the time left."""
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(20), TaskProgressColumn(), TimeRemainingColumn())
     began = said = time.monotonic()
     first: float | None = None
@@ -79,6 +80,6 @@ def progress(description: str) -> Iterator[Callable[[float, str], None]]:
             if not console.is_terminal and (now - said >= SECONDS_BETWEEN_LINES or share >= 1):
                 said, done = now, share - first
                 left = timedelta(seconds=round((now - began) / done * (1 - share))) if done > 0 else "?"
-                console.print(f"{description}: {text}, {left} left", highlight=False, soft_wrap=True)
+                console.print(f"{description}: {text}, {left} left", soft_wrap=True)
 
         yield report

@@ -15,6 +15,7 @@ from mopd_nemo.commands import Overrides, check_output, print_table, progress
 from mopd_nemo.config import Config, TeacherConfig, UserError
 from mopd_nemo.config.load import load_config
 from mopd_nemo.run.directory import RunDirectory
+from mopd_nemo.terminal import Terminal
 
 if TYPE_CHECKING:
     from mopd_nemo.analysis.teacher_signal.scoring import ScoreStore
@@ -54,7 +55,7 @@ def teacher_signal(
     directory = output or _default_output(rollouts, "teacher_signal")
     groups = read_groups(source)[:num_prompts]
     store = ScoreStore(directory, manifest_of(source, len(groups), config), restart)
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     _score(groups, source, config, store, console)
     about = {"rollouts": source.name, "scored by": Path(config.model.path).name}
     result = collect(groups, store, about)
@@ -288,6 +289,6 @@ def _mean(cell: Mapping[str, Any]) -> str:
 
 
 def _print_paths(paths: Sequence[Path]) -> None:
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     for path in paths:
-        console.print(str(path), soft_wrap=True, highlight=False)
+        console.print(str(path), soft_wrap=True)

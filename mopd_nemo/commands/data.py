@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from mopd_nemo.commands import check_output
@@ -16,6 +15,7 @@ from mopd_nemo.data.prepare import prepare
 from mopd_nemo.data.rows import BadRows
 from mopd_nemo.data.sources import SOURCES, find_source
 from mopd_nemo.files import write_json
+from mopd_nemo.terminal import Terminal
 
 app = typer.Typer(help="The paper's benchmarks: list them, and prepare one as JSONL.", no_args_is_help=True)
 
@@ -27,8 +27,8 @@ def list_sources() -> None:
     for name in ("name", "what", "hub"):
         table.add_column(name, overflow="fold")
     for source in SOURCES.values():
-        table.add_row(source.name, source.title, source.hub.repo if source.hub else "[dim]not on the hub[/]")
-    Console().print(table)
+        table.add_row(source.name, source.title, source.hub.repo if source.hub else "not on the hub")
+    Terminal().print(table)
 
 
 @app.command("prepare")
@@ -67,10 +67,10 @@ def prepare_source(
         "repeated_prompts_left_out": prepared.repeated,
     }
     write_json(output / "source.json", record)
-    console = Console()
+    console = Terminal()
     for split, problems in prepared.splits.items():
-        console.print(f"{output / f'{split}.jsonl'}: {len(problems)} problems", soft_wrap=True, highlight=False)
+        console.print(f"{output / f'{split}.jsonl'}: {len(problems)} problems", soft_wrap=True)
     for file, count in bad.skipped.items():
-        console.print(f"[yellow]{file}: {count} malformed rows left out[/]", soft_wrap=True, highlight=False)
+        console.print(f"{file}: {count} malformed rows left out", style="yellow", soft_wrap=True)
     for note in prepared.notes:
-        console.print(f"[yellow]{note}[/]", soft_wrap=True, highlight=False)
+        console.print(note, style="yellow", soft_wrap=True)

@@ -10,12 +10,12 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 
-from rich.console import Console
 from rich.table import Table
 
 from mopd_nemo.config import UserError
 from mopd_nemo.config.verifiers import CodeConfig
 from mopd_nemo.engines.nemo import has_nemo_rl
+from mopd_nemo.terminal import Terminal, plain
 from mopd_nemo.verifiers.sandbox.layers import choose
 
 
@@ -35,9 +35,9 @@ def doctor() -> None:
     for name in ("", "part", "found", "needed for"):
         table.add_column(name, overflow="fold")
     for finding in findings():
-        mark = "[green]yes[/]" if finding.usable else "[yellow]no[/]"
-        table.add_row(mark, finding.part, finding.found, f"[dim]{finding.needed_for}[/]")
-    Console().print(table)
+        mark = plain("yes", "green") if finding.usable else plain("no", "yellow")
+        table.add_row(mark, finding.part, finding.found, plain(finding.needed_for, "dim"))
+    Terminal().print(table)
 
 
 def findings() -> list[Finding]:

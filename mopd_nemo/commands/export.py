@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from mopd_nemo.commands import check_output
 from mopd_nemo.config import UserError
 from mopd_nemo.files import WriteError, free_space, in_bytes
+from mopd_nemo.terminal import Terminal
 
 NOT_THE_MODEL = ("manifest.json", "trainer.json", "optimizer.pt", "teacher")
 """Files of a local engine's checkpoint that are not part of the Hugging Face model."""
@@ -41,7 +41,7 @@ def export(
         shutil.rmtree(output, ignore_errors=True)
         why = error.strerror or error.args[0][0][2]
         raise WriteError(f"--output {output}: not written: {why}; {free} were free there then") from error
-    Console().print(f"{output}: the model of {checkpoint}", soft_wrap=True)
+    Terminal().print(f"{output}: the model of {checkpoint}", soft_wrap=True)
 
 
 def _checkpoint(source: Path) -> Path:
@@ -54,7 +54,7 @@ def _checkpoint(source: Path) -> Path:
     for checkpoint in reversed(found):
         if not (reason := fault(checkpoint)):
             return checkpoint
-        Console(stderr=True).print(f"{checkpoint} is passed over: {reason}", markup=False, soft_wrap=True)
+        Terminal(stderr=True).print(f"{checkpoint} is passed over: {reason}", soft_wrap=True)
     if found:
         raise UserError(f"{source}: none of its checkpoints is intact; put back one that is")
     raise UserError(f"{source}: this run has no checkpoint yet; train.checkpoint_every sets when it writes one")

@@ -17,6 +17,7 @@ from mopd_nemo.config import UserError
 from mopd_nemo.files import read_rows
 from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.run.rollouts import describe_peers
+from mopd_nemo.terminal import Terminal, plain, shortened
 
 _STYLE = {"correct": "green", "verifier_error": "yellow"}
 
@@ -29,7 +30,7 @@ def inspect(
     """Show a rollout group: responses, verdicts, and exactly what the teacher of each rollout read."""
     run = RunDirectory.open(run_dir)
     rows = _read_step(run, step)
-    console = Console()
+    console = Terminal()
     if problem is None:
         _list_problems(rows, run, console)
         return
@@ -57,7 +58,7 @@ def _list_problems(rows: Sequence[Mapping[str, Any]], run: RunDirectory, console
         members = list(group)
         correct = sum(row["success"] is True for row in members)
         signal = sum(row["teacher_prompt"] is not None for row in members)
-        table.add_row(problem, str(members[0]["answer"]), f"{correct}/{len(members)}", f"{signal}/{len(members)}")
+        table.add_row(problem, shortened(members[0]["answer"]), f"{correct}/{len(members)}", f"{signal}/{len(members)}")
     console.print(table)
     first = rows[0]["problem"]
     console.print(
@@ -67,12 +68,13 @@ def _list_problems(rows: Sequence[Mapping[str, Any]], run: RunDirectory, console
 
 def _show(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     head = rows[0]
-    console.print(f"[bold]{head['problem']}[/], step {head['step']}, answer {head['answer']}", highlight=False)
-    console.print(Panel(Text(head["prompt"]), title="student prompt", title_align="left"))
+    about = f", step {head['step']}, answer {shortened(head['answer'], 2000)}"
+    console.print(plain(head["problem"], "bold").append_text(plain(about)))
+    console.print(Panel(plain(head["prompt"]), title="student prompt", title_align="left"))
     for row in rows:
         style = _STYLE.get(row["outcome"], "red")
         title = f"rollout {row['rollout']}: {row['outcome']}, reward {row['reward']:g}, {row['response_tokens']} tokens"
-        console.print(Panel(_body(row), title=title, title_align="left", border_style=style))
+        console.print(Panel(_body(row), title=plain(title), title_align="left", border_style=style))
     console.rule("what the teachers read")
     contexts: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -84,15 +86,15 @@ def _show(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
             continue
         first = targets[0]
         title = f"for rollout {names}: {describe_peers(first)}, {first['teacher_prompt_tokens']} tokens"
-        console.print(Panel(Text(prompt), title=title, title_align="left", border_style="cyan"))
+        console.print(Panel(plain(prompt), title=plain(title), title_align="left", border_style="cyan"))
 
 
 def _body(row: Mapping[str, Any]) -> Group:
-    parts: list[Text] = [Text(row["response"])]
+    parts: list[Text] = [plain(row["response"])]
     if not row["finished"]:
-        parts.append(Text("[truncated at the token limit]", style="yellow"))
+        parts.append(plain("[truncated at the token limit]", "yellow"))
     if row["feedback"]:
-        parts.append(Text(f"feedback: {row['feedback']}", style="dim"))
+        parts.append(plain(f"feedback: {row['feedback']}", "dim"))
     if row["details"].get("error"):
-        parts.append(Text(row["details"]["error"], style="yellow"))
+        parts.append(plain(row["details"]["error"], "yellow"))
     return Group(*parts)

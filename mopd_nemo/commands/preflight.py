@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from mopd_nemo.commands import ConfigFile, Overrides, print_table, progress
 from mopd_nemo.config import Config, TeacherConfig, UserError
 from mopd_nemo.config.checks import uses
 from mopd_nemo.config.load import load_config
+from mopd_nemo.terminal import Terminal
 
 if TYPE_CHECKING:
     from mopd_nemo.preflight.measure import Plan, Survey
@@ -223,7 +223,7 @@ def _finish(config: Config, plan: Plan, found: Survey, store: RowStore, source: 
     result = figures(found, store, config, plan)
     recommendation = recommend(result)
     about = {"model": Path(config.model.path).name, "problems": source.name if source else Path(config.data.train).name}
-    console = Console()
+    console = Terminal()
     print_table(
         HEAD,
         table(result),
@@ -233,11 +233,11 @@ def _finish(config: Config, plan: Plan, found: Survey, store: RowStore, source: 
     console.print("; ".join(f"{name}: {text}" for name, text in LEGEND.items()), style="dim")
     console.print()
     for sentence in recommendation.sentences:
-        console.print(sentence, highlight=False)
+        console.print(sentence)
     for caution in recommendation.cautions:
-        console.print(f"[yellow]Caution:[/] {caution}", highlight=False)
+        console.print(f"Caution: {caution}", style="yellow")
     settings = settings_text(recommendation, config.peers)
     if settings:
-        console.print(f"\n{settings}\n", highlight=False)
+        console.print(f"\n{settings}\n")
     for path in write_result(result, recommendation, settings, store, about, directory):
-        console.print(str(path), soft_wrap=True, highlight=False, style="dim")
+        console.print(str(path), soft_wrap=True, style="dim")

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from mopd_nemo.commands import check_output, print_table
+from mopd_nemo.terminal import Terminal
 
 MARGIN = 2.0
 """Points. As `mopd_nemo.analysis.contrasts.MARGIN`, which is too slow to import here."""
@@ -59,11 +59,11 @@ def compare_runs(paths: Sequence[Path], output: Path, baseline: str | None = Non
 
     check_output(output, "--output", directory=True)
     comparison = compare(paths, baseline, margin / 100.0)
-    console = Console()
+    console = Terminal()
     for title, note, (heading, body) in sections(comparison):
         print_table(heading, body, console, title)
-        console.print(note, style="dim", highlight=False)
+        console.print(note, style="dim")
         console.print()
     for warning in comparison.warnings:
-        console.print(f"[yellow]{warning}[/]", highlight=False)
-    console.print(str(write_comparison(comparison, output)), soft_wrap=True, highlight=False)
+        console.print(warning, style="yellow")
+    console.print(str(write_comparison(comparison, output)), soft_wrap=True)

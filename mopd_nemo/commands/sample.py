@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
@@ -15,6 +14,7 @@ from mopd_nemo.commands import ConfigFile, Overrides, check_output
 from mopd_nemo.config import Config, TeacherConfig, UserError
 from mopd_nemo.config.load import load_config
 from mopd_nemo.files import write_json, write_rows
+from mopd_nemo.terminal import Terminal
 from mopd_nemo.types import Problem, Rollout
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def evaluate(
     problems = load_problems(config, "eval")
     with (
         VerifierPool(config.verifier, {problem.task for problem in problems}) as verifiers,
-        Progress(console=Console(stderr=True), transient=True) as progress,
+        Progress(console=Terminal(stderr=True), transient=True) as progress,
     ):
         task = progress.add_task(f"evaluating {len(problems)} problems", total=1.0)
         problems = judgeable(problems, verifiers, config, "eval")
@@ -66,7 +66,7 @@ def evaluate(
     table.add_column("value", justify="right")
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4f}" if value % 1 else f"{value:.0f}")
-    Console().print(table)
+    Terminal().print(table)
     if output is not None:
         write_json(output, metrics)
     if rollouts is not None:
@@ -91,7 +91,7 @@ def complete(
 
     check_vocabularies(config.model.path, config.teacher.path)
     problems = load_problems(config, "train")
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task(f"completing {len(problems)} problems", total=len(problems))
         engine = make_engine(_alone(config, config.teacher.path))

@@ -35,7 +35,10 @@ def submit(
     task: Annotated[
         Task, typer.Option(help="`eval` evaluates model.path; `interactive` starts Ray and waits.")
     ] = "train",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script; write and submit nothing.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print the script; write and submit nothing. Exit code 2: it would be refused."),
+    ] = False,
 ) -> None:
     """Submit a run to Slurm: Ray on all nodes, one driver, saved and queued again at the time limit.
 
@@ -62,6 +65,8 @@ def submit(
         print(render(job), end="", flush=True)
         for line in (*described, *(f"would be refused: {problem}" for problem in problems)):
             print(line, file=sys.stderr)
+        if problems:
+            raise typer.Exit(2)
         return
     if problems:
         raise UserError("\n".join(problems))

@@ -21,6 +21,7 @@ from mopd_nemo.config import UserError
 from mopd_nemo.config.load import load_config
 from mopd_nemo.files import WriteError
 from mopd_nemo.run.directory import RunDirectory
+from mopd_nemo.terminal import Terminal
 
 HALTED = 3
 """Exit code of a run that its guard has stopped. The launcher does not queue such a job again."""
@@ -49,7 +50,7 @@ def run_training(config_file: Path | None, resume: Path | None, overrides: Seque
         raise UserError("give either --config FILE for a new run or --resume RUN_DIR to continue one")
     config = load_config(config_file, overrides) if config_file else None
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    console = Console()
+    console = Terminal()
     with console.status("loading torch and the model"):
         from mopd_nemo.trainer import Trainer
 
@@ -62,7 +63,7 @@ def run_training(config_file: Path | None, resume: Path | None, overrides: Seque
     try:
         complete = trainer.fit()
     except WriteError as error:
-        console.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"error: {error}", style="bold red", soft_wrap=True)
         console.print("The run stops here; steps since the last checkpoint are lost.")
         complete, full = False, True
     except KeyboardInterrupt:
@@ -79,7 +80,6 @@ def run_training(config_file: Path | None, resume: Path | None, overrides: Seque
         console.print(
             f"The guard has stopped this run: {start} with other peers, or go on with guard.action=warn.",
             soft_wrap=True,
-            highlight=False,
         )
         return HALTED
     return 128 + (trainer.stop.reason or signal.SIGINT)
@@ -92,13 +92,13 @@ def _say_where(run: RunDirectory, complete: bool, console: Console) -> None:
     try:
         write_report([run])
     except WriteError as error:
-        console.print(f"no report: {error}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"no report: {error}", soft_wrap=True)
     saved = checkpoints(run.checkpoints)
-    console.print(f"run         {run.path}", soft_wrap=True, highlight=False)
-    console.print(f"report      {run.report_file}", soft_wrap=True, highlight=False)
-    console.print(f"checkpoint  {saved[-1] if saved else 'none yet'}", soft_wrap=True, highlight=False)
+    console.print(f"run         {run.path}", soft_wrap=True)
+    console.print(f"report      {run.report_file}", soft_wrap=True)
+    console.print(f"checkpoint  {saved[-1] if saved else 'none yet'}", soft_wrap=True)
     if not complete:
-        console.print(f"continue    mopd train --resume {run.path}", soft_wrap=True, highlight=False)
+        console.print(f"continue    mopd train --resume {run.path}", soft_wrap=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ def sweep(
 def run_sweep(config_file: Path, overrides: Sequence[str], output: Path) -> int:
     """Make the missing runs, then compare all of `output`. Returns the exit code of a run that was stopped, else 0."""
     runs = plan(config_file, overrides, output)
-    console = Console()
+    console = Terminal()
     for number, run in enumerate(runs, start=1):
         directory = RunDirectory(run.path)
         complete, begun = is_complete(directory), directory.config_file.exists()

@@ -12,14 +12,14 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import BaseModel, ConfigDict, ValidationError
-from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
 from mopd_nemo.commands import OptionalConfigFile, Overrides, check_output
 from mopd_nemo.config import UserError
 from mopd_nemo.config.load import load_config
 from mopd_nemo.config.verifiers import VerifierConfig
-from mopd_nemo.files import explain, read_models, replacing, to_line
+from mopd_nemo.files import explain, read_models, replacing, text_lines, to_line
+from mopd_nemo.terminal import Terminal
 from mopd_nemo.types import Outcome, Verdict
 from mopd_nemo.verifiers import verifier_class
 from mopd_nemo.verifiers.pool import VerifierPool
@@ -77,12 +77,11 @@ def _verify_file(task: str, source: Path, output: Path, config: VerifierConfig, 
     verifier_class(task, key="--task")
     if not source.is_file():
         raise UserError(f"--input {source}: no such file")
-    with source.open(encoding="utf-8") as file:
-        total = sum(1 for line in file if line.strip())
+    total = sum(1 for _, line in text_lines(source) if line.strip())
     if not total:
         raise UserError(f"--input {source}: the file has no rows")
     check_output(output, "--output")
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     outcomes: Counter[str] = Counter()
     with (
         VerifierPool(config, [task]) as pool,
@@ -90,15 +89,15 @@ def _verify_file(task: str, source: Path, output: Path, config: VerifierConfig, 
         Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress,
     ):
         if pool.sandbox:
-            console.print(f"programs run in the sandbox {pool.sandbox}", highlight=False, soft_wrap=True)
+            console.print(f"programs run in the sandbox {pool.sandbox}", soft_wrap=True)
         for judging in progress.track(_judge_rows(task, source, pool), total, description=f"judging {task}"):
             row = _result(judging, feedback)
             outcomes[row["outcome"]] += 1
             if row["outcome"] == Outcome.VERIFIER_ERROR:
-                console.print(f"[yellow]{row['error']}[/] (id {row['id']!r})", highlight=False, soft_wrap=True)
+                console.print(f"{row['error']} (id {row['id']!r})", style="yellow", soft_wrap=True)
             written.write(to_line(row))
     summary = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common())
-    console.print(f"{output}: {summary}", highlight=False, soft_wrap=True)
+    console.print(f"{output}: {summary}", soft_wrap=True)
     return outcomes
 
 

@@ -42,10 +42,9 @@ def seconds_of(duration: str) -> int:
 
 
 def _check_duration(value: Any) -> Any:
-    """YAML reads 4:00:00 without quotes as a number of base 60."""
     if not isinstance(value, str) or not _DURATION.fullmatch(value):
         raise PydanticCustomError(
-            "duration", 'write it as "hours:minutes:seconds" or "days-hours:minutes:seconds", in quotes'
+            "duration", "write it as hours:minutes:seconds or days-hours:minutes:seconds, such as 4:00:00"
         )
     return value
 

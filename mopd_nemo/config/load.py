@@ -5,22 +5,53 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_origin
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
-from yaml import YAMLError
 
 from mopd_nemo.config.base import ConfigBlock, UserError
 from mopd_nemo.config.checks import check, is_unused
 from mopd_nemo.config.plugins import method_class
 from mopd_nemo.config.schema import Config
+from mopd_nemo.files import DamagedError, read_text, reason_of
 
 logger = logging.getLogger(__name__)
 _Block = TypeVar("_Block", bound=ConfigBlock)
+COMMAND_LINE = "command line"
+
+
+@dataclass(frozen=True, slots=True)
+class _Values:
+    """Settings as they were read, and where each was given."""
+
+    values: dict[str, Any]
+    source: str
+    """Of what has no origin, such as a rule between settings."""
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """By dotted key, the file or the command line that gave it."""
+
+    def where(self, key: str) -> str:
+        """Who gave a key, a key below it, or a block with it."""
+        while key:
+            given = [origin for name, origin in self.origins.items() if f"{name}.".startswith(f"{key}.")]
+            if given:
+                return given[-1]
+            key = key.rpartition(".")[0]
+        return self.source
+
+    def who(self, message: str) -> str:
+        """Who gave the first setting that a message names and the command line has; else the only file of them all."""
+        named = [self.where(key) for key in re.findall(r"([a-z_]+(?:\.\w+)*)=", message) if key in self.origins]
+        if COMMAND_LINE in named:
+            return COMMAND_LINE
+        return named[0] if len(set(named)) == 1 else self.source
 
 
 def load_config(path: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> Config:
@@ -33,8 +64,7 @@ def load_config(path: str | os.PathLike[str] | None, overrides: Sequence[str] = 
     Raises:
         UserError: the file, an override or a value is wrong. The message names it and the remedy.
     """
-    source = "the settings" if path is None else str(path)
-    return config_from(_read_values(path, overrides), source)
+    return _config(_read_values(path, overrides))
 
 
 def config_from(values: Mapping[str, Any], source: str) -> Config:
@@ -43,17 +73,21 @@ def config_from(values: Mapping[str, Any], source: str) -> Config:
     Raises:
         UserError: a value is wrong, or two settings exclude each other.
     """
-    config = _validate(Config, _with_teacher(values), source)
+    return _config(_Values(dict(values), source))
+
+
+def _config(read: _Values) -> Config:
     try:
+        config = _validate(Config, replace(read, values=_with_teacher(read.values)))
         check(config)
     except ValueError as error:
-        raise UserError(f"{source}: {error}") from error
+        raise UserError(f"{read.who(str(error))}: {error}") from error
     return config
 
 
 def load_section(block: type[_Block], path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> _Block:
     """A block of settings from a file of its own, such as the site file."""
-    return _validate(block, _read_values(path, overrides), str(path))
+    return _validate(block, _read_values(path, overrides))
 
 
 def dump_config(config: Config) -> str:
@@ -79,7 +113,7 @@ def _flatten(values: dict[str, Any], prefix: str) -> dict[str, Any]:
     return flat
 
 
-def _with_teacher(values: Mapping[str, Any]) -> Mapping[str, Any]:
+def _with_teacher(values: dict[str, Any]) -> dict[str, Any]:
     """The values with the method's default kind of teacher, if they name none."""
     method, teacher = values.get("method", "mopd"), values.get("teacher", {})
     if not isinstance(method, str) or not isinstance(teacher, dict) or "kind" in teacher:
@@ -87,19 +121,20 @@ def _with_teacher(values: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**values, "teacher": {**teacher, "kind": method_class(method).teachers[0]}}
 
 
-def _read_values(path: str | os.PathLike[str] | None, overrides: Sequence[str]) -> dict[str, Any]:
-    merged = _parse_overrides(overrides)
-    if path is not None:
-        own = _read(Path(path), ())
-        if isinstance(method := merged.get("method"), str):
-            _leave_out_unused(own, method, path)
-        merged = OmegaConf.merge(own, merged)
+def _read_values(path: str | os.PathLike[str] | None, overrides: Sequence[str]) -> _Values:
+    merged, origins = _parse_overrides(overrides)
+    source = COMMAND_LINE if path is None else str(path)
     try:
-        values = OmegaConf.to_container(merged, resolve=True)
+        if path is not None:
+            own, of_files = _read(Path(path), ())
+            if isinstance(method := merged.get("method"), str):
+                _leave_out_unused(own, method, path)
+            merged, origins = OmegaConf.merge(own, merged), of_files | origins
+        values = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise UserError(f"{path or 'the settings'}: cannot resolve an interpolation: {error}") from error
+        raise UserError(f"{source}: {str(error).splitlines()[0]}") from error
     assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
+    return _Values({str(key): value for key, value in values.items()}, source, origins)
 
 
 def _leave_out_unused(own: DictConfig, method: str, path: str | os.PathLike[str]) -> None:
@@ -118,53 +153,134 @@ def _leave_out_unused(own: DictConfig, method: str, path: str | os.PathLike[str]
         OmegaConf.select(own, block).pop(name)
 
 
-def _read(path: Path, above: tuple[Path, ...]) -> DictConfig:
+def _read(path: Path, above: tuple[Path, ...]) -> tuple[DictConfig, dict[str, str]]:
+    """The settings of a file and of those that its `defaults:` names, and which file gave each."""
     resolved = path.resolve()
     if resolved in above:
         raise UserError(f"{path}: its `defaults:` lead back to itself; remove the circle")
-    if not path.is_file():
-        raise UserError(f"{path}: no such config file")
-    try:
-        own = OmegaConf.load(path)
-    except YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(own, DictConfig):
-        raise UserError(f"{path}: must hold a mapping of settings at the top level")
-    parents = own.pop("defaults", [])
-    parents = [parents] if isinstance(parents, str) else list(parents)
-    inherited = [_read(path.parent / parent, (*above, resolved)) for parent in parents]
-    merged = OmegaConf.merge(*inherited, own)
+    own = read_yaml(path)
+    if own is None:
+        own = {}
+    if not isinstance(own, dict):
+        raise UserError(f"{path}: must hold a mapping of settings at the top level, as in `seed: 1`")
+    parents = own.pop("defaults", None) or []
+    parents = [parents] if isinstance(parents, str) else parents
+    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+        raise UserError(f"{path}: defaults={parents!r}: name a file beside this one, or several as [a.yaml, b.yaml]")
+    merged, origins = OmegaConf.create(), {}
+    for parent in parents:
+        inherited, given = _read(path.parent / parent, (*above, resolved))
+        merged, origins = OmegaConf.merge(merged, inherited), origins | given
+    merged = OmegaConf.merge(merged, OmegaConf.create(own))
     assert isinstance(merged, DictConfig)
-    return merged
+    return merged, origins | dict.fromkeys(_flatten(own, ""), str(path))
 
 
-def _parse_overrides(overrides: Sequence[str]) -> DictConfig:
+def _parse_overrides(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
+    """The settings of `key=value` items, and that the command line gave them."""
+    merged, origins = OmegaConf.create(), {}
     for item in overrides:
-        if "=" not in item or item.startswith("="):
+        key, equals, text = item.partition("=")
+        if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
             raise UserError(f"override {item!r}: write it as key=value, for example peers.failures=0")
-    try:
-        return OmegaConf.from_dotlist(list(overrides))
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"overrides {' '.join(overrides)!r}: {error}") from error
+        try:
+            OmegaConf.update(merged, key, _parse_yaml(text), force_add=True)
+        except (ValueError, OmegaConfBaseException) as error:
+            raise UserError(f"override {item!r}: {str(error).splitlines()[0].lstrip(': ')}") from error
+        origins[key] = COMMAND_LINE
+    return merged, origins
 
 
-def _validate(block: type[_Block], values: Mapping[str, Any], source: str) -> _Block:
+_PLAIN = {
+    "bool": ("tTfF", r"true|True|TRUE|false|False|FALSE"),
+    "int": ("-+0123456789", r"[-+]?(?:0|[1-9][0-9_]*)|0x[0-9a-fA-F]+"),
+    "float": (
+        "-+.0123456789",
+        r"[-+]?(?:(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+"
+        r"|\.(?:inf|Inf|INF))|\.(?:nan|NaN|NAN)",
+    ),
+}
+"""First characters and form of what is no text without quotes, beside null. YAML 1.1, which most libraries read, also
+makes 14400 of `4:00:00`, `false` of `off` and 8 of `010`; and it does not read `1e-4` as a number."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it. A key given twice is an error."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in pairs if tag.rpartition(":")[2] not in (*_PLAIN, "timestamp")]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _name, (_first, _form) in _PLAIN.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"(?:{_form})$"), list(_first))
+
+
+def read_yaml(path: Path) -> Any:
+    """The value of a YAML file; None for an empty one.
+
+    Raises:
+        UserError: there is no such file, it is not text, or not YAML. The message names the line.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: {'a directory' if path.is_dir() else 'no such config file'}; name a YAML file")
     try:
-        return block.model_validate(values)
+        return _parse_yaml(read_text(path))
+    except DamagedError as error:
+        raise UserError(str(error)) from error
+    except ValueError as error:
+        raise UserError(f"{path}{error}") from error
+
+
+def _parse_yaml(text: str) -> Any:
+    """The value of YAML text.
+
+    Raises:
+        ValueError: it is not YAML. The message begins with the line: `, line 3: ...`.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ValueError(f"{line}: not valid YAML: {error.problem or error.context}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f": not valid YAML: {error}") from error
+
+
+def _validate(block: type[_Block], read: _Values) -> _Block:
+    try:
+        return block.model_validate(read.values)
     except ValidationError as error:
-        raise UserError("\n".join(f"{source}: {_explain(item, block)}" for item in error.errors())) from error
+        lines: dict[str, list[str]] = {}
+        for item in error.errors():
+            subject, reason = _explain(item, block)
+            where = read.where(".".join(_key_parts(item["loc"], block))) if subject else read.who(reason)
+            lines.setdefault(f"{where}: {subject}", []).append(reason)
+        raise UserError("\n".join(start + " or ".join(reasons) for start, reasons in lines.items())) from error
 
 
-def _explain(item: Any, root: type[ConfigBlock]) -> str:
-    """One pydantic error as `key=value: reason; remedy`."""
+def _explain(item: Any, root: type[ConfigBlock]) -> tuple[str, str]:
+    """One pydantic error as `key=value: ` and its reason with the remedy. A rule between keys names them itself."""
     location = _key_parts(item["loc"], root)
     key = ".".join(location)
     if item["type"] == "extra_forbidden":
-        return f"unknown key {key}{_did_you_mean(location, root)}"
-    message = item["msg"].removeprefix("Value error, ")
+        return f"unknown key {key}", _did_you_mean(location, root)
     if item["type"] == "value_error":
-        return message
-    return f"{key}={item['input']!r}: {message[0].lower()}{message[1:]}"
+        return "", reason_of(item)
+    if item["type"] == "missing":
+        return f"{key}: ", reason_of(item)
+    shown = repr(item["input"])
+    return f"{key}={shown if len(shown) <= 80 else f'{shown[:77]}...'}: ", reason_of(item)
 
 
 def _key_parts(location: Sequence[str | int], block: type[ConfigBlock]) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mopd_nemo.config import UserError
+from mopd_nemo.files import read_text, text_lines
 
 logger = logging.getLogger(__name__)
 
@@ -54,15 +55,14 @@ def read_rows(path: Path, bad: BadRows) -> Iterator[tuple[str, Row]]:
     if path.suffix == ".parquet":
         yield from _parquet_rows(path)
         return
-    with path.open(encoding="utf-8") as file:
-        beginning = file.read(4096).lstrip()
-        file.seek(0)
-        if beginning.startswith("["):
-            yield from _json_rows(path, file.read(), bad)
+    begun = False
+    for number, line in text_lines(path):
+        if not begun and line.lstrip().startswith("["):
+            yield from _json_rows(path, read_text(path), bad)
             return
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield from _checked(path, f"line {number}", line, bad)
+        if line.strip():
+            begun = True
+            yield from _checked(path, f"line {number}", line, bad)
 
 
 def _json_rows(path: Path, text: str, bad: BadRows) -> Iterator[tuple[str, Row]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer
@@ -12,17 +13,83 @@ from mopd_nemo.embedded import resolve_model_path
 
 
 def load_tokenizer(path: str, *, key: str) -> Any:
-    """The tokenizer of a model directory or hub name."""
+    """The tokenizer of a model directory or hub name.
+
+    Raises:
+        UserError: there is no such directory, or no tokenizer can be read from it.
+    """
+    check_directory(path, key)
     try:
         return AutoTokenizer.from_pretrained(resolve_model_path(path))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{key}={path}: cannot load a tokenizer: {first_line(error)}") from error
+    except Exception as error:  # damaged files make libraries raise anything
+        raise UserError(
+            f"{key}={path}: cannot load a tokenizer: {first_line(error)}; give a directory with tokenizer.json and "
+            "tokenizer_config.json, as save_pretrained writes it"
+        ) from error
+
+
+def load_model_config(path: str, *, key: str) -> Any:
+    """The `transformers` config of a model directory or hub name.
+
+    Raises:
+        UserError: there is no such directory, or no config can be read from it.
+    """
+    check_directory(path, key)
+    try:
+        return AutoConfig.from_pretrained(resolve_model_path(path))
+    except Exception as error:  # as above
+        raise UserError(
+            f"{key}={path}: cannot read its config.json: {first_line(error)}; give a Hugging Face model directory"
+        ) from error
+
+
+def check_directory(path: str, key: str) -> None:
+    """What can only be a directory of this machine is one.
+
+    Raises:
+        UserError: it is not there, or no model is in it.
+    """
+    directory = Path(path)
+    if directory.is_dir():
+        if not (directory / "config.json").is_file():
+            raise UserError(f"{key}={path}: no config.json in it; give a Hugging Face model directory")
+    elif directory.exists():
+        raise UserError(f"{key}={path}: a file; give the directory of the model")
+    elif path.startswith((".", "/", "~")) or path.count("/") > 1 or path.endswith("/"):
+        written_out = ", with ~ written out" if path.startswith("~") else ""
+        raise UserError(f"{key}={path}: no such directory; give that of a Hugging Face model{written_out}")
+
+
+def check_tokenizer(chat: Chat, model: Any, name: str) -> None:
+    """Every token that text can have is one of the model's.
+
+    Tokens beyond its vocabulary that only other uses have, such as that of an image, are left alone.
+
+    Args:
+        model: its `transformers` config.
+        name: of the model, used in errors.
+
+    Raises:
+        UserError: ordinary tokens, those of the chat template or those that end a response are not.
+    """
+    size = model.get_text_config().vocab_size
+    beyond = {index: token for token, index in chat.tokenizer.get_vocab().items() if index >= size}
+    added = chat.tokenizer.get_added_vocab()
+    needed = [token for token in beyond.values() if token not in added]
+    needed += [beyond[index] for index in sorted(chat.template_ids() | chat.end_ids) if index in beyond]
+    if needed:
+        raise UserError(
+            f"model.path={name}: its tokenizer has {len(needed)} tokens that the model lacks (vocab_size={size}), such "
+            f"as {needed[0]!r}: give the tokenizer that the model was trained with"
+        )
 
 
 def load_chat(model: ModelConfig) -> Chat:
-    """The student's tokenizer and chat template."""
+    """The student's tokenizer and chat template, checked against its vocabulary."""
     tokenizer = load_tokenizer(model.path, key="model.path")
-    return Chat(tokenizer, model.chat_template_kwargs, model.end_tokens, source=model.path)
+    chat = Chat(tokenizer, model.chat_template_kwargs, model.end_tokens, source=model.path)
+    check_tokenizer(chat, load_model_config(model.path, key="model.path"), model.path)
+    return chat
 
 
 def check_vocabularies(student: str, teacher: str) -> None:
@@ -39,7 +106,7 @@ def check_vocabularies(student: str, teacher: str) -> None:
             f"teacher.path={teacher}: its tokenizer differs from that of model.path={student} in {differing} entries; "
             "token-level distillation needs one vocabulary: choose a teacher of the student's family"
         )
-    sizes = [AutoConfig.from_pretrained(resolve_model_path(path)).vocab_size for path in pair.values()]
+    sizes = [load_model_config(path, key=key).get_text_config().vocab_size for key, path in pair.items()]
     if sizes[0] != sizes[1]:
         raise UserError(
             f"teacher.path={teacher}: its head has {sizes[1]} tokens, that of model.path={student} {sizes[0]}; "
@@ -62,7 +129,7 @@ def check_positions(model: Any, name: str, key: str, prompt: int, response: int)
     if limit is not None and prompt + response > limit:
         raise UserError(
             f"{key}={prompt} + rollout.max_response_tokens={response} exceeds the {limit} positions of {name}: "
-            "lower one of them"
+            "lower one of them (`mopd init` chooses them for a model and its problems)"
         )
 
 

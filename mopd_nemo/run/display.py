@@ -14,6 +14,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from mopd_nemo.terminal import plain
+
 PHASES = ("generate", "reward", "context", "score", "update", "other")
 """Parts of a step's time; `other` is the time outside all phases."""
 WARM_UP_STEPS = 5
@@ -65,11 +67,11 @@ class Display:
         """A line that stays under the panel."""
         self._notice = text
         if not self._console.is_terminal:
-            self._console.print(text)
+            self.say(text)
 
     def say(self, text: str, style: str = "") -> None:
         """A line that stays on the screen and in the log."""
-        self._console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(plain(text, style), soft_wrap=True)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """A step is done."""
@@ -85,11 +87,12 @@ class Display:
         """An evaluation is done; its line stays on the screen."""
         mean = next(name for name in metrics if name.startswith("mean@") and "/" not in name)
         best = mean.replace("mean", "pass")
-        self._console.print(
-            f"[bold]held out, step {step}[/]: {mean} {metrics[mean]:.1%} "
-            f"[dim]({metrics[f'{mean}/low']:.1%} to {metrics[f'{mean}/high']:.1%})[/]  {best} {metrics[best]:.1%}",
-            highlight=False,
+        interval = f"({metrics[f'{mean}/low']:.1%} to {metrics[f'{mean}/high']:.1%})"
+        line = Text.assemble(
+            *((f"held out, step {step}", "bold"), f": {mean} {metrics[mean]:.1%} ", (interval, "dim")),
+            f"  {best} {metrics[best]:.1%}",
         )
+        self._console.print(line)
 
     def _time_left(self) -> str:
         done = self._step - self._first_step
@@ -106,7 +109,7 @@ class Display:
         if self._recent:
             parts.append(self._steps_table())
         if self._notice:
-            parts.append(Text(self._notice, style="yellow"))
+            parts.append(plain(self._notice, "yellow"))
         return Group(*parts)
 
     def _phase_text(self) -> Text:

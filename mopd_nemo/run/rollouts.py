@@ -23,7 +23,10 @@ _NEEDED = ("step", "problem", "rollout", "response", "reward", "outcome", "succe
 def rollout_records(
     step: int, groups: Sequence[RolloutGroup], contexts: Sequence[Sequence[PeerContext]] | None, chat: Chat
 ) -> Iterator[dict[str, Any]]:
-    """One row per rollout. `contexts` is None when there is no teacher."""
+    """One row per rollout. `contexts` is None when there is no teacher.
+
+    The gold answer, which for programs holds all hidden tests, stands in the first row of each problem alone.
+    """
     for g, group in enumerate(groups):
         prompt = chat.decode(group.problem.prompt_ids, skip_special_tokens=False)
         for r, (rollout, verdict) in enumerate(zip(group.rollouts, group.verdicts, strict=True)):
@@ -32,7 +35,7 @@ def rollout_records(
                 "problem": group.problem.id,
                 "rollout": r,
                 "task": group.problem.task,
-                "answer": group.problem.answer,
+                **({} if r else {"answer": group.problem.answer}),
                 "messages": list(group.problem.messages),
                 "prompt": prompt,
                 "response": rollout.text,

@@ -31,9 +31,9 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "bin" / "calls"
 
 
-def submit(*arguments: str) -> str:
+def submit(*arguments: str, exit_code: int = 0) -> str:
     result = CliRunner().invoke(app, ["submit", "--config", str(QUICKSTART), *arguments], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == exit_code, result.output
     return result.stdout
 
 
@@ -64,7 +64,7 @@ def test_chain_and_after_are_dependencies(calls: Path) -> None:
 
 
 def test_dry_run_prints_the_script_and_leaves_nothing(calls: Path, tmp_path: Path) -> None:
-    script = submit("--dry-run", "--nodes", "3", "--seeds", "1,2", "data.train=missing.jsonl")
+    script = submit("--dry-run", "--nodes", "3", "--seeds", "1,2", "data.train=missing.jsonl", exit_code=2)
     assert script.startswith("#!/usr/bin/env bash\n") and "#SBATCH --nodes=3" in script
     assert "#SBATCH --account=research" in script and "#SBATCH --array=1,2" in script
     assert not calls.exists() and not (tmp_path / "runs").exists()

@@ -95,7 +95,7 @@ def test_bad_rows_are_reported_and_lose_no_others(tmp_path: Path) -> None:
     assert [row["id"] for row in verdicts] == [1, None, 3, 4, 5, None, 7]
     assert [row["outcome"] for row in verdicts] == ["correct", *["verifier_error"] * 5, "wrong"]
     assert [row["reward"] for row in verdicts] == [1.0, *[None] * 5, 0.0]
-    for where in ("line 2: Invalid JSON", "line 3: response: Field required", "line 4: answer: missing",
+    for where in ("line 2: not valid JSON", "line 3: response: missing", "line 4: answer: missing",
                   "line 5: answer='Paris'", "line 6: "):  # fmt: skip
         assert f"in.jsonl, {where}" in output
     assert "line 3" in verdicts[2]["error"]

@@ -111,11 +111,11 @@ def test_prompt_and_messages_are_both_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"id": 2, "prompt": "x", "task": "math"}', "line 2: answer: Field required"),
+        ('{"id": 2, "prompt": "x", "task": "math"}', "line 2: answer: missing"),
         ('{"id": 2, "prompt": "x", "answer": 1, "task": "poetry"}', "line 2: task=poetry: choose arithmetic, choice"),
         ('{"id": 2, "answer": 1, "task": "math"}', "line 2: give exactly one of `prompt` and `messages`"),
         ('{"id": 2, "messages": [], "answer": 1, "task": "math"}', "line 2: `messages` must end with a user turn"),
-        ("{", "line 2: Invalid JSON"),
+        ("{", "line 2: not valid JSON"),
         (GOOD, "line 2: id '1' appears twice"),
     ],
 )

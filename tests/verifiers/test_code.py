@@ -361,10 +361,10 @@ def test_extraction() -> None:
     [
         ({"inputs": [], "outputs": []}, "at least one"),
         ({"inputs": ["1"], "outputs": []}, "1 inputs and 0 outputs"),
-        ({"inputs": ["1"]}, "answer.outputs: Field required"),
+        ({"inputs": ["1"]}, "answer.outputs: missing"),
         ({"inputs": [1], "outputs": ["1"]}, r"answer.inputs.0: Input should be a valid string"),
         ({"inputs": ["x"], "outputs": ["1"], "fn_name": "f"}, "Expecting value"),
-        ("{", "Invalid JSON"),
+        ("{", "not valid JSON"),
         (None, "answer"),
     ],
 )

@@ -27,7 +27,7 @@ from mopd_nemo.engines.local.prefix_tree import (
     register_attention,
     tree_batches,
 )
-from mopd_nemo.engines.models import first_line
+from mopd_nemo.engines.models import check_directory, first_line
 
 logger = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -156,9 +156,10 @@ def load_model(path: str, *, key: str, dtype: torch.dtype, weights: torch.dtype,
         UserError: it cannot be loaded, or its logits are not its head applied to its hidden states.
     """
     transformers_logging.disable_progress_bar()  # it would break the live display
+    check_directory(path, key)
     try:
         module = AutoModelForCausalLM.from_pretrained(resolve_model_path(path), dtype=weights).to(device)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # damaged files make libraries raise anything
         raise UserError(f"{key}={path}: cannot load a causal language model: {first_line(error)}") from error
     model = LanguageModel(module, dtype)
     _check_plain_head(model, key, path)
@@ -173,6 +174,8 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise UserError(f"model.device={name!r}: not a device name; use auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"model.device={name!r}: not supported; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(
             f"model.device={name!r}: torch sees {torch.cuda.device_count()} CUDA devices here; use model.device=cpu"
@@ -215,10 +218,19 @@ def _reads_trees(model: LanguageModel) -> bool:
 
 @torch.no_grad()
 def _check_plain_head(model: LanguageModel, key: str, path: str) -> None:
-    """Refuse a model that scales or caps its logits after the head: head(hidden) would be another distribution."""
+    """Refuse a model that scales or caps its logits after the head: head(hidden) would be another distribution.
+
+    A student is sampled with a cache of keys and values, which recurrent models do not have.
+    """
     ids_BS = torch.arange(4, device=model.device).unsqueeze(0)
     with model.computing():
-        logits = model.module(input_ids=ids_BS, use_cache=False).logits
+        output = model.module(input_ids=ids_BS, use_cache=True)
+        if key == "model.path" and getattr(output, "past_key_values", None) is None:
+            raise UserError(
+                f"{key}={path}: {type(model.module).__name__} keeps no cache of keys and values, which the local "
+                "engine samples with; choose a transformer"
+            )
+        logits = output.logits
         plain = model.head(model.hidden_BSH(ids_BS))
     if not torch.allclose(logits.float(), plain.float(), atol=1e-3, rtol=1e-3):
         raise UserError(

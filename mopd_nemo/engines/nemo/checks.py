@@ -5,13 +5,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from transformers import AutoConfig
-
 from mopd_nemo.config import Config, UserError
 from mopd_nemo.config.checks import teacher_prompt
 from mopd_nemo.config.cluster import ParallelConfig
-from mopd_nemo.embedded import resolve_model_path
-from mopd_nemo.engines.models import check_positions, check_vocabularies
+from mopd_nemo.engines.models import check_positions, check_vocabularies, load_model_config
 from mopd_nemo.engines.nemo import has_nemo_rl
 
 DTENSOR_TENSOR_MODELS = ("llama",)
@@ -45,7 +42,7 @@ def check_models(config: Config) -> int:
     Raises:
         UserError: naming the key, its value and the remedy.
     """
-    student = _model_config(config.model.path, "model.path")
+    student = load_model_config(config.model.path, key="model.path")
     response = config.rollout.max_response_tokens
     _check_parallel_sizes(student, "nemo.student", config.nemo.student, config.nemo.backend)
     _check_tensor_training(student, config)
@@ -58,17 +55,10 @@ def check_models(config: Config) -> int:
     teacher, key = student, "model.path, as its own teacher,"
     if config.teacher.path is not None:
         check_vocabularies(config.model.path, config.teacher.path)
-        teacher, key = _model_config(config.teacher.path, "teacher.path"), "teacher.path"
+        teacher, key = load_model_config(config.teacher.path, key="teacher.path"), "teacher.path"
         _check_parallel_sizes(teacher, "nemo.teacher", config.nemo.teacher, config.nemo.backend)
     check_positions(teacher, key, *teacher_prompt(config), response)
     return student.vocab_size
-
-
-def _model_config(path: str, key: str) -> Any:
-    try:
-        return AutoConfig.from_pretrained(resolve_model_path(path))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{key}={path}: cannot read its config: {str(error).splitlines()[0]}") from error
 
 
 def _check_parallel_sizes(model: Any, key: str, parallel: ParallelConfig, backend: str) -> None:

@@ -105,7 +105,7 @@ def test_settings_of_another_engine_do_not_matter() -> None:
             {"rollout": {"max_response_tokens": 2000}, "train": {"tokens_per_micro_batch": 4000}},
             "exceeds the 2048 positions of model.path",
         ),
-        ({"model": {"path": "/nowhere"}}, "model.path=/nowhere: cannot read its config"),
+        ({"model": {"path": "/nowhere"}}, "model.path=/nowhere: no such directory"),
     ],
 )
 def test_models_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:

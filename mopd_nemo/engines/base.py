@@ -42,6 +42,24 @@ class Sampling:
     top_p: float = 1.0
 
 
+@dataclass
+class TokenCounts:
+    """Positions that forward passes have computed."""
+
+    positions: int = 0
+    padding: int = 0
+
+    def __add__(self, other: TokenCounts) -> TokenCounts:
+        return TokenCounts(self.positions + other.positions, self.padding + other.padding)
+
+    def metrics(self, phase: str, tokens_alone: int) -> dict[str, float]:
+        """Positions computed, the sum of the sequences' lengths (`tokens_alone`), and the share of padding."""
+        if not self.positions:
+            return {}
+        share = self.padding / self.positions
+        return {f"{phase}/tokens": self.positions, f"{phase}/tokens_alone": tokens_alone, f"{phase}/padding": share}
+
+
 class InFlight:
     """Responses that a thread draws while its caller goes on.
 

@@ -79,6 +79,29 @@ def _allocated_here(_worker: Any) -> int:
     return torch.cuda.memory_allocated()
 
 
+def shared_prompt(output: str, *arguments: str) -> None:
+    """Score slices of a text after one prompt, all at once and one by one, and write both."""
+    from mopd_nemo.config.load import load_config
+    from mopd_nemo.engines.nemo.engine import NemoEngine
+
+    _, config_file, *overrides = arguments  # --config FILE KEY=VALUE...
+    engine = NemoEngine(load_config(config_file, overrides))
+    text = (Path(__file__).resolve().parents[2] / "docs" / "nemo.md").read_text()
+    ids = tuple(engine.chat.tokenizer(text)["input_ids"])
+    prompt, rest = ids[:500], ids[500:]
+    responses = [rest[start : start + 40 + start // 8] for start in range(0, 2000, 250)]
+    once = engine.response_logprobs([prompt] * len(responses), responses)
+    alone = [engine.response_logprobs([prompt], [response])[0] for response in responses]
+    Path(output).write_text(json.dumps({"once": once, "alone": alone}))
+
+
+def apart(file: str) -> None:
+    """Mean difference of log-probabilities of the same tokens."""
+    found = json.loads(Path(file).read_text())
+    pairs = [pair for both in zip(found["once"], found["alone"], strict=True) for pair in zip(*both, strict=True)]
+    print(sum(abs(first - second) for first, second in pairs) / len(pairs))
+
+
 def left(file: str) -> None:
     """Bytes that an offload has left on the GPU."""
     found = json.loads(Path(file).read_text())
@@ -133,6 +156,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "memory": memory,
     "teacher-memory": teacher_memory,
     "left": left,
+    "shared-prompt": shared_prompt,
+    "apart": apart,
     "record": record,
     "passed": passed,
     "table": table,

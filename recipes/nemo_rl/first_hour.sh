@@ -101,6 +101,11 @@ alignment_one_step_off() {
 }
 dtensor() { train run "${SAME[@]}" "${DTENSOR[@]}" && value run loss 1; }
 
+shared_prompt() {
+  attempt "$PYTHON" recipes/nemo_rl/first_hour.py shared-prompt "$OUT/$POINT/scores.json" --config "$CONFIG" \
+    "${SMALL[@]}" && { $DRY || checks apart "$OUT/$POINT/scores.json"; }
+}
+
 resume() {
   local seeded=("${PEERS[@]}" nemo.generation.seeded=true)
   train whole "${seeded[@]}" train.num_steps=4 && train halves "${seeded[@]}" &&
@@ -165,6 +170,7 @@ point alignment_context_2 below 0.001 "the same, CP 2"
 point alignment_pipeline_2 below 0.001 "the same, PP 2"
 point alignment_all_cuts below 0.001 "the same, TP 2, CP 2, PP 2 on 8 GPUs"
 point alignment_dtensor below 0.001 "the same, DTensor"
+point shared_prompt below 0.05 "mean difference of log-probabilities, one prompt read once and with each response"
 point resume below 0.2 "relative difference of step 3's loss, resumed and not, with seeds"
 point resume_other_rate above 0 "grad_norm of step 3, resumed with another learning rate"
 point ema_at_rate_1 below 0.1 "relative difference of step 2's loss, EMA at rate 1 and live teacher, with seeds"

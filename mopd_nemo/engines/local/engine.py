@@ -15,15 +15,9 @@ from torch import Tensor
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import Config, TeacherConfig, UserError
 from mopd_nemo.config.checks import teacher_prompt
-from mopd_nemo.engines.base import InFlight, OnRollout, Progress, Sampling
+from mopd_nemo.engines.base import InFlight, OnRollout, Progress, Sampling, TokenCounts
 from mopd_nemo.engines.local.learner import Learner
-from mopd_nemo.engines.local.model import (
-    DTYPES,
-    LanguageModel,
-    TokenCounts,
-    load_model,
-    resolve_device,
-)
+from mopd_nemo.engines.local.model import DTYPES, LanguageModel, load_model, resolve_device
 from mopd_nemo.engines.local.sampler import sample
 from mopd_nemo.engines.local.vllm_backend import VllmBackend, check_backend
 from mopd_nemo.engines.models import check_positions, check_vocabularies, load_chat

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from mopd_nemo.config import Config
-from mopd_nemo.engines.base import Progress
-from mopd_nemo.engines.local.model import LanguageModel, TokenCounts
+from mopd_nemo.engines.base import Progress, TokenCounts
+from mopd_nemo.engines.local.model import LanguageModel
 from mopd_nemo.losses.logits import Head, Tokens
 from mopd_nemo.losses.objectives import LogLikelihood
 from mopd_nemo.losses.reference import pair_loss

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from mopd_nemo.config import UserError
 from mopd_nemo.embedded import resolve_model_path
+from mopd_nemo.engines.base import TokenCounts
 from mopd_nemo.engines.local.prefix_tree import (
     ATTENTION,
     MIN_SHARED,
@@ -31,21 +31,6 @@ from mopd_nemo.engines.models import check_directory, first_line
 
 logger = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-@dataclass
-class TokenCounts:
-    """Positions that forward passes have computed."""
-
-    positions: int = 0
-    padding: int = 0
-
-    def metrics(self, phase: str, tokens_alone: int) -> dict[str, float]:
-        """Positions computed, the sum of the sequences' lengths (`tokens_alone`), and the share of padding."""
-        if not self.positions:
-            return {}
-        share = self.padding / self.positions
-        return {f"{phase}/tokens": self.positions, f"{phase}/tokens_alone": tokens_alone, f"{phase}/padding": share}
 
 
 class LanguageModel:

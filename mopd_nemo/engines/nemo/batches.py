@@ -21,7 +21,7 @@ NO_ROW = -1
 """Key of a row whose targets no worker keeps."""
 
 Scored = Mapping[str, np.ndarray]
-"""`ids` and `logprobs` [response tokens, k] of all rows that a worker has scored."""
+"""`ids` and `logprobs` [response tokens, k] of all rows that a worker has scored; `counts` [2] of positions."""
 
 
 def score_batch(

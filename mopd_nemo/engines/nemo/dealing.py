@@ -6,10 +6,12 @@ The rows of a problem stay together where that is even enough, since they share 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
+from mopd_nemo.engines.nemo.prompts import evenly
 from mopd_nemo.methods.batch import LossTerm
 from mopd_nemo.types import TrainExample
 
@@ -27,58 +29,64 @@ def deal(rows: Sequence[TrainExample], updates: Sequence[Sequence[LossTerm]], ra
         updates: the terms of each optimiser update. Each update is dealt evenly by itself; so are the other rows.
         packed: work is a row's tokens. Otherwise every row is padded, and work is the number of rows.
     """
-    costs = [_cost(row) if packed else 1 for row in rows]
+    costs = _costs(rows) if packed else [1] * len(rows)
     rank_of = [0] * len(rows)
     parts = [{i for term in terms for i in term.examples} for terms in updates]
     parts.append(set(range(len(rows))).difference(*parts))
     for part in parts:
-        for i, rank in _dealt_together(rows, sorted(part), costs, ranks).items():
+        ways = (lambda i: rows[i].group_index, lambda i: (rows[i].group_index, rows[i].teacher_prompt_ids))
+        for i, rank in _dealt_together(sorted(part), ways, costs, ranks).items():
             rank_of[i] = rank
     return rank_of
 
 
-def _cost(row: TrainExample) -> int:
-    cost = UPDATE_COST * (len(row.prompt_ids) + len(row.response_ids))
-    prompts = [prompt for prompt in (row.teacher_prompt_ids, row.contrast_prompt_ids) if prompt is not None]
-    return cost + sum(len(prompt) + len(row.response_ids) for prompt in prompts)
+def deal_sequences(sequences: Sequence[tuple[Sequence[int], Sequence[int]]], ranks: int, *, packed: bool) -> list[int]:
+    """The rank of each (prompt, response) sequence of a pass that only scores; see `deal`."""
+    prompts = [tuple(prompt) for prompt, _ in sequences]
+    readers = Counter(prompts)
+    costs = [
+        len(prompt) / readers[prompt] + len(response) for prompt, (_, response) in zip(prompts, sequences, strict=True)
+    ]
+    part = list(range(len(sequences)))
+    found = _dealt_together(part, (prompts.__getitem__,), costs if packed else [1] * len(part), ranks)
+    return [found[i] for i in part]
 
 
-def _dealt_together(rows: Sequence[TrainExample], part: list[int], costs: Sequence[int], ranks: int) -> dict[int, int]:
-    """Ranks of some rows: problems whole, else rows with one teacher prompt, else row by row."""
-    ways: tuple[Callable[[int], Hashable], ...] = (
-        lambda i: rows[i].group_index,
-        lambda i: (rows[i].group_index, rows[i].teacher_prompt_ids),
-        lambda i: i,
-    )
+def _costs(rows: Sequence[TrainExample]) -> list[float]:
+    """Work of each row, and its part of the work on prompts that are read once for several."""
+    contexts = [(row.teacher_prompt_ids, row.contrast_prompt_ids) for row in rows]
+    readers = [Counter(prompts) for prompts in zip(*contexts, strict=True)]
+    costs = []
+    for row, prompts in zip(rows, contexts, strict=True):
+        cost: float = UPDATE_COST * (len(row.prompt_ids) + len(row.response_ids))
+        for prompt, count in zip(prompts, readers, strict=True):
+            if prompt is not None:
+                cost += len(prompt) / count[prompt] + len(row.response_ids)
+        costs.append(cost)
+    return costs
+
+
+def _dealt_together(
+    part: list[int], together: Sequence[Callable[[int], Hashable]], costs: Sequence[float], ranks: int
+) -> dict[int, int]:
+    """Ranks of some rows, those with one key together, by the first way that is even enough; else row by row."""
+    ways: tuple[Callable[[int], Hashable], ...] = (*together, lambda i: i)
     tried = []
-    for together in ways:
+    for key in ways:
         units: dict[Hashable, list[int]] = {}
         for i in part:
-            units.setdefault(together(i), []).append(i)
+            units.setdefault(key(i), []).append(i)
         tried.append(spread(list(units.values()), costs, ranks))
     most = EVEN * tried[-1][1]
     return next(found for found, busiest in tried if busiest <= most)
 
 
-def spread(units: Sequence[Sequence[int]], costs: Sequence[int], ranks: int) -> tuple[dict[int, int], int]:
-    """The rank of each row of some units, which stay whole, and the work of the busiest rank.
-
-    The costliest unit comes first, each to the rank that has least to do so far.
-    """
-    work = [0] * ranks
-    found: dict[int, int] = {}
-    for unit in sorted(units, key=lambda unit: -sum(costs[i] for i in unit)):
-        rank = work.index(min(work))
-        work[rank] += sum(costs[i] for i in unit)
-        found |= dict.fromkeys(unit, rank)
-    return found, max(work)
-
-
-def deal_alone(lengths: Sequence[int], ranks: int, *, packed: bool) -> list[int]:
-    """The rank of each sequence, given its tokens, where none belong together."""
-    units = [[i] for i in range(len(lengths))]
-    found, _ = spread(units, lengths if packed else [1] * len(lengths), ranks)
-    return [found[i] for i in range(len(lengths))]
+def spread(units: Sequence[Sequence[int]], costs: Sequence[float], ranks: int) -> tuple[dict[int, int], float]:
+    """The rank of each row of some units, which stay whole, and the work of the busiest rank."""
+    work = [sum(costs[i] for i in unit) for unit in units]
+    shares = evenly(work, ranks)
+    found = {i: rank for rank, share in enumerate(shares) for number in share for i in units[number]}
+    return found, max(sum(work[number] for number in share) for share in shares)
 
 
 def lanes(rank_of: Sequence[int], ranks: int) -> list[int]:

@@ -125,20 +125,22 @@ class NemoEngine:
         scored = [i for i, example in enumerate(batch.examples) if example.teacher_prompt_ids is not None]
         objective = next((term.objective for term in batch.terms if term.objective.reads_teacher), None)
         targets = Targets.none(len(batch.examples))
+        metrics: dict[str, float] = {}
         if objective is not None and scored:
             self._stale = True
             rank_of = self._deal(batch)
             rows, ranks = [batch.examples[i] for i in scored], [rank_of[i] for i in scored]
             if objective.pairs or self._runtime.teacher is not None:
-                for i, target in zip(scored, self._scorer.teach(rows, objective, ranks), strict=True):
+                answers, metrics = self._scorer.teach(rows, objective, ranks)
+                for i, target in zip(scored, answers, strict=True):
                     targets.here[i] = target
             else:
                 for i in scored:
                     targets.keys[i] = next(self._row_keys)
-                self._scorer.keep(rows, objective, ranks, [targets.keys[i] for i in scored])
+                metrics = self._scorer.keep(rows, objective, ranks, [targets.keys[i] for i in scored])
         if on_progress:
             on_progress(1.0)
-        return targets, {}
+        return targets, metrics
 
     def update(
         self,

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from mopd_nemo.config import Config
 from mopd_nemo.config.cluster import keeps_hidden
-from mopd_nemo.engines.nemo.batches import NO_ROW, score_batch, split_scores
-from mopd_nemo.engines.nemo.dealing import deal, deal_alone, dealt, lanes
+from mopd_nemo.engines.base import TokenCounts
+from mopd_nemo.engines.nemo.batches import NO_ROW, Scored, score_batch, split_scores
+from mopd_nemo.engines.nemo.dealing import deal, deal_sequences, dealt, lanes
+from mopd_nemo.engines.nemo.prompts import row_by_row, say
 from mopd_nemo.losses.logits import TopK
 from mopd_nemo.losses.objectives import Divergence, Objective
 from mopd_nemo.losses.reference import contrasted
@@ -21,6 +23,8 @@ from mopd_nemo.types import TrainExample
 Ids = Sequence[int]
 REPLICAS = ["context_parallel", "tensor_parallel", "pipeline_parallel"]
 """Axes of a policy's workers that work on the same rows."""
+LAST_STAGES = ["context_parallel", "tensor_parallel"]
+"""Axes of which one worker answers, where earlier pipeline stages answer None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +60,8 @@ class Scorer:
 
     def teach(
         self, rows: Sequence[TrainExample], objective: Objective, rank_of: Sequence[int] | None = None
-    ) -> list[TopK]:
-        """Teacher targets of rows that all have a teacher prompt.
+    ) -> tuple[list[TopK], dict[str, float]]:
+        """Teacher targets of rows that all have a teacher prompt, and metrics of the teacher's passes.
 
         Args:
             rank_of: the student's data-parallel rank of each row; None deals them here.
@@ -97,32 +101,39 @@ class Scorer:
         candidates: Sequence[Tensor] | None,
         k: int,
         rank_of: Sequence[int],
-    ) -> list[TopK]:
-        """Targets of the rows from the teacher's policy."""
+    ) -> tuple[list[TopK], dict[str, float]]:
+        """Targets of the rows from the teacher's policy, and metrics."""
         self_teacher = self._teacher is None and self._config.teacher.kind in ("ema", "frozen")
         sequences = [(row.teacher_prompt_ids or (), row.response_ids) for row in rows]
-        targets = self._scores(policy, sequences, candidates, k, self_teacher, rank_of)
+        targets, counts = self._scores(policy, sequences, candidates, k, self_teacher, rank_of)
+        alone = _tokens(sequences)
         if not (isinstance(objective, Divergence) and objective.reads_contrast):
-            return targets
+            return targets, counts.metrics("score", alone)
         second = [i for i, row in enumerate(rows) if row.contrast_prompt_ids is not None]
         sequences = [(rows[i].contrast_prompt_ids or (), rows[i].response_ids) for i in second]
         supports = [targets[i].ids_TK for i in second]
-        ranks = [rank_of[i] for i in second]
-        failures = self._scores(policy, sequences, supports, k, self_teacher, ranks) if second else []
+        failures: list[TopK] = []
+        if second:
+            ranks = [rank_of[i] for i in second]
+            failures, more = self._scores(policy, sequences, supports, k, self_teacher, ranks)
+            counts += more
         for i, failure in zip(second, failures, strict=True):
             both = targets[i].logprobs_TK.float(), failure.logprobs_TK.float()
             target_TK = contrasted(*both, objective.contrast, objective.tail)
             targets[i] = TopK(targets[i].ids_TK, target_TK.to(targets[i].logprobs_TK.dtype))
-        return targets
+        return targets, counts.metrics("score", alone + _tokens(sequences))
 
     def keep(
         self, rows: Sequence[TrainExample], objective: Objective, rank_of: Sequence[int], keys: Sequence[int]
-    ) -> None:
+    ) -> dict[str, float]:
         """Have the student's workers keep what their own teacher says of the rows; see `teach`.
 
         Args:
             rank_of: the data-parallel rank of each row, where its update is.
             keys: of the rows, different from those of all other steps.
+
+        Returns:
+            Metrics of the teacher's passes.
         """
         self.forget()
         updates = self._config.train.num_updates_per_step
@@ -134,12 +145,17 @@ class Scorer:
             own = [(row.prompt_ids, row.response_ids) for row in rows]
             self._keep(own, "support", objective, rank_of, keys, self_teacher=False, hidden=False)
         taught = [(row.teacher_prompt_ids or (), row.response_ids) for row in rows]
-        self._keep(taught, "teacher", objective, rank_of, keys, self_teacher=self_teacher, hidden=hidden)
+        counts = self._keep(taught, "teacher", objective, rank_of, keys, self_teacher=self_teacher, hidden=hidden)
+        alone = _tokens(taught)
         second = [i for i, row in enumerate(rows) if row.contrast_prompt_ids is not None]
         if objective.reads_contrast and second:
             after = [(rows[i].contrast_prompt_ids or (), rows[i].response_ids) for i in second]
             ranks, own_keys = [rank_of[i] for i in second], [keys[i] for i in second]
-            self._keep(after, "contrast", objective, ranks, own_keys, self_teacher=self_teacher, hidden=hidden)
+            counts += self._keep(
+                after, "contrast", objective, ranks, own_keys, self_teacher=self_teacher, hidden=hidden
+            )
+            alone += _tokens(after)
+        return counts.metrics("score", alone)
 
     def forget(self) -> None:
         """Give the memory of kept targets back."""
@@ -155,7 +171,7 @@ class Scorer:
         *,
         self_teacher: bool,
         hidden: bool,
-    ) -> None:
+    ) -> TokenCounts:
         k, candidates, contrast = 1, None, (0.0, True)
         if isinstance(objective, Divergence):
             k, contrast = min(objective.k, self._vocab_size), (objective.contrast, objective.tail)
@@ -167,7 +183,7 @@ class Scorer:
             data=shards,
             in_sharded_axes=["data_parallel"],
             replicate_on_axes=REPLICAS,
-            output_is_replicated=REPLICAS,
+            output_is_replicated=LAST_STAGES,
             common_kwargs={
                 "role": role,
                 "k": k,
@@ -178,13 +194,12 @@ class Scorer:
                 "contrast": contrast,
             },
         )
-        self._student.worker_group.get_all_worker_results(futures)
+        return _counted(self._student.worker_group.get_all_worker_results(futures))
 
     def sampled_logprobs(self, sequences: Sequence[tuple[Ids, Ids]]) -> list[Tensor]:
         """The student's log-probabilities of the responses in (prompt, response) sequences: [response tokens] each."""
         candidates = [torch.tensor(response)[:, None] for _, response in sequences]
-        lengths = [len(prompt) + len(response) for prompt, response in sequences]
-        rank_of = deal_alone(lengths, self._student.data_parallel_size, packed=self._packed)
+        rank_of = deal_sequences(sequences, self._student.data_parallel_size, packed=self._packed)
         scores = self.student_scores(sequences, candidates, 1, rank_of)
         return [target.logprobs_TK.float().squeeze(-1) for target in scores]
 
@@ -193,7 +208,7 @@ class Scorer:
     ) -> list[TopK]:
         """Scores of (prompt, response) sequences by the present student."""
         self._student.prepare_for_lp_inference()
-        return self._scores(self._student, sequences, candidates, k, self_teacher=False, rank_of=rank_of)
+        return self._scores(self._student, sequences, candidates, k, self_teacher=False, rank_of=rank_of)[0]
 
     @property
     def _packed(self) -> bool:
@@ -207,14 +222,15 @@ class Scorer:
         k: int,
         self_teacher: bool,
         rank_of: Sequence[int],
-    ) -> list[TopK]:
+    ) -> tuple[list[TopK], TokenCounts]:
+        """Scores of (prompt, response) sequences, and what was computed for them."""
         shards, order = self._shards(policy, sequences, candidates, rank_of)
         futures = policy.worker_group.run_all_workers_sharded_data(
             "score_responses",
             data=shards,
             in_sharded_axes=["data_parallel"],
             replicate_on_axes=REPLICAS,
-            output_is_replicated=["context_parallel", "tensor_parallel"],  # earlier pipeline stages return None
+            output_is_replicated=LAST_STAGES,
             common_kwargs={
                 "k": k,
                 "vocab_size": self._vocab_size,
@@ -223,7 +239,7 @@ class Scorer:
             },
         )
         scores = [part for part in policy.worker_group.get_all_worker_results(futures) if part is not None]
-        return split_scores(scores, order, [len(response) for _, response in sequences])
+        return split_scores(scores, order, [len(response) for _, response in sequences]), _counted(scores)
 
     def _shards(
         self,
@@ -247,10 +263,25 @@ class Scorer:
         return shards, [order[position] for position in positions]
 
 
+def _tokens(sequences: Sequence[tuple[Ids, Ids]]) -> int:
+    return sum(len(prompt) + len(response) for prompt, response in sequences)
+
+
+def _counted(parts: Sequence[Scored | None]) -> TokenCounts:
+    """Of all data-parallel ranks."""
+    return sum((TokenCounts(*part["counts"].tolist()) for part in parts if part is not None), TokenCounts())
+
+
 def shard(policy: Any, data: Any) -> tuple[list[Any], list[int]]:
-    """The part of each data-parallel rank for scoring; and positions in the batch, rank by rank."""
+    """The part of each data-parallel rank for scoring; and positions in the batch, rank by rank.
+
+    A rank packs rows that share prompts itself. Others are packed or batched here.
+    """
     size, cfg = policy.data_parallel_size, policy.cfg
-    if cfg["sequence_packing"]["enabled"]:
+    reason = row_by_row(cfg)
+    if reason is not None:
+        say(reason)
+    if reason is not None and cfg["sequence_packing"]["enabled"]:
         tokens = cfg["sequence_packing"]["logprob_mb_tokens"]
         arguments = policy.sequence_packing_args | {"max_tokens_per_microbatch": tokens}
         return data.shard_by_batch_size(size, sequence_packing_args=arguments)

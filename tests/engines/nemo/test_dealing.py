@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from mopd_nemo.engines.nemo.dealing import EVEN, deal, deal_alone, lanes, padded_alike
+from mopd_nemo.engines.nemo.dealing import EVEN, deal, deal_sequences, lanes, padded_alike
 from mopd_nemo.losses.objectives import Divergence
 from mopd_nemo.methods.batch import LossTerm, TrainBatch
 from mopd_nemo.types import TrainExample
@@ -71,9 +71,28 @@ def test_rows_of_no_update_are_dealt_too_and_the_same_step_is_dealt_the_same_way
 def test_single_sequences_are_dealt_evenly() -> None:
     draw = random.Random(0)
     lengths = [draw.randint(1, 4000) for _ in range(128)]
-    rank_of = deal_alone(lengths, 4, packed=True)
+    rank_of = deal_sequences([((n,), range(size - 1)) for n, size in enumerate(lengths)], 4, packed=True)
     tokens = [sum(size for size, rank in zip(lengths, rank_of, strict=True) if rank == lane) for lane in range(4)]
     assert max(tokens) < 1.02 * sum(lengths) / 4
+
+
+def test_sequences_with_one_prompt_stay_together_unless_ranks_would_idle() -> None:
+    prompts = [(n, *range(500)) for n in range(8)]
+    sequences = [(prompt, range(60)) for _ in range(4) for prompt in prompts]
+    for ranks in (2, 8):
+        rank_of = deal_sequences(sequences, ranks, packed=True)
+        assert len({(prompt, rank) for (prompt, _), rank in zip(sequences, rank_of, strict=True)}) == 8
+    assert set(deal_sequences(sequences, 32, packed=True)) == set(range(32))
+    assert deal_sequences([], 2, packed=True) == []
+
+
+def test_work_on_a_prompt_that_rows_share_is_shared_between_them() -> None:
+    """Two problems with long teacher prompts weigh as much as two with long responses."""
+    long, short = tuple(range(4000)), tuple(range(10))
+    rows = [TrainExample(group, n, (1,), short, (), (group, *long)) for group in (0, 1) for n in range(8)]
+    rows += [TrainExample(group, n, (1,), (*short, *range(100)), (), (group,)) for group in (2, 3) for n in range(8)]
+    rank_of = deal(rows, [[LossTerm(Divergence(), tuple(range(32)))]], 2, packed=True)
+    assert sorted(rank_of[group * 8] for group in (0, 1)) == sorted(rank_of[group * 8] for group in (2, 3)) == [0, 1]
 
 
 def test_lanes_have_filler_where_a_rank_has_fewer_rows() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mopd_nemo.config.load import config_from
+from mopd_nemo.engines.base import TokenCounts
 from mopd_nemo.engines.nemo.scorer import Scorer
 from mopd_nemo.losses.logits import TopK
 from mopd_nemo.losses.objectives import Divergence
@@ -39,13 +40,14 @@ class Policy:
 
 def scores(
     self: Any, policy: Policy, sequences: Any, candidates: Sequence[Tensor] | None, k: int, *_: Any, **__: Any
-) -> list[TopK]:
+) -> tuple[list[TopK], TokenCounts]:
     found = []
     for number, (prompt, response) in enumerate(sequences):
         logprobs_TV = policy.logprobs_TV(prompt, response)
         ids_TK = logprobs_TV.topk(k).indices if candidates is None else candidates[number].long()
         found.append(TopK(ids_TK, logprobs_TV.gather(-1, ids_TK).half()))
-    return found
+    tokens = sum(len(prompt) + len(response) for prompt, response in sequences)
+    return found, TokenCounts(tokens, 0)
 
 
 @pytest.mark.parametrize("support", ["student_topk", "teacher_topk"])
@@ -56,8 +58,10 @@ def test_a_contrast_is_made_of_two_passes_over_one_support(
     monkeypatch.setattr(Scorer, "_scores", scores)
     policy = Policy()
     scorer = Scorer(policy, None, config_from({"engine": "nemo"}, "test"), 0, VOCABULARY)
-    plain = scorer.teach(ROWS, Divergence(support=support, k=K, tail=tail))
-    found = scorer.teach(ROWS, Divergence(support=support, k=K, tail=tail, contrast=0.5))
+    plain, read = scorer.teach(ROWS, Divergence(support=support, k=K, tail=tail))
+    found, twice = scorer.teach(ROWS, Divergence(support=support, k=K, tail=tail, contrast=0.5))
+    assert read == {"score/tokens": 12, "score/tokens_alone": 12, "score/padding": 0.0}
+    assert twice == {"score/tokens": 12 + 9, "score/tokens_alone": 12 + 9, "score/padding": 0.0}
     assert torch.equal(found[1].logprobs_TK, plain[1].logprobs_TK), "without failures"
     for number in (0, 2):
         row, ids_TK = ROWS[number], plain[number].ids_TK

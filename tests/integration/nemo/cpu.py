@@ -250,6 +250,7 @@ def attention_class() -> type:
     class Attention(MegatronModule):
         """Causal attention in torch over [S, B, heads, d], or packed [T, heads, d] with the sequences' ends.
 
+        Where keys outnumber queries, the mask is aligned with the last ones or the first, as Transformer Engine's are.
         Under context parallelism a rank has two pieces of each sequence, one from its front and one from its back.
         """
 
@@ -258,23 +259,31 @@ def attention_class() -> type:
             self.scale = softmax_scale
 
         def forward(
-            self, query: Any, key: Any, value: Any, *_: Any, packed_seq_params: Any = None, **__: Any
+            self,
+            query: Any,
+            key: Any,
+            value: Any,
+            *_: Any,
+            attn_mask_type: Any,
+            packed_seq_params: Any = None,
+            **__: Any,
         ) -> torch.Tensor:
             if packed_seq_params is None:
                 return self._attend(query, key, value).flatten(2)
-            padded = packed_seq_params.cu_seqlens_q_padded
-            ends = packed_seq_params.cu_seqlens_q if padded is None else padded
-            ends = (ends // parallel_state.get_context_parallel_world_size()).tolist()
-            parts = [
-                self._attend(*(part[start:end, None] for part in (query, key, value))).squeeze(1)
-                for start, end in itertools.pairwise(ends)
-                if end > start
-            ]
-            return torch.cat([*parts, torch.zeros_like(query[ends[-1] :])]).flatten(1)
+            ranks = parallel_state.get_context_parallel_world_size()
+            padded = (getattr(packed_seq_params, f"cu_seqlens_{part}_padded") // ranks for part in ("q", "kv"))
+            query_ends, key_ends = (itertools.pairwise(ends.tolist()) for ends in padded)
+            bottom_right = attn_mask_type.name == "padding_causal_bottom_right"
+            parts = []
+            for (start, end), (first, last) in zip(query_ends, key_ends, strict=True):
+                before = last - first - (end - start) if bottom_right else 0
+                attended = self._attend(query[start:end, None], *(x[first:last, None] for x in (key, value)), before)
+                parts.append(attended.squeeze(1))
+            return torch.cat([*parts, torch.zeros_like(query[sum(map(len, parts)) :])]).flatten(1)
 
-        def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, before: int = 0) -> torch.Tensor:
             group, ranks = parallel_state.get_context_parallel_group(), parallel_state.get_context_parallel_world_size()
-            places = [torch.arange(len(query)) + len(key) - len(query)]  # more keys than queries: some were kept
+            places = [torch.arange(len(query)) + before]
             columns = torch.arange(len(key))
             if ranks > 1:
                 key, value = (gather_from_sequence_parallel_region(part, group=group) for part in (key, value))

@@ -215,7 +215,10 @@ def test_steps_equal_those_of_the_local_engine(backend: str, batching: str) -> N
     engine, twin = make(settings), local_twin(settings)
     for number in range(2):
         batch = make_batch(engine, str(number))
-        targets, _ = engine.score(batch)
+        targets, read = engine.score(batch)
+        tokens = sum(len(row.teacher_prompt_ids or ()) + len(row.response_ids) for row in batch.examples)
+        assert read["score/tokens_alone"] == tokens
+        assert batching != "packed" or read["score/tokens"] < 0.8 * tokens
         assert targets.keys == list(range(6 * number, 6 * number + 6)), "every row of every step has a key of its own"
         found = engine.update(batch, targets, 1e-3)
         engine.update_teacher()

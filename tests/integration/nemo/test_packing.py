@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from mopd_nemo.engines.nemo.dealing import deal_alone, dealt, lanes
+from mopd_nemo.engines.nemo.dealing import deal_sequences, dealt, lanes
 from tests.integration.nemo import cpu
 
 PACKING = {
@@ -75,9 +75,14 @@ def test_each_rank_gets_its_own_rows_whole(rows: int, ranks: int, way: str) -> N
             assert way == "dynamic" or tokens == length
 
 
+def dealt_apart(lengths: list[int], ranks: int) -> list[int]:
+    """Ranks of sequences with prompts of their own."""
+    return deal_sequences([((n,), range(length - 1)) for n, length in enumerate(lengths)], ranks, packed=True)
+
+
 @pytest.mark.parametrize("way", ["packed", "dynamic"])
 def test_nemo_rl_reads_the_micro_batches(way: str) -> None:
-    parts, _ = shards([700] * 9, deal_alone([700] * 9, 2, packed=True), 2, **WAYS[way])
+    parts, _ = shards([700] * 9, dealt_apart([700] * 9, 2), 2, **WAYS[way])
     batch = parts[0].get_batch(0, 5)
     iterator = (
         batch.make_microbatch_iterator_for_packable_sequences()
@@ -92,6 +97,6 @@ def test_nemo_rl_reads_the_micro_batches(way: str) -> None:
 def test_no_rank_waits_long_for_another(ranks: int, longest: int) -> None:
     draw = random.Random(ranks)
     lengths = [min(longest, 100 + int(draw.expovariate(3 / longest))) for _ in range(128)]
-    parts, _ = shards(lengths, deal_alone(lengths, ranks, packed=True), ranks, **WAYS["packed"])
+    parts, _ = shards(lengths, dealt_apart(lengths, ranks), ranks, **WAYS["packed"])
     tokens = [int(part["input_lengths"].sum()) for part in parts]
     assert max(tokens) * ranks / sum(tokens) < 1.05

@@ -112,12 +112,12 @@ class PeerTeacher:
             batch = self._build(groups, self._step)
             objective = _divergence(batch)
         with _timed(timer, "score"):
-            targets = self._scorer.teach(batch.examples, objective) if objective else []
+            targets, read = self._scorer.teach(batch.examples, objective) if objective else ([], {})
         taught = [places[example.group_index][example.rollout_index] for example in batch.examples]
         keep_B = torch.zeros(len(data["input_ids"]))
         keep_B[[place.row for place in taught]] = 1.0
         data["sample_mask"] = data["sample_mask"] * keep_B
-        self._log(group_metrics(groups) | batch.metrics if groups else {"signal": 0.0}, self._step)
+        self._log(group_metrics(groups) | batch.metrics | read if groups else {"signal": 0.0}, self._step)
         width = targets[0].ids_TK.shape[-1] if targets else k
         return laid_out(targets, taught, tuple(data["input_ids"].shape), width)
 

@@ -19,7 +19,8 @@ from mopd_nemo.engines.nemo.batches import Scored
 from mopd_nemo.engines.nemo.workers.targets import KeptTargets
 
 Scores = dict[str, Tensor]
-"""`ids` [T, k] int32 and `logprobs` [T, k], T response tokens sequence by sequence in order."""
+"""`ids` [T, k] int32 and `logprobs` [T, k], T response tokens sequence by sequence in order, and `counts` [2]:
+positions that were computed for them, and how many of these held no token."""
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
@@ -72,7 +73,7 @@ class TeacherMethods:
         dtype: str,
         hidden: bool,
         contrast: tuple[float, bool],
-    ) -> None:
+    ) -> Scored | None:
         """Score as `score_responses` does and keep the answers here, by the rows' `keys`, for their update.
 
         Args:
@@ -81,6 +82,9 @@ class TeacherMethods:
                 target. `contrast`: the teacher given failures, set against the target that is here already.
             hidden: keep hidden states and the head, not log-probabilities.
             contrast: β and whether there is a tail.
+
+        Returns:
+            The `counts` alone; None where the model's last pipeline stage is elsewhere.
         """
         kept = self._kept = self._kept or KeptTargets()
         keys, lengths = data["keys"].tolist(), (data["input_lengths"] - data["prompt_lengths"]).tolist()
@@ -93,13 +97,14 @@ class TeacherMethods:
                 kept.keep_head(scores.pop("head"))
         kept.elsewhere = scores is None
         if scores is None:
-            return
+            return None
         if hidden:
             kept.keep(keys, lengths, {"second" if role == "contrast" else "hidden": scores["hidden"]})
         elif role == "contrast":
             kept.contrast(keys, lengths, scores["logprobs"], *contrast)
         else:
             kept.keep(keys, lengths, {name: scores[name] for name in ("ids", "logprobs")})
+        return {"counts": scores["counts"].numpy()}
 
     def forget_targets(self) -> None:
         """Give the memory of kept targets back."""

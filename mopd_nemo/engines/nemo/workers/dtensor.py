@@ -59,7 +59,7 @@ def score_responses(worker: Any, data: Any, *, k: int, vocab_size: int, dtype: t
         data.to("cuda"), worker.cfg, worker.cfg["logprob_batch_size"], worker.dp_mesh, worker.tokenizer
     )
     process = _ResponseScores(worker, k, vocab_size, dtype)
-    parts = []
+    parts, counts_2 = [], torch.zeros(2, dtype=torch.int64)
     for number, microbatch in enumerate(microbatches):
         with get_train_context(1, worker.cp_mesh, [], 1, worker.dtype, worker.autocast_enabled):
             scores, _, _ = forward_with_post_processing_fn(
@@ -71,8 +71,10 @@ def score_responses(worker: Any, data: Any, *, k: int, vocab_size: int, dtype: t
             )
         if number < count:  # the rest are dummies that keep the ranks in step
             parts.append(scores)
+            positions = microbatch.processed_inputs.input_ids.numel()
+            counts_2 += torch.tensor([positions, positions - int(microbatch.data_dict["input_lengths"].sum())])
     ids, logprobs = (torch.cat(part) for part in zip(*parts, strict=True))
-    return {"ids": ids, "logprobs": logprobs}
+    return {"ids": ids, "logprobs": logprobs, "counts": counts_2}
 
 
 class _ResponseScores(TopkLogitsPostProcessor):

@@ -5,23 +5,30 @@ Only response rows reach the output layer. Only [response tokens, k] values leav
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from megatron.core.packed_seq_params import PackedSeqParams
+from nemo_rl.distributed.batched_data_dict import BatchedDataDict
 from nemo_rl.models.megatron.data import ProcessedMicrobatch, get_microbatch_iterator
 from nemo_rl.models.megatron.train import TopkLogitsPostProcessor, megatron_forward_backward
 from nemo_rl.models.policy.utils import get_runtime_env_for_policy_worker
 from nemo_rl.models.policy.workers.megatron_policy_worker import MegatronPolicyWorkerImpl
 from torch import Tensor, nn
 
+from mopd_nemo.engines.base import TokenCounts
 from mopd_nemo.engines.nemo.batches import joined
+from mopd_nemo.engines.nemo.prompts import by_prompt, in_bins, row_by_row, say
 from mopd_nemo.engines.nemo.workers.base import Scores, TeacherMethods
 from mopd_nemo.engines.nemo.workers.rows import LocalRows, ResponseHead, packed_rows, padded_rows
+from mopd_nemo.engines.nemo.workers.shared_prompt import PromptSharing, SharedRow, cannot_share, shared_row
 from mopd_nemo.losses.vocab import Vocab, logprobs_of, topk_logprobs
 
 
@@ -98,7 +105,7 @@ def score_responses(
     hidden: bool = False,
     **forward: Any,
 ) -> Scores | None:
-    """Score the response tokens of this data-parallel rank's sequences.
+    """Score the response tokens of this data-parallel rank's sequences. A prompt that several share is read once.
 
     Args:
         model: a Megatron model, wrapped or not.
@@ -114,25 +121,56 @@ def score_responses(
         The scores, on the CPU, on the last pipeline stage; None on the others. A `head` is the model's own.
     """
     model.eval()
-    microbatches, count, size, _, length = get_microbatch_iterator(
-        data, cfg, cfg["logprob_batch_size"], straggler_timer=forward.get("straggler_timer")
-    )
-    with ResponseHead(_output_layer(model), hidden) as head:
-        outputs = megatron_forward_backward(
-            model=model,
-            data_iterator=_choosing_rows(microbatches, head),
-            num_microbatches=count,
-            seq_length=length,
-            mbs=size,
-            post_processing_fn=_Hidden(cfg, k, head) if hidden else _ResponseScores(cfg, k, head, vocab_size, dtype),
-            forward_only=True,
-            sampling_params=None,  # temperature 1: the sampler's temperature does not apply to the teacher
-            **forward,
-        )
+    core = _unwrapped(model)
+
+    def process(head: ResponseHead) -> TopkLogitsPostProcessor:
+        return _Hidden(cfg, k, head) if hidden else _ResponseScores(cfg, k, head, vocab_size, dtype)
+
+    with ResponseHead(getattr(core, "output_layer", None), hidden) as head:  # not every pipeline stage has one
+        if row_by_row(cfg):
+            reading = _as_dealt(data, cfg, head, forward.get("straggler_timer"))
+        else:
+            reading = _by_prompt(data, cfg, head, core)
+        with reading.inside:
+            outputs = megatron_forward_backward(
+                model=model,
+                data_iterator=reading.microbatches,
+                num_microbatches=reading.count,
+                seq_length=reading.length,
+                mbs=reading.size,
+                post_processing_fn=process(head),
+                forward_only=True,
+                sampling_params=None,  # temperature 1: the sampler's temperature does not apply to the teacher
+                **forward,
+            )
     if not parallel_state.is_pipeline_last_stage(ignore_virtual=True):
         return None
+    sizes = (data["input_lengths"] - data["prompt_lengths"]).tolist()
     scores = {name: torch.cat([output[name] for output in outputs]) for name in outputs[0]}
+    scores = {name: _as_given(part_T, reading.rows, sizes) for name, part_T in scores.items()}
+    scores["counts"] = torch.tensor([reading.counts.positions, reading.counts.padding])
     return scores | {"head": head.weight_VH} if hidden else scores
+
+
+@dataclass(slots=True)
+class _Reading:
+    """Micro-batches in NeMo-RL's form, and how they are to be read."""
+
+    microbatches: Iterator[ProcessedMicrobatch]
+    """Each sets the rows of the head when its forward pass takes it."""
+    count: int
+    size: int
+    """Sequences of a micro-batch, as Megatron counts them."""
+    length: int
+    """Positions of a micro-batch, which pipeline stages must know."""
+    rows: Sequence[int]
+    """The sequences in the order in which they are read."""
+    counts: TokenCounts
+    inside: AbstractContextManager[Any]
+
+
+KERNEL_MULTIPLE = 128
+"""What blockwise FP8 and a kernel that sends tokens to experts want a rank's positions to divide by."""
 
 
 class _ResponseScores(TopkLogitsPostProcessor):
@@ -193,26 +231,124 @@ def _all_rows(part_RK: Tensor, rows: LocalRows) -> Tensor:
     return all_TK
 
 
-def _choosing_rows(microbatches: Iterator[ProcessedMicrobatch], head: ResponseHead) -> Iterator[ProcessedMicrobatch]:
-    """The micro-batches. Each sets the rows of the head when its forward pass takes it."""
-    for microbatch in microbatches:
-        prompts = microbatch.data_dict["prompt_lengths"].tolist()
-        lengths = microbatch.data_dict["input_lengths"].tolist()
-        if microbatch.packed_seq_params is None:
-            head.rows = padded_rows(prompts, lengths)
-        else:
-            head.rows = packed_rows(
-                prompts,
-                lengths,
-                microbatch.cu_seqlens_padded.tolist(),
-                parallel_state.get_context_parallel_rank(),
-                parallel_state.get_context_parallel_world_size(),
-            )
-        yield microbatch
+def _as_given(part_T: Tensor, rows: Sequence[int], sizes: Sequence[int]) -> Tensor:
+    """Scores of `rows`, one after the other, in the rows' order. What follows them is left out.
+
+    Args:
+        sizes: response tokens of each row.
+    """
+    parts = part_T[: sum(sizes)].split([sizes[row] for row in rows])
+    return torch.cat([parts[place] for place in sorted(range(len(rows)), key=rows.__getitem__)])
 
 
-def _output_layer(model: Any) -> Any | None:
-    """The output layer of a wrapped model; None on a pipeline stage without one."""
+def _as_dealt(data: Any, cfg: Any, head: ResponseHead, timer: Any) -> _Reading:
+    """Every sequence whole, in the micro-batches that NeMo-RL has dealt."""
+    counts = TokenCounts()
+    microbatches, count, size, _, length = get_microbatch_iterator(
+        data, cfg, cfg["logprob_batch_size"], straggler_timer=timer
+    )
+
+    def choosing() -> Iterator[ProcessedMicrobatch]:
+        for microbatch in microbatches:
+            prompts, lengths = (microbatch.data_dict[f"{part}_lengths"].tolist() for part in ("prompt", "input"))
+            if microbatch.packed_seq_params is None:
+                head.rows = padded_rows(prompts, lengths)
+            else:
+                head.rows = packed_rows(
+                    prompts,
+                    lengths,
+                    microbatch.cu_seqlens_padded.tolist(),
+                    parallel_state.get_context_parallel_rank(),
+                    parallel_state.get_context_parallel_world_size(),
+                )
+            counts.positions += microbatch.input_ids.numel()
+            counts.padding += microbatch.input_ids.numel() - sum(lengths)
+            yield microbatch
+
+    return _Reading(choosing(), count, size, length, range(data.size), counts, nullcontext())
+
+
+def _by_prompt(data: Any, cfg: Any, head: ResponseHead, model: Any) -> _Reading:
+    """Sequences with one prompt after this prompt, in packed rows of the budget of scoring.
+
+    All ranks read as many rows: with expert parallelism, data-parallel ranks take part in each other's.
+    """
+    groups = by_prompt(data["input_ids"], data["prompt_lengths"].tolist(), data["input_lengths"].tolist())
+    reason = cannot_share(model)
+    if reason:
+        say(reason)
+        groups = [row for group in groups for row in group.parts(len(group.rows))]
+    bins = in_bins(groups, cfg["sequence_packing"]["logprob_mb_tokens"])
+    multiple = _length_multiple(cfg)
+    lengths = [-(-sum(group.tokens for group in members) // multiple) * multiple for members in bins]
+    if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+        lengths = [max(lengths)] * len(bins)
+    rows = [shared_row(members, data["input_ids"], length) for members, length in zip(bins, lengths, strict=True)]
+    spare = min(rows, key=lambda row: len(row.ids_S))
+    read = rows + [spare] * (_most(len(rows)) - len(rows))
+    positions = sum(len(row.ids_S) for row in read)
+    sharing = None if reason else PromptSharing(model)
+    return _Reading(
+        _shared(read, data, head, sharing),
+        len(read),
+        1,
+        max(lengths),
+        [row for members in bins for group in members for row in group.rows],
+        TokenCounts(positions, positions - sum(group.tokens for members in bins for group in members)),
+        sharing or nullcontext(),
+    )
+
+
+def _shared(
+    rows: Sequence[SharedRow], data: Any, head: ResponseHead, sharing: PromptSharing | None
+) -> Iterator[ProcessedMicrobatch]:
+    """Packed rows as NeMo-RL's micro-batches. Each sets what the hooks do when its forward pass takes it."""
+    for row in rows:
+        head.rows = row.responses
+        if sharing:
+            sharing.row = row
+        given = {"candidates": [data["candidates"][i] for i in row.rows]} if "candidates" in data else {}
+        ids_1S = row.ids_S.to("cuda").unsqueeze(0)
+        # Rotary embeddings go by these ends: of the whole row, where hooks say the positions.
+        ends = torch.tensor([0, len(row.ids_S)], dtype=torch.int32) if sharing else row.query_ends
+        longest, ends = int(ends.diff().max()), ends.to("cuda")
+        sequences = PackedSeqParams(
+            qkv_format="thd",
+            cu_seqlens_q=ends,
+            cu_seqlens_kv=ends,
+            cu_seqlens_q_padded=ends,
+            cu_seqlens_kv_padded=ends,
+            max_seqlen_q=longest,
+            max_seqlen_kv=longest,
+            total_tokens=len(row.ids_S),
+        )
+        yield ProcessedMicrobatch(
+            data_dict=BatchedDataDict(given),
+            input_ids=ids_1S,
+            input_ids_cp_sharded=ids_1S,
+            attention_mask=None,
+            position_ids=None,
+            packed_seq_params=sequences,
+            cu_seqlens_padded=ends,
+        )
+
+
+def _length_multiple(cfg: Any) -> int:
+    """What the length of a packed row must divide by."""
+    megatron = cfg["megatron_cfg"]
+    kernels = (megatron.get("fp8_cfg") or {}).get("enabled") or megatron.get("moe_token_dispatcher_type") == "flex"
+    wanted = KERNEL_MULTIPLE * megatron["tensor_model_parallel_size"] if kernels else 1
+    return math.lcm(cfg["make_sequence_length_divisible_by"], wanted)
+
+
+def _most(count: int) -> int:
+    """The largest number that a rank has."""
+    most = torch.tensor([count]).to("cuda")
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    return int(most)
+
+
+def _unwrapped(model: Any) -> Any:
     while hasattr(model, "module"):
         model = model.module
-    return getattr(model, "output_layer", None)
+    return model

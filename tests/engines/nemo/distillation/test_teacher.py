@@ -37,9 +37,9 @@ class Known(Verdicts):
 class Echo:
     """Scores by telling which response token is asked about: ids (token, token + 1, token + 2)."""
 
-    def teach(self, rows: list[TrainExample], objective: Divergence) -> list[TopK]:
+    def teach(self, rows: list[TrainExample], objective: Divergence) -> tuple[list[TopK], dict[str, float]]:
         ids = [torch.tensor(row.response_ids)[:, None] + torch.arange(K) for row in rows]
-        return [TopK(part.int(), -part.float()) for part in ids]
+        return [TopK(part.int(), -part.float()) for part in ids], {}
 
 
 def problem_book(chat: Chat) -> tuple[ProblemBook, list[list[int]]]:

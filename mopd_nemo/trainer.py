@@ -120,7 +120,6 @@ class Trainer:
         run.claim(partial(console.print, markup=False))
         try:
             trainer = cls(config, run, console, started)
-            run.write_config(config)
             for change in changed_settings(before, config):
                 trainer.display.say(f"changed since the run began: {change}")
             trainer._compare_problems()
@@ -138,6 +137,7 @@ class Trainer:
         """
         try:
             self._restore()
+            self.run.write_config(self.config)
             self.trackers = make_trackers(self.config, self.run)
             with self.stop, self.display:
                 self._loop()

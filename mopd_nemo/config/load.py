@@ -131,7 +131,7 @@ def _read_values(path: str | os.PathLike[str] | None, overrides: Sequence[str]) 
                 _leave_out_unused(own, method, path)
             merged, origins = OmegaConf.merge(own, merged), of_files | origins
         values = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, TypeError) as error:  # TypeError: a block meets a list
         raise UserError(f"{source}: {str(error).splitlines()[0]}") from error
     assert isinstance(values, dict)
     return _Values({str(key): value for key, value in values.items()}, source, origins)
@@ -168,10 +168,13 @@ def _read(path: Path, above: tuple[Path, ...]) -> tuple[DictConfig, dict[str, st
     if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
         raise UserError(f"{path}: defaults={parents!r}: name a file beside this one, or several as [a.yaml, b.yaml]")
     merged, origins = OmegaConf.create(), {}
-    for parent in parents:
-        inherited, given = _read(path.parent / parent, (*above, resolved))
-        merged, origins = OmegaConf.merge(merged, inherited), origins | given
-    merged = OmegaConf.merge(merged, OmegaConf.create(own))
+    try:
+        for parent in parents:
+            inherited, given = _read(path.parent / parent, (*above, resolved))
+            merged, origins = OmegaConf.merge(merged, inherited), origins | given
+        merged = OmegaConf.merge(merged, OmegaConf.create(own))
+    except (OmegaConfBaseException, TypeError) as error:
+        raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
     assert isinstance(merged, DictConfig)
     return merged, origins | dict.fromkeys(_flatten(own, ""), str(path))
 

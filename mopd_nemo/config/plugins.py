@@ -32,7 +32,10 @@ def method_class(name: str) -> Any:
     Raises:
         UserError: there is none.
     """
-    return load_class(name, METHODS, "method")
+    found = load_class(name, METHODS, "method")
+    if not hasattr(found, "teachers"):
+        raise UserError(f"method={name}: not a Method: derive it from mopd_nemo.methods.base.Method")
+    return found
 
 
 def load_class(name: str, built_in: Mapping[str, str], key: str) -> Any:

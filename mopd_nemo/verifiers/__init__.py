@@ -6,6 +6,7 @@ verifier kept apart from failures of the model.
 
 from __future__ import annotations
 
+from mopd_nemo.config import UserError
 from mopd_nemo.config.plugins import load_class
 from mopd_nemo.verifiers.base import Verifier
 
@@ -25,4 +26,7 @@ def verifier_class(task: str, key: str = "task") -> type[Verifier]:
     Raises:
         UserError: there is neither.
     """
-    return load_class(task, TASKS, key)
+    found = load_class(task, TASKS, key)
+    if not hasattr(found, "check_answer"):
+        raise UserError(f"{key}={task}: not a Verifier: derive it from mopd_nemo.verifiers.base.Verifier")
+    return found

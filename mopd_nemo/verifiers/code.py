@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from mopd_nemo.chat import after_thinking
 from mopd_nemo.config.verifiers import VerifierConfig
+from mopd_nemo.files import reason_of
 from mopd_nemo.types import Outcome, Verdict
 from mopd_nemo.verifiers.base import AnswerError, Verifier, missing_answer, shorten, with_gold
 from mopd_nemo.verifiers.sandbox.client import Program, Run, Sandbox, SandboxError
@@ -68,7 +69,7 @@ class HiddenTests(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(map(str, ("answer", *first["loc"])))
-            raise AnswerError(f"{field}: {first['msg'].removeprefix('Value error, ')}") from error
+            raise AnswerError(f"{field}: {reason_of(first)}") from error
 
 
 class _StalledError(Exception):

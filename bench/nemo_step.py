@@ -1,14 +1,16 @@
 """A step of NeMo-RL's real Megatron worker on CPUs, by phase.
 
     PYTHONPATH=nemo-rl python bench/nemo_step.py [--prompts 4] [--rollouts 8] [--prompt 64] [--context 512]
-        [--response 128] [--k 100] [--ranks 1] [--batching packed] [--repeats 3] [--width 0] [--layers 4]
+        [--response 128] [--k 100] [--ranks 1] [--batching packed] [--targets workers] [--repeats 3] [--width 0]
+        [--layers 4]
 
 In the environment of `make test-nemo`; `nemo-rl` is a checkout of NeMo-RL. A step of mopd with an EMA teacher on the
-student's top k, as `engine: nemo` makes it: the engine's own batches, dealt and packed by NeMo-RL, the worker's own
+student's top k, as `engine: nemo` makes it: the engine's own batches and deal, NeMo-RL's packer, the worker's own
 methods, a refit's export. Rollouts are random tokens of the embedded tokenizer. The model is the embedded one, whose
 weights are few; `--width` makes a Qwen3 of that width, with random weights. On `--ranks` data-parallel ranks, each a
 process with one thread; a phase takes as long as the slowest. Sampling and verifying are not part of it. Medians over
-the repeats, after one that is not counted.
+the repeats, after one that is not counted. `--targets driver` sends targets through the driver, as for an external
+teacher with several updates a step; by default they stay in the workers.
 """
 
 from __future__ import annotations
@@ -31,11 +33,13 @@ import torch
 
 from mopd_nemo.engines.models import load_tokenizer
 from mopd_nemo.engines.nemo.batches import score_batch, split_scores, train_batch
+from mopd_nemo.engines.nemo.dealing import deal, dealt, lanes
 from mopd_nemo.losses.logits import TopK
 from mopd_nemo.losses.objectives import Divergence, token_weights
+from mopd_nemo.methods.batch import LossTerm, TrainBatch
 from mopd_nemo.types import TrainExample
 from tests.conftest import EMBEDDED
-from tests.integration.nemo.ranks import dealt, nemo_config, run_ranks, start
+from tests.integration.nemo.ranks import nemo_config, run_ranks, start
 
 PHASES = {
     "onload": "the model comes back for scoring",
@@ -58,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     for name, value in {**sizes, "ranks": 1, "repeats": 3, "width": 0, "layers": 4}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--batching", choices=["packed", "padded"], default="packed")
+    parser.add_argument("--targets", choices=["workers", "driver"], default="workers")
     own = parser.parse_args(arguments)
     if own.prompts * own.rollouts % own.ranks:
         parser.error(f"--ranks {own.ranks} does not divide {own.prompts * own.rollouts} rows")
@@ -65,15 +70,16 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         os.environ.setdefault("NRL_MEGATRON_CHECKPOINT_DIR", f"{made}/megatron")
         model = wide_model(Path(made) / "model", own.width, own.layers) if own.width else EMBEDDED
         found = run_ranks(measured, own.ranks, vars(own) | {"model": str(model)})
-    slowest = {phase: max(seconds[phase] for seconds, _ in found) for phase in PHASES}
-    whole, weights = sum(slowest.values()), found[0][1] / 1e6
+    slowest = {phase: max(seconds[phase] for seconds, _ in found) for phase in (*PHASES, "MB")}
+    whole, weights = sum(slowest[phase] for phase in PHASES), found[0][1] / 1e6
     print(
         f"{own.prompts * own.rollouts} rows of {own.prompt} + up to {own.response} tokens, the teacher's of "
-        f"{own.context} + {own.response}; k {own.k}; {weights:.1f} M weights, {own.ranks} ranks, {own.batching}"
+        f"{own.context} + {own.response}; k {own.k}; {weights:.1f} M weights, {own.ranks} ranks, {own.batching}; "
+        f"targets: {own.targets}; through Ray's store: {slowest['MB']:.3f} MB a rank"
     )
     print("| phase | seconds | of the step | |\n|---|---|---|---|")
-    for phase, seconds in slowest.items():
-        print(f"| {phase} | {seconds:.3f} | {seconds / whole:.1%} | {PHASES[phase]} |")
+    for phase, what in PHASES.items():
+        print(f"| {phase} | {slowest[phase]:.3f} | {slowest[phase] / whole:.1%} | {what} |")
     print(f"| all | {whole:.3f} | | |", flush=True)
     return slowest
 
@@ -109,7 +115,7 @@ def measured(sizes: dict[str, Any]) -> tuple[dict[str, float], int]:
     ray.shutdown()
     worker.prepare_for_lp_inference()
     weights = sum(weight.numel() for weight in worker.model.parameters())
-    return {phase: median(step[phase] for step in steps) for phase in PHASES}, weights
+    return {name: median(step[name] for step in steps) for name in (*PHASES, "MB")}, weights
 
 
 def settings(sizes: dict[str, Any]) -> Any:
@@ -130,30 +136,28 @@ def settings(sizes: dict[str, Any]) -> Any:
 
 
 def one_step(worker: Any, sizes: dict[str, Any], number: int) -> dict[str, float]:
-    """Seconds of each phase of one step."""
+    """Seconds of each phase of one step, and `MB` sent."""
     from mopd_nemo.engines.nemo.workers.loss import BatchLoss
 
-    seconds = dict.fromkeys(PHASES, 0.0)
+    seconds = dict.fromkeys((*PHASES, "MB"), 0.0)
     rows = random_rows(sizes, number)
-    own = [(row.prompt_ids, row.response_ids) for row in rows]
-    read = [(row.teacher_prompt_ids or (), row.response_ids) for row in rows]
     with timed(seconds, "onload"):
         worker.prepare_for_lp_inference()
-    student = scored(worker, seconds, "student's top k", own, None, sizes["k"])
     with timed(seconds, "EMA in and out"), worker._self_teacher_inside():
         pass
-    targets = scored(worker, seconds, "teacher", read, [target.ids_TK for target in student], sizes["k"])
+    targets, keys, order = taught(worker, sizes, seconds, rows)
     with timed(seconds, "driver"):
         lengths = [len(row.response_ids) for row in rows]
         each = token_weights(lengths, "token_mean")
         weights = [torch.full((1, length), weight) for length, weight in zip(lengths, each, strict=True)]
-        batch = train_batch(rows, weights, targets, None, **padding(worker))
-    data, _ = sent(worker, seconds, batch, len(batch["weights"]))
+        batch = train_batch(rows, weights, targets, None, **padding(worker, rows, order), keys=keys)
+    data, _ = sent(worker, seconds, batch, order, "train_mb_tokens")
     loss = BatchLoss([Divergence(k=sizes["k"])], 2.0, len(worker.tokenizer), watch=sizes["k"], student_support=True)
     with timed(seconds, "update"):
         worker.prepare_for_training()
         worker.set_learning_rate(rate=1e-6)
-        worker.train(data, loss, gbs=len(batch["weights"]), mbs=1)
+        worker.train(data, loss, gbs=len(order), mbs=1)
+        worker.forget_targets()
     with timed(seconds, "EMA follows"):
         worker.follow_student(rate=0.05)
     with timed(seconds, "refit"):
@@ -163,6 +167,36 @@ def one_step(worker: Any, sizes: dict[str, Any], number: int) -> dict[str, float
     return seconds
 
 
+def taught(
+    worker: Any, sizes: dict[str, Any], seconds: dict[str, float], rows: Sequence[TrainExample]
+) -> tuple[list[TopK | None], list[int] | None, list[int]]:
+    """Targets of the rows, or the keys by which workers keep them; and the order in which rows are dealt.
+
+    The student's weights score: what an EMA adds is measured apart, where nothing else varies.
+    """
+    with timed(seconds, "driver"):
+        batch = TrainBatch(list(rows), [LossTerm(Divergence(k=sizes["k"]), tuple(range(len(rows))))])
+        rank_of = deal(rows, batch.updates(1), sizes["ranks"], packed=sizes["batching"] == "packed")
+        order = lanes(rank_of, sizes["ranks"])
+    read = [(row.teacher_prompt_ids or (), row.response_ids) for row in rows]
+    if sizes["targets"] == "workers":
+        keys = list(range(len(rows)))
+        with timed(seconds, "driver"):
+            scored_rows = score_batch(read, None, **padding(worker, rows, order), keys=keys)
+        data, _ = sent(worker, seconds, scored_rows, order, "logprob_mb_tokens")
+        own = {"k": sizes["k"], "vocab_size": len(worker.tokenizer), "self_teacher": False, "dtype": "float32"}
+        with timed(seconds, "teacher"):
+            worker.keep_targets(data=data, role="teacher", hidden=True, contrast=(0.0, True), **own)
+        return [None] * len(rows), keys, order
+    candidates: list[Any] | None = None
+    found: list[TopK] = []
+    prompts = [(row.prompt_ids, row.response_ids) for row in rows]
+    for phase, sequences in (("student's top k", prompts), ("teacher", read)):
+        found = scored(worker, seconds, phase, sequences, candidates, sizes["k"], order)
+        candidates = [target.ids_TK for target in found]
+    return list(found), None, order
+
+
 def scored(
     worker: Any,
     seconds: dict[str, float],
@@ -170,37 +204,54 @@ def scored(
     sequences: Sequence[tuple[Any, Any]],
     candidates: list[Any] | None,
     k: int,
+    order: list[int],
 ) -> list[TopK]:
-    """Targets of all rows; where ranks share them, this rank's own stand for the others'.
-
-    It scores by the student's weights: what an EMA adds is measured apart, where nothing else varies.
-    """
+    """Targets of all rows; where ranks share them, this rank's own stand for the others'."""
     with timed(seconds, "driver"):
-        batch = score_batch(sequences, candidates, **padding(worker))
-    data, order = sent(worker, seconds, batch, None)
+        batch = score_batch(sequences, candidates, **padding(worker, sequences, order))
+    data, numbers = sent(worker, seconds, batch, order, "logprob_mb_tokens")
     vocab_size = len(worker.tokenizer)
     with timed(seconds, phase):
         found = worker.score_responses(data=data, k=k, vocab_size=vocab_size, self_teacher=False, dtype="float32")
+    seconds["MB"] += sum(part.nbytes for part in found.values()) / 1e6
     lengths = [len(response) for _, response in sequences]
-    count = sum(lengths[i] if i < len(lengths) else 1 for i in order)
+    count = sum(lengths[i] if i < len(lengths) else 1 for i in numbers)
     repeats = -(-count // len(found["ids"]))
     whole = {name: np.concatenate([part] * repeats)[:count] for name, part in found.items()}
     with timed(seconds, "driver"):
-        return split_scores([whole], order, lengths)
+        return split_scores([whole], numbers, lengths)
 
 
-def sent(worker: Any, seconds: dict[str, float], batch: dict[str, Any], size: int | None) -> tuple[Any, list[int]]:
-    """This rank's share, after a way through Ray's object store; and the order of all rows."""
+def sent(
+    worker: Any, seconds: dict[str, float], batch: dict[str, Any], order: list[int], budget: str
+) -> tuple[Any, list[int]]:
+    """This rank's share, after a way through Ray's object store; and the numbers of all rows, rank by rank."""
     import ray
+    from megatron.core import parallel_state
 
+    ranks = parallel_state.get_data_parallel_world_size()
+    packing = {
+        "algorithm": "modified_first_fit_decreasing",
+        "input_key": "input_ids",
+        "input_lengths_key": "input_lengths",
+        "sequence_length_pad_multiple": worker.cfg["make_sequence_length_divisible_by"],
+        "max_tokens_per_microbatch": worker.cfg["sequence_packing"].get(budget),
+    }
     with timed(seconds, "driver"):
-        data, order = dealt(worker, batch, worker.cfg["sequence_packing"]["train_mb_tokens"], size)
+        data: Any = dealt(batch, order)
+        if worker.cfg["sequence_packing"]["enabled"]:
+            shares, positions = data.shard_by_batch_size(ranks, sequence_packing_args=packing)
+        else:
+            shares, positions = data.shard_by_batch_size(ranks), list(range(len(order)))
+        own = shares[parallel_state.get_data_parallel_rank()]
+    seconds["MB"] += len(ray.cloudpickle.dumps(own)) / 1e6
     with timed(seconds, "serialisation"):
-        return ray.get(ray.put(data)), order
+        return ray.get(ray.put(own)), [order[position] for position in positions]
 
 
-def padding(worker: Any) -> dict[str, Any]:
-    return {"pad_id": 0, "length_multiple": worker.cfg["make_sequence_length_divisible_by"]}
+def padding(worker: Any, rows: Sequence[Any], order: Sequence[int]) -> dict[str, Any]:
+    multiple = worker.cfg["make_sequence_length_divisible_by"]
+    return {"pad_id": 0, "length_multiple": multiple, "filler": len(order) - len(rows)}
 
 
 def random_rows(sizes: dict[str, Any], number: int) -> list[TrainExample]:

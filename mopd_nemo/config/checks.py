@@ -205,25 +205,13 @@ def _check_nemo(config: Config) -> None:
     _check_backend(nemo)
     _check_overrides(nemo)
     _check_budgets(config)
-    _check_full(config)
+    if config.divergence.support == "full" and nemo.backend != "megatron":
+        raise ValueError(
+            f"divergence.support=full needs hidden states, which nemo.backend={nemo.backend} does not give: set "
+            "divergence.support=student_topk or teacher_topk, or nemo.backend=megatron"
+        )
     if config.model.device != "auto":
         raise ValueError(f"model.device={config.model.device!r} is for engine=local; with engine=nemo leave it at auto")
-
-
-def _check_full(config: Config) -> None:
-    if config.divergence.support != "full":
-        return
-    remedy = "set divergence.support=student_topk or teacher_topk"
-    if config.nemo.backend != "megatron":
-        raise ValueError(
-            f"divergence.support=full needs hidden states, which nemo.backend={config.nemo.backend} does not give: "
-            f"{remedy}, or nemo.backend=megatron"
-        )
-    if config.teacher.kind == "external":
-        raise ValueError(
-            "divergence.support=full needs hidden states, which do not leave the workers of teacher.kind=external: "
-            f"{remedy}, or another teacher.kind"
-        )
 
 
 def _check_gpus(nemo: NemoConfig) -> None:

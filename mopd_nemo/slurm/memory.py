@@ -171,10 +171,11 @@ def estimate(config: Config, student: Architecture, teacher: Architecture | None
     train = RESERVE_GB + _training(student, nemo, tokens, config.nemo.activation_checkpointing)
     own = _weights(student, nemo.student)
     score = 0.0
-    self_taught = config.teacher.kind != "none" and teacher is None
-    if self_taught and keeps_hidden(nemo, config.divergence.support, config.train.num_updates_per_step):
-        train += 2 * student.embedding / nemo.student.tensor / _GB
-    if config.teacher.kind != "none" and (teacher is None or config.divergence.support == "student_topk"):
+    taught, support = config.teacher.kind != "none", config.divergence.support
+    hidden = keeps_hidden(nemo, support, config.train.num_updates_per_step)
+    if taught and hidden:
+        train += 2 * (teacher or student).hidden * student.vocab / nemo.student.tensor / _GB
+    if taught and (teacher is None or (support == "student_topk" and not hidden)):
         optimizer = 0.0 if nemo.offload_optimizer else _optimizer(student, nemo)
         score = RESERVE_GB + _scoring(student, nemo.student, tokens) + optimizer
     if teacher is not None:

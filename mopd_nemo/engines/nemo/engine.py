@@ -130,14 +130,14 @@ class NemoEngine:
             self._stale = True
             rank_of = self._deal(batch)
             rows, ranks = [batch.examples[i] for i in scored], [rank_of[i] for i in scored]
-            if objective.pairs or self._runtime.teacher is not None:
-                answers, metrics = self._scorer.teach(rows, objective, ranks)
-                for i, target in zip(scored, answers, strict=True):
-                    targets.here[i] = target
-            else:
+            if self._scorer.stays(objective):
                 for i in scored:
                     targets.keys[i] = next(self._row_keys)
                 metrics = self._scorer.keep(rows, objective, ranks, [targets.keys[i] for i in scored])
+            else:
+                answers, metrics = self._scorer.teach(rows, objective, ranks)
+                for i, target in zip(scored, answers, strict=True):
+                    targets.here[i] = target
         if on_progress:
             on_progress(1.0)
         return targets, metrics

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +35,7 @@ class Targets:
     keys: list[int]
     """By which the student's workers keep it; `NO_ROW` for an example of which they keep nothing."""
     here: list[TopK | None]
-    """What the driver has, because it computes with it (preferences), or because another policy's workers gave it."""
+    """What the driver has; see `Scorer.stays`."""
 
     @classmethod
     def none(cls, count: int) -> Targets:
@@ -80,18 +81,24 @@ class Scorer:
                 k = min(objective.k, self._vocab_size)
             case _:
                 candidates = [torch.tensor(row.response_ids)[:, None] for row in rows]
+        with self._teaching() as policy:
+            theirs = own if policy is self._student else deal(rows, [], policy.data_parallel_size, packed=self._packed)
+            return self._taught(policy, rows, objective, candidates, k, theirs)
+
+    @contextmanager
+    def _teaching(self) -> Iterator[Any]:
+        """The policy of the teacher; inside, it is on its GPUs."""
         if self._teacher is None:
             self._student.prepare_for_lp_inference()
-            return self._taught(self._student, rows, objective, candidates, k, own)
+            yield self._student
+            return
         shared = not self._config.nemo.teacher_gpus
         if shared:
             self._student.offload_after_refit()
         self._teacher.prepare_for_lp_inference()
-        theirs = deal(rows, [], self._teacher.data_parallel_size, packed=self._packed)
-        targets = self._taught(self._teacher, rows, objective, candidates, k, theirs)
+        yield self._teacher
         if shared:
             self._teacher.offload_after_refit()
-        return targets
 
     def _taught(
         self,
@@ -103,7 +110,7 @@ class Scorer:
         rank_of: Sequence[int],
     ) -> tuple[list[TopK], dict[str, float]]:
         """Targets of the rows from the teacher's policy, and metrics."""
-        self_teacher = self._teacher is None and self._config.teacher.kind in ("ema", "frozen")
+        self_teacher = self._has_past_self
         sequences = [(row.teacher_prompt_ids or (), row.response_ids) for row in rows]
         targets, counts = self._scores(policy, sequences, candidates, k, self_teacher, rank_of)
         alone = _tokens(sequences)
@@ -123,62 +130,99 @@ class Scorer:
             targets[i] = TopK(targets[i].ids_TK, target_TK.to(targets[i].logprobs_TK.dtype))
         return targets, counts.metrics("score", alone + _tokens(sequences))
 
+    def stays(self, objective: Objective) -> bool:
+        """Whether workers can keep the targets of an objective.
+
+        The driver computes with those of preferences. The student's likeliest tokens, where hidden states are not kept,
+        go to an external teacher through it.
+        """
+        if self._teacher is None or objective.pairs:
+            return not objective.pairs
+        student_names = isinstance(objective, Divergence) and objective.support == "student_topk"
+        return self._config.nemo.backend == "megatron" and (self._keeps_hidden(objective) or not student_names)
+
     def keep(
         self, rows: Sequence[TrainExample], objective: Objective, rank_of: Sequence[int], keys: Sequence[int]
     ) -> dict[str, float]:
-        """Have the student's workers keep what their own teacher says of the rows; see `teach`.
+        """Have the student's workers keep what the teacher says of the rows; see `teach`.
+
+        An external teacher's workers put it into Ray's object store, and the student's take it from there.
 
         Args:
-            rank_of: the data-parallel rank of each row, where its update is.
+            rank_of: the student's data-parallel rank of each row, where its update is.
             keys: of the rows, different from those of all other steps.
 
         Returns:
             Metrics of the teacher's passes.
         """
-        self.forget()
-        updates = self._config.train.num_updates_per_step
-        support = objective.support if isinstance(objective, Divergence) else "sampled"
-        hidden = keeps_hidden(self._config.nemo, support, updates)
-        self_teacher = self._config.teacher.kind in ("ema", "frozen")
-        self._student.prepare_for_lp_inference()
-        if support == "student_topk" and not hidden:
+        needs_head = self.forget()
+        hidden, ranks = self._keeps_hidden(objective), list(rank_of)
+        if isinstance(objective, Divergence) and objective.support == "student_topk" and not hidden:
             own = [(row.prompt_ids, row.response_ids) for row in rows]
-            self._keep(own, "support", objective, rank_of, keys, self_teacher=False, hidden=False)
-        taught = [(row.teacher_prompt_ids or (), row.response_ids) for row in rows]
-        counts = self._keep(taught, "teacher", objective, rank_of, keys, self_teacher=self_teacher, hidden=hidden)
-        alone = _tokens(taught)
-        second = [i for i, row in enumerate(rows) if row.contrast_prompt_ids is not None]
-        if objective.reads_contrast and second:
-            after = [(rows[i].contrast_prompt_ids or (), rows[i].response_ids) for i in second]
-            ranks, own_keys = [rank_of[i] for i in second], [keys[i] for i in second]
-            counts += self._keep(
-                after, "contrast", objective, ranks, own_keys, self_teacher=self_teacher, hidden=hidden
-            )
-            alone += _tokens(after)
+            self._student.prepare_for_lp_inference()
+            self._keep(self._student, own, "support", objective, rank_of, keys, hidden=False)
+        with self._teaching() as policy:
+            if policy.data_parallel_size != self._student.data_parallel_size:
+                ranks = deal(rows, [], policy.data_parallel_size, packed=self._packed)
+            taught = [(row.teacher_prompt_ids or (), row.response_ids) for row in rows]
+            counts = self._keep(policy, taught, "teacher", objective, ranks, keys, hidden=hidden)
+            alone = _tokens(taught)
+            second = [i for i, row in enumerate(rows) if row.contrast_prompt_ids is not None]
+            if objective.reads_contrast and second:
+                after = [(rows[i].contrast_prompt_ids or (), rows[i].response_ids) for i in second]
+                theirs, own_keys = [ranks[i] for i in second], [keys[i] for i in second]
+                counts += self._keep(policy, after, "contrast", objective, theirs, own_keys, hidden=hidden)
+                alone += _tokens(after)
+        if policy is not self._student:
+            self._hand_over(dict(zip(keys, rank_of, strict=True)), hidden and needs_head)
         return counts.metrics("score", alone)
 
-    def forget(self) -> None:
-        """Give the memory of kept targets back."""
-        self._student.run_all_workers_single_data("forget_targets")
+    def forget(self) -> bool:
+        """Give the memory of kept targets back; whether a worker of the student needs an external teacher's head."""
+        return any(self._student.run_all_workers_single_data("forget_targets"))
+
+    def _keeps_hidden(self, objective: Objective) -> bool:
+        support = objective.support if isinstance(objective, Divergence) else "sampled"
+        return keeps_hidden(self._config.nemo, support, self._config.train.num_updates_per_step)
+
+    def _hand_over(self, rank_of: dict[int, int], head: bool) -> None:
+        """From the teacher's workers to the student's. The driver has references alone."""
+        assert self._teacher is not None
+        parts: list[list[Any]] = [[] for _ in range(self._student.data_parallel_size)]
+        heads: list[tuple[int, Any]] = []
+        for found in self._teacher.run_all_workers_single_data("hand_over", rank_of=rank_of, head=head):
+            heads += found["head"]
+            for rank, part in found["rows"]:
+                parts[rank].append(part)
+        futures = self._student.worker_group.run_all_workers_sharded_data(
+            "take_over",
+            parts=parts,
+            in_sharded_axes=["data_parallel"],
+            replicate_on_axes=REPLICAS,
+            output_is_replicated=REPLICAS,
+            common_kwargs={"heads": [shard for _, shard in sorted(heads, key=lambda found: found[0])]},
+        )
+        self._student.worker_group.get_all_worker_results(futures)
 
     def _keep(
         self,
+        policy: Any,
         sequences: Sequence[tuple[Ids, Ids]],
         role: str,
         objective: Objective,
         rank_of: Sequence[int],
         keys: Sequence[int],
         *,
-        self_teacher: bool,
         hidden: bool,
     ) -> TokenCounts:
+        self_teacher = role != "support" and self._has_past_self
         k, candidates, contrast = 1, None, (0.0, True)
         if isinstance(objective, Divergence):
             k, contrast = min(objective.k, self._vocab_size), (objective.contrast, objective.tail)
         else:
             candidates = [torch.tensor(response)[:, None] for _, response in sequences]
-        shards, _ = self._shards(self._student, sequences, candidates, rank_of, keys)
-        futures = self._student.worker_group.run_all_workers_sharded_data(
+        shards, _ = self._shards(policy, sequences, candidates, rank_of, keys)
+        futures = policy.worker_group.run_all_workers_sharded_data(
             "keep_targets",
             data=shards,
             in_sharded_axes=["data_parallel"],
@@ -194,7 +238,7 @@ class Scorer:
                 "contrast": contrast,
             },
         )
-        return _counted(self._student.worker_group.get_all_worker_results(futures))
+        return _counted(policy.worker_group.get_all_worker_results(futures))
 
     def sampled_logprobs(self, sequences: Sequence[tuple[Ids, Ids]]) -> list[Tensor]:
         """The student's log-probabilities of the responses in (prompt, response) sequences: [response tokens] each."""
@@ -209,6 +253,10 @@ class Scorer:
         """Scores of (prompt, response) sequences by the present student."""
         self._student.prepare_for_lp_inference()
         return self._scores(self._student, sequences, candidates, k, self_teacher=False, rank_of=rank_of)[0]
+
+    @property
+    def _has_past_self(self) -> bool:
+        return self._teacher is None and self._config.teacher.kind in ("ema", "frozen")
 
     @property
     def _packed(self) -> bool:

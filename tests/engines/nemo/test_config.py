@@ -67,7 +67,6 @@ EXTERNAL = {"kind": "external", "path": "some/teacher"}
         ({"nemo": {"generation": {"gpus": 2, "tensor": 4}, "gpus_per_node": 8}}, "does not divide the 2 GPUs"),
         ({"nemo": {"teacher_gpus": 2}}, "set nemo.teacher_gpus=0 or teacher.kind=external"),
         ({"nemo": {"teacher": {"tensor": 3}}, "teacher": EXTERNAL}, "nemo.teacher.tensor=3"),
-        ({"divergence": {"support": "full"}, "teacher": EXTERNAL}, "do not leave the workers of teacher.kind=external"),
         (
             {"divergence": {"support": "full"}, "nemo": {"backend": "dtensor", "batching": "dynamic"}},
             "which nemo.backend=dtensor does not give: set divergence.support=student_topk",

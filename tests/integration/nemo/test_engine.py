@@ -346,6 +346,8 @@ def check_calls_on_workers(engine: Any) -> None:
 @pytest.mark.parametrize("backend", ["megatron", "dtensor"])
 def test_a_run_continues_from_its_checkpoint_exactly_and_becomes_a_model(backend: str, tmp_path: Path) -> None:
     """Also with another learning rate in its config: the trainer gives every step its own."""
+    from mopd_nemo.run.checkpoints import save_checkpoint
+
     nemo = {"gpus_per_node": 2, "backend": backend}
     engine = make(nemo_config(nemo=nemo))
 
@@ -356,9 +358,7 @@ def test_a_run_continues_from_its_checkpoint_exactly_and_becomes_a_model(backend
         return metrics
 
     step(engine, 0)
-    checkpoint = tmp_path / "run" / "checkpoints" / "step_000001"
-    checkpoint.mkdir(parents=True)
-    engine.save(checkpoint)
+    checkpoint = save_checkpoint(tmp_path / "run" / "checkpoints", 1, engine, {"step": 1}, keep=1)
     shard = {"megatron": "shard_pp00_tp00_ep00_et00.pt", "dtensor": "shard_00001_of_00002.pt"}[backend]
     assert (checkpoint / "teacher" / shard).is_file()
     saved = exported(engine)[0]
@@ -390,16 +390,12 @@ def check_export(directory: Path, expected: dict[str, Any]) -> None:
     assert tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
 
 
-@pytest.mark.parametrize("backend", ["megatron", "dtensor"])
-def test_external_teacher_on_the_same_gpus_equals_the_local_engine(
-    backend: str, random_model: Path, random_llama: Path
-) -> None:
-    """With DTensor on two ranks, over which the teacher's matrices are cut: it does not train."""
-    cut = {"gpus_per_node": 2, "teacher": {"tensor": 2}} if backend == "dtensor" else {"gpus_per_node": 1}
+def test_external_teacher_of_dtensor_on_the_same_gpus_equals_the_local_engine(random_llama: Path) -> None:
+    """On two ranks, over which the teacher's matrices are cut: it does not train."""
     settings = nemo_config(
-        teacher={"kind": "external", "path": str(random_llama if backend == "dtensor" else random_model)},
+        teacher={"kind": "external", "path": str(random_llama)},
         divergence={"support": "teacher_topk"},
-        nemo=cut | {"backend": backend, "batching": "dynamic"},
+        nemo={"gpus_per_node": 2, "teacher": {"tensor": 2}, "backend": "dtensor", "batching": "dynamic"},
     )
     engine, twin = make(settings), local_twin(settings)
     from mopd_nemo.losses.objectives import Divergence
@@ -484,6 +480,51 @@ def test_a_run_one_step_off_continues_exactly(tmp_path: Path, monkeypatch: pytes
     assert [row["rollout/lag"] for row in found] == [0, 1, 1]
     assert all(torch.equal(value, weights[name]) for name, value in exported(again.engine)[0].items())
     end(again.engine)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_an_external_teachers_targets_go_from_worker_to_worker(apart: bool, random_model: Path) -> None:
+    """To a student cut over two GPUs, from a teacher that is whole on each of them, or on one of its own."""
+    import ray
+
+    from mopd_nemo.losses.objectives import Divergence
+
+    settings = nemo_config(
+        teacher={"kind": "external", "path": str(random_model)},
+        divergence={"support": "full"},
+        nemo={
+            "gpus_per_node": 3 if apart else 2,
+            "teacher_gpus": 1 if apart else 0,
+            "student": {"tensor": 2},
+            "batching": "packed",
+        },
+    )
+    engine, twin = make(settings), local_twin(settings)
+    teacher, handed = engine._runtime.teacher, []
+    real = teacher.run_all_workers_single_data
+    teacher.run_all_workers_single_data = lambda method, **own: handed.extend(real(method, **own)) or handed
+    for number, objective in enumerate(
+        [
+            Divergence("jsd", support="full"),
+            Divergence("reverse_kl", support="full"),  # the head is there already
+            Divergence("forward_kl", support="student_topk", k=8, contrast=0.7),
+            Divergence("jsd", support="teacher_topk", k=8, contrast=0.7),
+        ]
+    ):
+        batch = make_batch(engine, str(number), [objective])
+        if objective.reads_contrast:
+            batch.examples[1] = replace(batch.examples[1], contrast_prompt_ids=(9, 9, 8, *batch.examples[1].prompt_ids))
+        handed.clear()
+        targets, _ = engine.score(batch)
+        assert targets.here == [None] * 6
+        heads, rows = ([one for found in handed for one in found[name]] for name in ("head", "rows"))
+        assert len(heads) == (number == 0) and len(rows) == (1 if apart else 2)
+        assert all(isinstance(reference, ray.ObjectRef) for _, reference in (*heads, *rows))
+        found = engine.update(batch, targets, 1e-3)
+        expected = twin.update(batch, twin.score(batch)[0], 1e-3)
+        for name in ("loss", "grad_norm"):
+            assert found[name] == pytest.approx(expected[name], rel=1e-5 if not number else 2e-3), (objective, name)
+    end(engine)
 
 
 def test_the_trainer_runs_and_resumes_on_this_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,9 @@ A self-teacher is an exponential moving average of the student's weights, or the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,13 +17,27 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from mopd_nemo.engines.nemo.batches import Scored
-from mopd_nemo.engines.nemo.workers.targets import KeptTargets
+from mopd_nemo.engines.nemo.workers.targets import KeptTargets, as_array
 
 Scores = dict[str, Tensor]
 """`ids` [T, k] int32 and `logprobs` [T, k], T response tokens sequence by sequence in order, and `counts` [2]:
 positions that were computed for them, and how many of these held no token."""
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a worker stands in its policy."""
+
+    data: int
+    context: int
+    tensor: int
+    """Its ranks."""
+    last: bool
+    """It has the output layer."""
+    columns: int
+    """Its columns of the vocabulary, padding included, if it has the output layer."""
 
 
 class TeacherMethods:
@@ -32,6 +47,8 @@ class TeacherMethods:
     optimizer: Any
     _self_teacher: SelfTeacher | None = None
     _kept: KeptTargets | None = None
+    _external_head_VH: Tensor | None = None
+    """An external teacher's head, which stays since it does not change."""
 
     def start_teacher(self, *, kind: Literal["ema", "frozen"], directory: str | None) -> None:
         """Keep a self-teacher beside the student: its present weights, or those saved in `directory`."""
@@ -106,9 +123,55 @@ class TeacherMethods:
             kept.keep(keys, lengths, {name: scores[name] for name in ("ids", "logprobs")})
         return {"counts": scores["counts"].numpy()}
 
-    def forget_targets(self) -> None:
-        """Give the memory of kept targets back."""
+    def forget_targets(self) -> bool:
+        """Give the memory of kept targets back.
+
+        Returns:
+            Whether this worker needs an external teacher's head.
+        """
         self._kept = None
+        return self._external_head_VH is None and self._place().last
+
+    def hand_over(self, *, rank_of: Mapping[int, int], head: bool) -> dict[str, list[tuple[int, Any]]]:
+        """Put kept targets into Ray's object store for the workers of another policy, and forget them here.
+
+        Args:
+            rank_of: the data-parallel rank there of each row, by key.
+            head: also the head.
+
+        Returns:
+            References with a rank: `rows`, with one there; `head`, with the tensor-parallel one here. Of the workers
+            with the same rows, or the same part of the head, one gives them.
+        """
+        import ray
+
+        kept, place, self._kept = self._kept or KeptTargets(), self._place(), None
+        found: dict[str, list[tuple[int, Any]]] = {"rows": [], "head": []}
+        if place.last and place.context == 0 and place.tensor == 0:
+            found["rows"] = [(rank, ray.put(part)) for rank, part in kept.packed(rank_of).items()]
+        if place.last and place.context == 0 and place.data == 0 and head and kept.head_VH is not None:
+            found["head"] = [(place.tensor, ray.put(as_array(kept.head_VH)))]
+        return found
+
+    def take_over(self, *, parts: Sequence[Any], heads: Sequence[Any]) -> None:
+        """Keep what the workers of another policy have handed over.
+
+        Args:
+            parts: references to the rows of this data-parallel rank.
+            heads: to the shards of the head; none if it is here.
+        """
+        import ray
+
+        kept, place = KeptTargets(), self._place()
+        kept.elsewhere = not place.last
+        if place.last:
+            for part in parts:
+                kept.take(ray.get(part))
+            if heads:
+                kept.keep_columns(ray.get(list(heads)), place.tensor * place.columns, place.columns)
+                self._external_head_VH = kept.head_VH
+            kept.head_VH = self._external_head_VH
+        self._kept = kept
 
     def train(self, data: Any, loss_fn: Any, *args: Any, **own: Any) -> Any:
         """NeMo-RL's update, of a batch whose rows have kept targets where it has `keys`."""
@@ -132,6 +195,9 @@ class TeacherMethods:
             yield
 
     def _score(self, data: Any, k: int, vocab_size: int, dtype: torch.dtype, hidden: bool = False) -> Scores | None:
+        raise NotImplementedError
+
+    def _place(self) -> Place:
         raise NotImplementedError
 
     def _shard_name(self) -> str:

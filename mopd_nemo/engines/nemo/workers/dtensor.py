@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from mopd_nemo.engines.nemo.batches import joined
-from mopd_nemo.engines.nemo.workers.base import Scores, TeacherMethods
+from mopd_nemo.engines.nemo.workers.base import Place, Scores, TeacherMethods
 from mopd_nemo.engines.nemo.workers.rows import padded_rows
 from mopd_nemo.losses.vocab import Vocab, logprobs_of, topk_logprobs
 
@@ -27,10 +27,16 @@ from mopd_nemo.losses.vocab import Vocab, logprobs_of, topk_logprobs
 class DTensorTeacherMethods(TeacherMethods):
     """Mixed into `DTensorPolicyWorkerV2Impl`, whose attributes it uses."""
 
+    dp_mesh: Any
+    tp_mesh: Any
+
     def _score(self, data: Any, k: int, vocab_size: int, dtype: torch.dtype, hidden: bool = False) -> Scores:
         if hidden:
             raise NotImplementedError("DTensor workers give no hidden states")
         return score_responses(self, data, k=k, vocab_size=vocab_size, dtype=dtype)
+
+    def _place(self) -> Place:
+        return Place(self.dp_mesh.get_local_rank(), 0, self.tp_mesh.get_local_rank(), True, 0)
 
     def _shard_name(self) -> str:
         """Every rank has a shard of its own: FSDP shards over the data-parallel ranks as well."""

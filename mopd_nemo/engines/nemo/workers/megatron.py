@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from mopd_nemo.engines.base import TokenCounts
 from mopd_nemo.engines.nemo.batches import joined
 from mopd_nemo.engines.nemo.prompts import by_prompt, in_bins, row_by_row, say
-from mopd_nemo.engines.nemo.workers.base import Scores, TeacherMethods
+from mopd_nemo.engines.nemo.workers.base import Place, Scores, TeacherMethods
 from mopd_nemo.engines.nemo.workers.rows import LocalRows, ResponseHead, packed_rows, padded_rows
 from mopd_nemo.engines.nemo.workers.shared_prompt import PromptSharing, SharedRow, cannot_share, shared_row
 from mopd_nemo.losses.vocab import Vocab, logprobs_of, topk_logprobs
@@ -79,6 +79,16 @@ class MegatronTeacherMethods(TeacherMethods):
         finally:
             if enabled:
                 self.enable_forward_pre_hook()  # type: ignore[attr-defined]
+
+    def _place(self) -> Place:
+        last = parallel_state.is_pipeline_last_stage(ignore_virtual=True)
+        return Place(
+            parallel_state.get_data_parallel_rank(),
+            parallel_state.get_context_parallel_rank(),
+            parallel_state.get_tensor_model_parallel_rank(),
+            last,
+            _unwrapped(self.model).output_layer.output_size_per_partition if last else 0,
+        )
 
     def _shard_name(self) -> str:
         pipeline = parallel_state.get_pipeline_model_parallel_rank()

@@ -12,12 +12,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mopd_nemo.engines.nemo.batches import NO_ROW
 from mopd_nemo.losses.reference import contrasted
 
+Packed = tuple[np.ndarray, str]
+"""A tensor as Ray takes it without a copy, and its type: NumPy has no bfloat16."""
 UNTAUGHT = -100.0
 """Log-probability where no term compares with a teacher: a finite number."""
 
@@ -27,7 +30,8 @@ class KeptTargets:
 
     def __init__(self) -> None:
         self._rows: dict[int, dict[str, Tensor]] = {}
-        self._head_VH: Tensor | None = None
+        self.head_VH: Tensor | None = None
+        """The output layer's weight that turns the kept hidden states into logits."""
         self.elsewhere = False
         """The model's last pipeline stage is another rank, which keeps everything."""
 
@@ -46,9 +50,45 @@ class KeptTargets:
                     self._rows.setdefault(key, {})[name] = part_R
 
     def keep_head(self, weight_VH: Tensor) -> None:
-        """Keep a copy of the output layer's weight that turns the kept hidden states into logits."""
+        """Keep a copy of the teacher's head, whose weights others may soon take the place of."""
         copy_VH = torch.empty_like(weight_VH, device="cpu", pin_memory=torch.cuda.is_available())
-        self._head_VH = copy_VH.copy_(weight_VH.detach())
+        self.head_VH = copy_VH.copy_(weight_VH.detach())
+
+    def keep_columns(self, shards: Sequence[Packed], start: int, width: int) -> None:
+        """Keep the columns of an external teacher's head that this rank has of the student's.
+
+        Args:
+            shards: [rows, H] of the teacher's tensor-parallel ranks in order.
+            start, width: columns; what the teacher has not is padding of the student's.
+        """
+        whole = [as_tensor(*shard) for shard in shards]
+        head_VH, before = whole[0].new_zeros(width, whole[0].shape[-1]), 0
+        for shard_VH in whole:
+            first, end = max(start, before), min(start + width, before + len(shard_VH))
+            if first < end:
+                head_VH[first - start : end - start] = shard_VH[first - before : end - before]
+            before += len(shard_VH)
+        self.keep_head(head_VH)
+
+    def packed(self, rank_of: Mapping[int, int]) -> dict[int, dict[str, tuple[list[int], list[int], Packed]]]:
+        """What is kept for each rank of others: by name, keys, response tokens of each row, and all rows.
+
+        Args:
+            rank_of: by key.
+        """
+        found: dict[int, dict[str, tuple[list[int], list[int], Packed]]] = {}
+        for name in ("ids", "logprobs", "hidden", "second"):
+            for rank in sorted(set(rank_of.values())):
+                rows = {key: row[name] for key, row in self._rows.items() if rank_of[key] == rank and name in row}
+                if rows:
+                    lengths = [len(row_R) for row_R in rows.values()]
+                    found.setdefault(rank, {})[name] = list(rows), lengths, as_array(torch.cat(list(rows.values())))
+        return found
+
+    def take(self, packed: Mapping[str, tuple[list[int], list[int], Packed]]) -> None:
+        """Keep one of the parts of `packed`."""
+        for name, (keys, lengths, whole) in packed.items():
+            self.keep(keys, lengths, {name: as_tensor(*whole)})
 
     def contrast(
         self, keys: Sequence[int], lengths: Sequence[int], failures_TK: Tensor, beta: float, tail: bool
@@ -96,7 +136,7 @@ class KeptTargets:
 
     def head(self, device: torch.device) -> Tensor | None:
         """The kept weight, on the device."""
-        return None if self._head_VH is None else self._head_VH.to(device, non_blocking=True)
+        return None if self.head_VH is None else self.head_VH.to(device, non_blocking=True)
 
     def _row(self, key: int) -> dict[str, Tensor]:
         if key not in self._rows:
@@ -104,6 +144,18 @@ class KeptTargets:
                 f"row {key} has no target in this worker: each batch is scored before its update, and no other between"
             )
         return self._rows[key]
+
+
+def as_array(part: Tensor) -> Packed:
+    """A tensor of the CPU as an array."""
+    kind = str(part.dtype).removeprefix("torch.")
+    return (part.view(torch.int16) if part.dtype == torch.bfloat16 else part).numpy(), kind
+
+
+def as_tensor(part: np.ndarray, kind: str) -> Tensor:
+    """A copy of what `as_array` gave: what Ray keeps cannot be written to, nor freed while it is seen."""
+    tensor = torch.from_numpy(part.copy())
+    return tensor.view(torch.bfloat16) if kind == "bfloat16" else tensor
 
 
 def _any_ids(length: int, width: int) -> Tensor:

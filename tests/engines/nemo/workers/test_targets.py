@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 
 from mopd_nemo.engines.nemo.batches import NO_ROW
-from mopd_nemo.engines.nemo.workers.targets import KeptTargets
+from mopd_nemo.engines.nemo.workers.targets import KeptTargets, as_array
 from mopd_nemo.losses.reference import contrasted
 
 
@@ -51,6 +53,37 @@ def test_a_contrast_replaces_the_target_in_its_own_type() -> None:
     first_RK, second_RK = kept.columns([0, 1], [1, 3])["teacher_logprobs"]
     assert torch.equal(first_RK, good_TK[:1]) and second_RK.dtype == torch.half
     assert torch.equal(second_RK, contrasted(good_TK[1:].float(), bad_TK[1:].float(), 0.5, False).half())
+
+
+def test_what_is_handed_over_is_what_was_kept() -> None:
+    """Rows go to the ranks that asked for them, in bfloat16 as it is, through what Ray would pickle."""
+    kept, hidden_TH = KeptTargets(), torch.randn(6, 3).bfloat16()
+    kept.keep([4, 5, 6], [3, 1, 2], {"hidden": hidden_TH})
+    kept.keep([5], [1], {"second": hidden_TH[:1]})
+    parts = pickle.loads(pickle.dumps(kept.packed({4: 1, 5: 0, 6: 1, 9: 0})))
+    assert set(parts) == {0, 1}
+    first, second = KeptTargets(), KeptTargets()
+    first.take(parts[0])
+    second.take(parts[1])
+    columns = second.columns([6, 4], [2, 3])
+    assert torch.equal(torch.cat(columns["teacher_hidden"]), hidden_TH[[4, 5, 0, 1, 2]])
+    columns = first.columns([5], [1])
+    assert torch.equal(columns["teacher_hidden"][0], hidden_TH[3:4])
+    assert torch.equal(columns["teacher_second"][0], hidden_TH[:1])
+
+
+@pytest.mark.parametrize("width", [2, 4, 5, 16])
+def test_a_head_that_is_cut_another_way_is_the_same(width: int) -> None:
+    """12 rows over 3 ranks of the teacher, of which 10 are real; over ranks of the student with its own padding."""
+    whole_VH = torch.randn(12, 3).bfloat16()
+    shards = [as_array(shard_VH) for shard_VH in whole_VH.split(4)]
+    found = []
+    for start in range(0, 12, width):
+        kept = KeptTargets()
+        kept.keep_columns(shards, start, width)
+        assert kept.head_VH is not None and kept.head_VH.shape == (width, 3)
+        found.append(kept.head_VH)
+    assert torch.equal(torch.cat(found)[:12], whole_VH)
 
 
 def test_a_target_of_another_batch_is_not_taken() -> None:

@@ -179,7 +179,7 @@ def fastest_trl(
     tried = ", ".join(f"{size}: {seconds:.2f} s" for size, seconds in found.items())
     print(f"{name}: micro-batches of {best} sequences ({tried or 'the only size'})", flush=True)
     folder = directory / "chosen"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     chosen = Trl(TRAINERS[name], arguments.peer_python, config, num_steps, best, arguments.clock, folder)
     try:
         yield chosen
@@ -225,7 +225,7 @@ def peaks(arguments: argparse.Namespace, config: Config, sides: Sequence[str], d
         file.write_text(json.dumps(fields))
         command = [sys.executable, "-m", "mopd_nemo", "train", "-c", str(file), "train.num_steps=2"]
         with (directory / "memory" / f"{name}.txt").open("w") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
+            process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": str(ROOT)})
             _, status, usage = os.wait4(process.pid, 0)
         if status:
             sys.exit(Path(log.name).read_text()[-3000:])

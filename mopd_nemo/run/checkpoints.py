@@ -52,7 +52,7 @@ def save_checkpoint(
     Raises:
         WriteError: it does not fit. Nothing of it is left, and earlier checkpoints stay.
     """
-    if problem := lacking(directory):
+    if problem := lacking(directory, engine):
         raise WriteError(f"{directory / _name(step)}: not written: {problem}")
     partial = directory / f"{_PARTIAL}{step:06d}"
     shutil.rmtree(partial, ignore_errors=True)
@@ -180,14 +180,15 @@ def fault(checkpoint: Path) -> str:
     return ""
 
 
-def lacking(directory: Path) -> str:
-    """What the next checkpoint lacks, judged by the newest one. Empty: nothing that can be known beforehand."""
+def lacking(directory: Path, engine: Engine) -> str:
+    """What the next checkpoint lacks, judged by the newest one, else by the engine. Empty: nothing that is known."""
     known = checkpoints(directory)[-1:]
     sizes = [file.stat().st_size for path in known for file in path.rglob("*") if file.is_file()]
+    sizes = sizes or [engine.checkpoint_bytes()]
     need, free, limit = sum(sizes), free_space(directory), file_limit()
     if need > free:
         return f"a checkpoint needs {in_bytes(need)}, and {in_bytes(free)} are free there: make room"
-    if limit is not None and max(sizes, default=0) > limit:
+    if known and limit is not None and max(sizes) > limit:
         return f"its largest file has {in_bytes(max(sizes))}, and this process may write {in_bytes(limit)} (ulimit -f)"
     return ""
 

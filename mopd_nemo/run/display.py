@@ -140,7 +140,7 @@ class PhaseTimer:
     """Times the phases of one step; the time outside all phases is `other`."""
 
     def __init__(self, on_phase: Callable[[str], None] = lambda _: None) -> None:
-        self._started = time.perf_counter()
+        self._started, self._cpu_started = time.perf_counter(), time.process_time()
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._on_phase = on_phase
 
@@ -152,7 +152,9 @@ class PhaseTimer:
         self._seconds[phase] += time.perf_counter() - started
 
     def metrics(self) -> dict[str, float]:
-        """`seconds/PHASE` for every phase and `seconds/step`, which is their sum."""
+        """`seconds/PHASE` for every phase, `seconds/step`, which is their sum, and the CPU time of this process."""
         total = time.perf_counter() - self._started
         seconds = self._seconds | {"other": total - sum(self._seconds.values())}
-        return {f"seconds/{phase}": value for phase, value in seconds.items()} | {"seconds/step": total}
+        cpu = time.process_time() - self._cpu_started
+        times = seconds | {"step": total, "cpu": cpu}
+        return {f"seconds/{name}": value for name, value in times.items()}

@@ -32,6 +32,9 @@ IDLE_STEPS = 5
 MOST = 0.9
 """Share of the contexts of a step that counts as nearly all."""
 
+STARVED, STARVED_SECONDS = 3.0, 5.0
+"""A step lasts so many times the CPU time of its process, and at least so long: others have the cores."""
+
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -102,13 +105,14 @@ def signs(rows: Rows, evaluations: Rows = ()) -> Signs:
     return Signs(metrics, tuple(reasons), alarm, good)
 
 
-def remarks(rows: Rows) -> list[str]:
-    """What a person would say after the latest step of a run that learns nothing, or learns from fragments.
+def remarks(rows: Rows, computes_here: bool = False) -> list[str]:
+    """What a person would say after the latest step of a run that learns nothing, learns from fragments, or crawls.
 
     Args:
         rows: of `metrics.jsonl`, oldest first.
+        computes_here: the models are computed in the process of the trainer.
     """
-    said = []
+    said = _starved(rows) if computes_here else []
     idle = _steps_since(rows, lambda row: row.get("signal", 1.0) > 0)
     if _is_time(idle):
         said.append(f"nothing was learned in the last {idle} steps: {_why_idle(rows[-idle:])}")
@@ -134,6 +138,20 @@ _FRAGMENTS = {
     "outcome/verifier_error": "nearly no response could be judged: `mopd inspect` shows the verifier's errors",
 }
 """What it means when a metric is near 1, with the remedy."""
+
+
+def _starved(rows: Rows) -> list[str]:
+    """Said at the first step that lasts far longer than it computes."""
+    found = [row for row in rows if row.get("seconds/cpu") is not None]
+    times = [(row["seconds/step"] - row["seconds/reward"], row["seconds/cpu"]) for row in found]
+    slow = [lasted >= max(STARVED_SECONDS, STARVED * computed) for lasted, computed in times]
+    if not slow or not slow[-1] or sum(slow) > 1 or found[-1] is not rows[-1]:
+        return []
+    lasted, computed = times[-1]
+    return [
+        f"this step took {lasted:.0f} s, in which its process computed for {computed:.0f} s: other programs have the "
+        "cores, or the machine lacks memory (`top`)"
+    ]
 
 
 def missing_steps(rows: Rows, expected: Iterable[int]) -> str:

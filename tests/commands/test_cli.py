@@ -1,6 +1,7 @@
 """The `mopd` command as a person types it."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -124,3 +125,20 @@ print(time.perf_counter() - started, "torch" in sys.modules)
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     seconds, torch = answer.stdout.split()
     assert float(seconds) < 0.2 and torch == "False"
+
+
+@pytest.mark.parametrize(
+    ("set_by_user", "spins"), [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)]
+)
+def test_threads_do_not_wait_without_end_unless_the_user_says_how(
+    set_by_user: dict[str, str], spins: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in set_by_user.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["mopd", "--version"])
+    with pytest.raises(SystemExit):
+        main()
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
+    os.environ.pop("GOMP_SPINCOUNT", None)

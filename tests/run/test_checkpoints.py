@@ -32,6 +32,9 @@ class Files:
         if self.error:
             raise self.error
 
+    def checkpoint_bytes(self) -> int:
+        return 5000
+
     def load(self, directory: Path) -> None:
         if self.error:
             raise self.error
@@ -172,6 +175,12 @@ def test_another_model_is_said_to_be_one(saved: Path) -> None:
     with pytest.raises(UserError, match=r"step_000004: intact, but it does not fit .*: size mismatch for lm_head"):
         load_checkpoint(saved / "step_000004", broken)
     assert load_checkpoint(saved / "step_000002", cast(Engine, Files())) == {"step": 2}
+
+
+def test_room_for_the_first_one_is_judged_by_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "free_space", lambda _: 4999)
+    with pytest.raises(WriteError, match=r"step_000001: not written: a checkpoint needs 5 kB, and 5 kB are free there"):
+        save(tmp_path, 1)
 
 
 def test_room_is_judged_by_the_newest_one_before_the_next(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,3 +148,20 @@ def test_missing_rows_are_counted_in_words() -> None:
     assert missing_steps(rows, range(1, 10)) == "1 to 3, 6, 8 to 9"
     assert missing_steps(rows, (4, 5)) == "" == missing_steps([], ())
     assert missing_steps([], range(0, 20, 5)) == "0 to 15"
+
+
+def test_a_step_that_waits_for_the_cores_is_said_once() -> None:
+    def step(number: int, lasted: float, cpu: float, reward: float = 0.0) -> dict[str, float]:
+        return {"step": number, "signal": 1.0, "seconds/step": lasted, "seconds/cpu": cpu, "seconds/reward": reward}
+
+    rows = [
+        step(1, 4.0, 0.5),
+        step(2, 40.0, 20.0),
+        step(3, 40.0, 9.0, reward=20.0),
+        step(4, 40.0, 9.0),
+        step(5, 60.0, 9.0),
+    ]
+    assert [remarks(rows[:n], computes_here=True) for n in (1, 2, 3, 5)] == [[], [], [], []]
+    (said,) = remarks(rows[:4], computes_here=True)
+    assert said.startswith("this step took 40 s, in which its process computed for 9 s: other programs have the cores")
+    assert remarks(rows[:4]) == []  # on a cluster, others compute

@@ -227,6 +227,10 @@ class LocalEngine:
         self.teacher.save(directory)
         torch.save(self._learner.optimizer.state_dict(), directory / "optimizer.pt")
 
+    def checkpoint_bytes(self) -> int:
+        own_teacher = self.teacher.model if self._config.teacher.kind == "ema" else None
+        return 3 * _bytes_of(self.student) + _bytes_of(own_teacher)  # with Adam's two averages
+
     def load(self, directory: Path) -> None:
         self._vllm_weights_outdated = True
         load_weights(self.student, directory)
@@ -309,6 +313,10 @@ def load_weights(model: LanguageModel, directory: Path) -> None:
     """Copy the weights of a saved Hugging Face model into one that is already built, without changing their type."""
     saved = type(model.module).from_pretrained(directory, dtype=next(model.module.parameters()).dtype)
     model.module.load_state_dict(saved.state_dict())
+
+
+def _bytes_of(model: LanguageModel | None) -> int:
+    return sum(p.numel() * p.element_size() for p in model.module.parameters()) if model is not None else 0
 
 
 def _end_ids(model: LanguageModel, chat: Chat) -> frozenset[int]:

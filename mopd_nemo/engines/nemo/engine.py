@@ -191,6 +191,9 @@ class NemoEngine:
         if self._config.teacher.kind in ("ema", "frozen"):
             student.run_all_workers_single_data("save_teacher", directory=str(directory.absolute() / "teacher"))
 
+    def checkpoint_bytes(self) -> int:
+        return 0
+
     def load(self, directory: Path) -> None:
         """End running workers. The next ones start from this checkpoint."""
         if self._running is not None:

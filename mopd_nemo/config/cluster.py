@@ -109,6 +109,16 @@ class ClusterConfig(ConfigBlock):
     8999) and the nodes' ephemeral range."""
 
 
+def scoring_tokens(nemo: NemoConfig, tokens: int) -> int:
+    """Most tokens of a micro-batch that is only scored, given those of an update's.
+
+    Packed rows get twice as many: responses share a long prompt within one row alone. Where an update fits, so do they,
+    since they have 2 bytes for a logit of a response token where an update has 6 for that of any token, and one layer's
+    activations at a time.
+    """
+    return 2 * tokens if nemo.batching == "packed" else tokens
+
+
 def keeps_hidden(nemo: NemoConfig, support: str, num_updates: int) -> bool:
     """Whether workers keep a teacher's hidden states, from which the loss has any support of a divergence.
 

@@ -16,9 +16,9 @@ parallelism, embedding and output layer on the stages that have them), D the GPU
     head          2·hidden·vocab / tensor   the teacher's, where the update computes its logits from hidden states
     generation    gpu_memory_utilization of the GPU, and the training weights while they are handed over
 
-A scoring teacher has weights, one layer's working set and logits without gradients. On shared GPUs an external teacher
-and the student take turns: each is in host memory while the other scores. The teacher also is while the student trains
-or vLLM generates.
+A scoring teacher has weights, one layer's working set and logits without gradients, of twice as many tokens where rows
+are packed. On shared GPUs an external teacher and the student take turns: each is in host memory while the other
+scores. The teacher also is while the student trains or vLLM generates.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from mopd_nemo.config import Config
-from mopd_nemo.config.cluster import NemoConfig, ParallelConfig, keeps_hidden, training_gpus
+from mopd_nemo.config.cluster import NemoConfig, ParallelConfig, keeps_hidden, scoring_tokens, training_gpus
 
 RESERVE_GB = 6.0
 """CUDA context, NCCL and Transformer Engine workspaces, chunks of the loss, fragmentation."""
@@ -170,16 +170,16 @@ def estimate(config: Config, student: Architecture, teacher: Architecture | None
     nemo, tokens = config.nemo, config.train.tokens_per_micro_batch
     train = RESERVE_GB + _training(student, nemo, tokens, config.nemo.activation_checkpointing)
     own = _weights(student, nemo.student)
-    score = 0.0
+    score, scored = 0.0, scoring_tokens(nemo, tokens)
     taught, support = config.teacher.kind != "none", config.divergence.support
     hidden = keeps_hidden(nemo, support, config.train.num_updates_per_step)
     if taught and hidden:
         train += 2 * (teacher or student).hidden * student.vocab / nemo.student.tensor / _GB
     if taught and (teacher is None or (support == "student_topk" and not hidden)):
         optimizer = 0.0 if nemo.offload_optimizer else _optimizer(student, nemo)
-        score = RESERVE_GB + _scoring(student, nemo.student, tokens) + optimizer
+        score = RESERVE_GB + _scoring(student, nemo.student, scored) + optimizer
     if teacher is not None:
-        score = max(score, RESERVE_GB + _scoring(teacher, nemo.teacher, tokens))
+        score = max(score, RESERVE_GB + _scoring(teacher, nemo.teacher, scored))
     handed_over = own if nemo.generation.gpus == 0 else 0.0
     generate = nemo.generation.gpu_memory_utilization * gpu_gb + handed_over + RESERVE_GB / 2
     return Estimate(train, score, generate)

@@ -10,7 +10,7 @@ from typing import Any
 
 from mopd_nemo.config import Config
 from mopd_nemo.config.checks import teacher_prompt
-from mopd_nemo.config.cluster import ParallelConfig, sequence_multiple
+from mopd_nemo.config.cluster import ParallelConfig, scoring_tokens, sequence_multiple
 from mopd_nemo.embedded import resolve_model_path
 
 ITERATIONS = 10**6
@@ -42,7 +42,7 @@ def _policy(config: Config, path: str, parallel: ParallelConfig, prompt_tokens: 
     model = resolve_model_path(path)
     budget = {
         "train_mb_tokens": config.train.tokens_per_micro_batch,
-        "logprob_mb_tokens": config.train.tokens_per_micro_batch,
+        "logprob_mb_tokens": scoring_tokens(nemo, config.train.tokens_per_micro_batch),
         "sequence_length_round": sequence_multiple(parallel),
     }
     return {

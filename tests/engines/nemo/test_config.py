@@ -159,6 +159,14 @@ def test_policy_follows_the_settings() -> None:
     assert generation["vllm_cfg"]["logprobs_mode"] == "processed_logprobs"
 
 
+def test_scoring_packs_twice_the_tokens_of_an_update() -> None:
+    """A pass without gradients has room for them, and a prompt is shared within one packed row alone."""
+    packed = student_policy(make())["sequence_packing"]
+    assert (packed["train_mb_tokens"], packed["logprob_mb_tokens"]) == (1000, 2000)
+    dynamic = student_policy(make(nemo={"batching": "dynamic"}))["dynamic_batching"]
+    assert dynamic["train_mb_tokens"] == dynamic["logprob_mb_tokens"] == 1000
+
+
 def test_no_learning_rate_of_the_settings_reaches_megatron() -> None:
     """A checkpoint of its optimiser names its groups of parameters by the rate: a run with another could not resume."""
     one, other = (student_policy(make(optimizer={"learning_rate": rate})) for rate in (3e-6, 5e-5))

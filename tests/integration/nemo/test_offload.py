@@ -68,6 +68,7 @@ def test_a_model_with_an_optimizer_is_left_to_nemo_rl(worker: Any, monkeypatch: 
 
 def test_student_and_teacher_take_turns_on_shared_gpus() -> None:
     from mopd_nemo.config.load import config_from
+    from mopd_nemo.engines.base import TokenCounts
     from mopd_nemo.engines.nemo.scorer import Scorer
     from mopd_nemo.losses.objectives import Divergence
     from mopd_nemo.types import TrainExample
@@ -83,9 +84,9 @@ def test_student_and_teacher_take_turns_on_shared_gpus() -> None:
         def __getattr__(self, name: str) -> Any:
             return lambda: calls.append(f"{self.name}.{name}")
 
-    def score(self: Any, policy: Any, *_: Any, **__: Any) -> list[Any]:
+    def score(self: Any, policy: Any, *_: Any, **__: Any) -> tuple[list[Any], TokenCounts]:
         calls.append(f"{policy.name} scores")
-        return [SimpleNamespace(ids_TK=torch.zeros(1, 1))]
+        return [SimpleNamespace(ids_TK=torch.zeros(1, 1))], TokenCounts()
 
     config = config_from({"engine": "nemo", "teacher": {"kind": "external", "path": "some/teacher"}}, "test")
     row = TrainExample(0, 0, (1,), (2,), (), (3, 1))

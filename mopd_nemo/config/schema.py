@@ -249,8 +249,8 @@ class TrainConfig(ConfigBlock):
     """Responses in that mean, for methods that distil. `taught`: those with a teacher. `sampled`: all of the update, so
     that the loss shrinks with the share that is taught."""
     tokens_per_micro_batch: PositiveInt = 16384
-    """Tokens in one forward and backward pass of an update. Scoring keeps no gradients and takes twice as many;
-    with `engine: local` four times the longest sequence if that is more, with `engine: nemo` only where rows are packed.
+    """Tokens in one forward and backward pass of an update. Scoring keeps no gradients and takes twice as many, with
+    `engine: local` four times the longest sequence if that is more, and with `engine: nemo` only where rows are packed.
     With `engine: nemo`, tokens on each data-parallel rank."""
 
     @property

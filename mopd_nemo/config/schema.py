@@ -76,7 +76,8 @@ class RolloutConfig(ConfigBlock):
     lag: Literal[0, 1] = 0
     """Steps by which the sampler's weights may be older than the learner's. 0: a step draws its rollouts, then learns
     from them. 1: while a step learns, the next one's rollouts are drawn with the weights that it began with;
-    `importance_clip` corrects for them. A step then takes about the longer of the two. With `engine: nemo` this needs
+    `importance_clip` corrects for them, except in methods without it (dpo, simpo, verified_sft). A step then takes
+    about the longer of the two, and a checkpoint waits for the rollouts in flight. With `engine: nemo` this needs
     `nemo.generation.gpus`; with `engine: local`, memory for a second float32 copy of the weights."""
 
 

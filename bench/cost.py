@@ -37,9 +37,9 @@ class Machine:
     network: float = 50e9
     """Bytes/s to other nodes, one direction: 400 Gb/s a GPU."""
     host_link: float = 20e9
-    """Bytes/s between a GPU and pageable memory of its node (PCIe 5 gives 55e9 with pinned memory)."""
-    host_memory: float = 300e9
-    """Bytes/s of a node's memory, shared by its GPUs' processes."""
+    """Bytes/s between a GPU and pageable memory of its node."""
+    pinned_link: float = 40e9
+    """The same for pinned memory, where all GPUs of the node copy at once; PCIe 5 gives one of them 55e9."""
     driver: float = 2e9
     """Bytes/s of objects through the driver."""
     mfu_update: float = 0.40
@@ -215,18 +215,25 @@ def tensor_seconds(
 
 
 def data_seconds(model: Architecture, machine: Machine, gpus: int, per_node: int, parallel: ParallelConfig) -> float:
-    """Float32 gradients are reduce-scattered and bfloat16 weights gathered once an update, (d - 1) / d of them sent.
+    """Float32 gradients are reduce-scattered and bfloat16 weights gathered once an update."""
+    return machine.exposed_data * _shares_seconds(FP32 + BF16, model, machine, gpus, per_node, parallel)
+
+
+def _shares_seconds(
+    size: int, model: Architecture, machine: Machine, gpus: int, per_node: int, parallel: ParallelConfig
+) -> float:
+    """`size` bytes a weight among the d ranks that share the optimiser, (d - 1) / d of them sent.
 
     Within a node over NVLink; over several nodes the network is the narrow part.
     """
     copies = gpus // parallel.tensor
     dense = model.parameters - model.layers * model.all_experts
-    sent = (FP32 + BF16) * dense / parallel.tensor * (copies - 1) / copies
+    sent = size * dense / parallel.tensor * (copies - 1) / copies
     if model.experts:
         same = max(gpus // parallel.expert, 1)
-        sent += (FP32 + BF16) * model.layers * model.all_experts / parallel.expert * (same - 1) / same
+        sent += size * model.layers * model.all_experts / parallel.expert * (same - 1) / same
     link = machine.nvlink if gpus <= per_node else machine.network
-    return sent / (link * machine.link_share) * machine.exposed_data
+    return sent / (link * machine.link_share)
 
 
 def optimizer_seconds(model: Architecture, machine: Machine, gpus: int) -> float:
@@ -243,9 +250,10 @@ def handover_seconds(model: Architecture, machine: Machine, gpus: int, parallel:
     return 2 * (BF16 * _on_gpu(model, parallel) + optimizer) / machine.host_link
 
 
-def swap_seconds(model: Architecture, machine: Machine, parallel: ParallelConfig) -> float:
-    """Seconds to swap a self-teacher with the student on the GPUs: out, in as float32, and in again."""
-    return (BF16 + FP32 + BF16) * _on_gpu(model, parallel) / machine.host_link
+def swap_seconds(model: Architecture, machine: Machine, gpus: int, per_node: int, parallel: ParallelConfig) -> float:
+    """Seconds of a self-teacher in the student's place: a GPU's share of it in as float32, then two gathers."""
+    gathers = _shares_seconds(2 * BF16, model, machine, gpus, per_node, parallel)
+    return FP32 * model.parameters / gpus / machine.pinned_link + gathers
 
 
 def guest_seconds(
@@ -255,10 +263,9 @@ def guest_seconds(
     return 2 * BF16 * (_on_gpu(student, cut) + _on_gpu(teacher, teacher_cut)) / machine.host_link
 
 
-def follow_seconds(model: Architecture, machine: Machine, per_node: int, parallel: ParallelConfig) -> float:
-    """Seconds of the moving average on the host: copy the weights, read both models and write one in float32."""
-    moved = BF16 * _on_gpu(model, parallel) / machine.host_link
-    return moved + per_node * 3 * FP32 * _on_gpu(model, parallel) / machine.host_memory
+def follow_seconds(model: Architecture, machine: Machine, gpus: int) -> float:
+    """Seconds of the moving average: a GPU's share of it in and out as float32."""
+    return 2 * FP32 * model.parameters / gpus / machine.pinned_link
 
 
 def _on_gpu(model: Architecture, parallel: ParallelConfig) -> float:

@@ -227,9 +227,9 @@ def seconds(setting: Setting, assumed: Assumptions, savings: frozenset[str] = fr
         if setting.teacher and not nemo.teacher_gpus:
             found["swap"] = guest_seconds(student, teacher, machine, nemo.student, nemo.teacher)
         elif config.teacher.kind in ("ema", "frozen"):
-            found["swap"] = swap_seconds(student, machine, nemo.student)
+            found["swap"] = swap_seconds(student, machine, training, nemo.gpus_per_node, nemo.student)
         if config.teacher.kind == "ema":
-            found["average"] = follow_seconds(student, machine, nemo.gpus_per_node, nemo.student)
+            found["average"] = follow_seconds(student, machine, training)
         tokens = read_by["student"][0].count * lengths.response
         trips = 4 if config.divergence.support == "student_topk" else 2  # ids out and in; targets out and in
         entry = ENTRY * (1.5 if config.divergence.contrast else 1.0)  # a second log-probability for each id

@@ -18,7 +18,9 @@ parallelism, embedding and output layer on the stages that have them), D the GPU
 
 A scoring teacher has weights, one layer's working set and logits without gradients, of twice as many tokens where rows
 are packed. On shared GPUs an external teacher and the student take turns: each is in host memory while the other
-scores. The teacher also is while the student trains or vLLM generates.
+scores. The teacher also is while the student trains or vLLM generates. An EMA or frozen
+teacher scores in the student's place, of whose weights each GPU sets its share aside, 2·P / D. Its share of the
+teacher, 4·P / D or 2·P / D, is in host memory.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ RESERVE_GB = 6.0
 """CUDA context, NCCL and Transformer Engine workspaces, chunks of the loss, fragmentation."""
 LOGITS_BYTES = 6
 """Bytes an entry of a packed row's logits, as above; tests/integration/nemo/test_loss_cost.py measures it."""
+OPTIMIZER_BYTES = 12
+"""A float32 weight and two moments."""
 _GB = 1e9
 
 
@@ -176,8 +180,9 @@ def estimate(config: Config, student: Architecture, teacher: Architecture | None
     if taught and hidden:
         train += 2 * (teacher or student).hidden * student.vocab / nemo.student.tensor / _GB
     if taught and (teacher is None or (support == "student_topk" and not hidden)):
-        optimizer = 0.0 if nemo.offload_optimizer else _optimizer(student, nemo)
-        score = RESERVE_GB + _scoring(student, nemo.student, scored) + optimizer
+        optimizer = 0.0 if nemo.offload_optimizer else _shared(student, nemo, OPTIMIZER_BYTES)
+        aside = _shared(student, nemo, 2) if config.teacher.kind in ("ema", "frozen") else 0.0
+        score = RESERVE_GB + _scoring(student, nemo.student, scored) + optimizer + aside
     if teacher is not None:
         score = max(score, RESERVE_GB + _scoring(teacher, nemo.teacher, scored))
     handed_over = own if nemo.generation.gpus == 0 else 0.0
@@ -208,7 +213,7 @@ def check_divisible(who: str, model: Architecture, parallel: ParallelConfig) -> 
 def _training(model: Architecture, nemo: NemoConfig, tokens: int, recompute: bool) -> float:
     """The fuller of the first stage, which keeps most micro-batches, and the last, which has the logits."""
     parallel = nemo.student
-    fixed = 3 * _weights(model, parallel) + _optimizer(model, nemo)  # weights 2 bytes, gradients 4
+    fixed = 3 * _weights(model, parallel) + _shared(model, nemo, OPTIMIZER_BYTES)  # weights 2 bytes, gradients 4
     stages, local = parallel.pipeline, tokens / parallel.context
     first = fixed + _activations(model, parallel, local, in_flight=stages, recompute=recompute)
     last = fixed + _activations(model, parallel, local, in_flight=1, recompute=recompute)
@@ -225,11 +230,12 @@ def _weights(model: Architecture, parallel: ParallelConfig) -> float:
     return 2 * (_dense(model, parallel) + _experts(model, parallel)) / _GB
 
 
-def _optimizer(model: Architecture, nemo: NemoConfig) -> float:
+def _shared(model: Architecture, nemo: NemoConfig, size: int) -> float:
+    """`size` bytes for each weight in a GPU's share of the distributed optimiser."""
     parallel, gpus = nemo.student, training_gpus(nemo)
     shared = gpus // (parallel.tensor * parallel.pipeline)
     same_experts = max(1, gpus // (parallel.pipeline * parallel.expert))
-    return 12 * (_dense(model, parallel) / shared + _experts(model, parallel) / same_experts) / _GB
+    return size * (_dense(model, parallel) / shared + _experts(model, parallel) / same_experts) / _GB
 
 
 def _dense(model: Architecture, parallel: ParallelConfig) -> float:

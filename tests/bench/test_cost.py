@@ -150,12 +150,14 @@ def test_collectives_by_hand() -> None:
 
 def test_turns_on_the_same_gpus_by_hand() -> None:
     student, teacher = KNOWN["Qwen/Qwen3-4B"], KNOWN["Qwen/Qwen3-14B"]
-    machine = Machine(host_link=10.0, host_memory=100.0)
+    machine = Machine(host_link=10.0, pinned_link=20.0, nvlink=100.0, network=50.0, link_share=0.5)
     two, four = ParallelConfig(tensor=2), ParallelConfig(tensor=4)
     shard = student.parameters / 2
     assert handover_seconds(student, machine, 8, two) == pytest.approx((4 * shard + 24 * student.parameters / 8) / 10)
-    assert swap_seconds(student, machine, two) == pytest.approx(8 * shard / 10)
+    gathered = 2 * 2 * shard * 3 / 4  # four ranks share the optimiser
+    assert swap_seconds(student, machine, 8, 8, two) == pytest.approx(4 * shard / 4 / 20 + gathered / 50)
+    assert swap_seconds(student, machine, 8, 4, two) == pytest.approx(4 * shard / 4 / 20 + gathered / 25)
     assert guest_seconds(student, teacher, machine, two, four) == pytest.approx(
         4 * (shard + teacher.parameters / 4) / 10
     )
-    assert follow_seconds(student, machine, 8, two) == pytest.approx(2 * shard / 10 + 8 * 12 * shard / 100)
+    assert follow_seconds(student, machine, 8) == pytest.approx(2 * 4 * shard / 4 / 20)

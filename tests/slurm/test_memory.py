@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from mopd_nemo.config import Config, DivergenceConfig, ModelConfig, TrainConfig
+from mopd_nemo.config import Config, DivergenceConfig, ModelConfig, TeacherConfig, TrainConfig
 from mopd_nemo.config.cluster import NemoConfig, ParallelConfig, VllmConfig
 from mopd_nemo.slurm.memory import KNOWN, RESERVE_GB, Architecture, architecture_of, check_divisible, estimate
 
@@ -137,6 +137,16 @@ def test_a_small_teacher_needs_no_less_than_the_students_own_pass() -> None:
     assert estimate(several, EIGHT_B, small, 80).score == alone
     for spared in (external("teacher_topk"), external("student_topk"), external("full")):
         assert estimate(spared, EIGHT_B, small, 80).score < alone
+
+
+def test_a_self_teacher_scores_in_the_students_weights_of_which_a_share_is_set_aside() -> None:
+    """8B on TP 2, DP 4: 2 bytes of an eighth of the weights."""
+    needed = {}
+    for kind in ("live", "ema", "frozen"):
+        teacher = TeacherConfig(kind=kind)
+        needed[kind] = estimate(config(tensor=2).model_copy(update={"teacher": teacher}), EIGHT_B, None, 80)
+    assert needed["ema"].score - needed["live"].score == pytest.approx(2 * EIGHT_B.parameters / 8 / 1e9, rel=0.01)
+    assert needed["ema"] == needed["frozen"] and needed["ema"].train == needed["live"].train
 
 
 def external(support: str, updates: int = 1) -> Config:

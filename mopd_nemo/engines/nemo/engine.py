@@ -169,7 +169,7 @@ class NemoEngine:
         if self._config.teacher.kind == "ema":
             student = self._runtime.student
             self._stale = True
-            student.prepare_for_lp_inference()  # it may still be offloaded if the step had no update
+            student.prepare_for_training()  # the optimiser's weights are where they were, unless the step had no update
             student.run_all_workers_single_data("follow_student", rate=self._config.teacher.ema_rate)
 
     def save(self, directory: Path) -> None:

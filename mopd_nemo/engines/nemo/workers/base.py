@@ -5,18 +5,18 @@ A self-teacher is an exponential moving average of the student's weights, or the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from mopd_nemo.engines.nemo.batches import Scored
+from mopd_nemo.engines.nemo.workers.self_teacher import Part, SelfTeacher, Share
 from mopd_nemo.engines.nemo.workers.targets import KeptTargets, as_array
 
 Scores = dict[str, Tensor]
@@ -52,26 +52,19 @@ class TeacherMethods:
 
     def start_teacher(self, *, kind: Literal["ema", "frozen"], directory: str | None) -> None:
         """Keep a self-teacher beside the student: its present weights, or those saved in `directory`."""
-        with self._whole_parameters():
-            self._self_teacher = SelfTeacher(self.model, torch.float32 if kind == "ema" else None)
+        self._self_teacher = SelfTeacher(self._share(), torch.float32 if kind == "ema" else None)
         if directory is not None:
-            self._self_teacher.load(Path(directory) / self._shard_name())
+            self._self_teacher.load(Path(directory))
 
     def follow_student(self, *, rate: float) -> None:
         """Move the teacher towards the student by `rate`."""
         assert self._self_teacher is not None
-        with self._whole_parameters():
-            self._self_teacher.follow(self.model, rate)
+        self._self_teacher.follow(self._main_weights(), rate)
 
     def save_teacher(self, *, directory: str) -> None:
-        """Write the teacher, each shard once."""
+        """Write the teacher, each part once."""
         assert self._self_teacher is not None
-        name = self._shard_name()
-        names: list[str] = [""] * dist.get_world_size()
-        dist.all_gather_object(names, name)
-        if names.index(name) == dist.get_rank():  # the first of those that hold this shard
-            self._self_teacher.save(Path(directory) / name)
-        dist.barrier()
+        self._self_teacher.save(Path(directory))
 
     def score_responses(self, *, data: Any, k: int, vocab_size: int, self_teacher: bool, dtype: str) -> Scored | None:
         """Scores of response tokens by the student or by its self-teacher. See the backend's `score_responses`."""
@@ -190,9 +183,23 @@ class TeacherMethods:
 
     @contextmanager
     def _self_teacher_inside(self) -> Iterator[None]:
+        """Inside, the model has the teacher's weights. Its own are restored at the end, after an error too.
+
+        Each rank sets its share of the student aside, since no optimiser is sure to have it: Transformer Engine's keeps
+        only the low 16 bits beside weights in bfloat16, and NeMo-RL moves its state to the host before scoring.
+        """
         assert self._self_teacher is not None
-        with self._whole_parameters(), self._self_teacher.in_place_of(self.model):
-            yield
+        with self._whole_parameters():
+            share = self._share()
+            student = {name: part.values.clone() for name, part in share.items()}
+            try:
+                self._self_teacher.write(share)
+                self._gather()
+                yield
+            finally:
+                for name, part in share.items():
+                    part.values.copy_(student[name])
+                self._gather()
 
     def _score(self, data: Any, k: int, vocab_size: int, dtype: torch.dtype, hidden: bool = False) -> Scores | None:
         raise NotImplementedError
@@ -200,85 +207,31 @@ class TeacherMethods:
     def _place(self) -> Place:
         raise NotImplementedError
 
+    def _share(self) -> Share:
+        """The part of the weights whose self-teacher this rank keeps: here its shards, all of them."""
+        return {
+            f"{self._shard_name()}.{name}": Part(local.view(-1), 0, tuple(local.shape))
+            for name, local in _shards(self.model)
+        }
+
     def _shard_name(self) -> str:
-        """File name of this rank's shard of the weights. Ranks with the same shard give the same name."""
+        """A name of this rank's shards of the weights. Ranks with the same shards give the same."""
         raise NotImplementedError
+
+    def _main_weights(self) -> Iterable[tuple[str, Tensor]]:
+        """The share as precisely as the optimiser has it: names and values."""
+        return ((name, part.values) for name, part in self._share().items())
+
+    def _gather(self) -> None:
+        """Complete the weights of all ranks after each has written its share."""
 
     def _whole_parameters(self) -> AbstractContextManager[None]:
         """Inside, all parameters are up to date, and no forward pass gathers them."""
         return nullcontext()
 
 
-class SelfTeacher:
-    """A second set of weights for a sharded model, which holds one of the two sets at a time.
-
-    Each rank keeps its own shard on the CPU, and saves it in a file of its own.
-
-    Args:
-        model: the teacher starts with its present weights.
-        dtype: of the teacher's weights. A moving average takes small steps and needs float32. None keeps each weight's
-            own type, which suffices for a fixed copy.
-    """
-
-    def __init__(self, model: nn.Module, dtype: torch.dtype | None) -> None:
-        self._weights = {
-            name: weight.to("cpu", dtype if weight.is_floating_point() else None, copy=True)
-            for name, weight in _weights(model)
-        }
-
-    @torch.no_grad()
-    def follow(self, model: nn.Module, rate: float) -> None:
-        """teacher ← (1 - rate)·teacher + rate·model."""
-        for name, weight in _weights(model):
-            own = self._weights[name]
-            if own.is_floating_point():
-                own.lerp_(weight.to("cpu", own.dtype), rate)
-            else:
-                own.copy_(weight)
-
-    @contextmanager
-    def in_place_of(self, model: nn.Module) -> Iterator[None]:
-        """Inside, the model has the teacher's weights. Its own are restored at the end, after an error too."""
-        own = {name: weight.to("cpu", copy=True) for name, weight in _weights(model)}
-        try:
-            _load(model, self._weights)
-            yield
-        finally:
-            _load(model, own)
-
-    def save(self, file: Path) -> None:
-        """Write this rank's shard."""
-        file.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(self._weights, file)
-
-    def load(self, file: Path) -> None:
-        """Continue from `save`.
-
-        Raises:
-            ValueError: the file holds another shard: the parallel sizes have changed.
-        """
-        saved = torch.load(file, map_location="cpu", weights_only=True)
-        shapes = {name: weight.shape for name, weight in self._weights.items()}
-        if {name: weight.shape for name, weight in saved.items()} != shapes:
-            raise ValueError(
-                f"{file}: its shards do not fit this model; resume with the parallel sizes that the run was saved with"
-            )
-        for name, weight in saved.items():
-            self._weights[name].copy_(weight)
-
-
-@torch.no_grad()
-def _load(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    for name, weight in _weights(model):
-        weight.copy_(weights[name])
-
-
-def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and persistent buffers, without Transformer Engine's `_extra_state` (its scales, not weights).
-
-    Of a DTensor, the local shard.
-    """
-    for name, value in model.state_dict(keep_vars=True).items():
-        if isinstance(value, Tensor) and "_extra_state" not in name:
-            value = value.detach()
-            yield name, value.to_local() if isinstance(value, DTensor) else value
+def _shards(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """Parameters; of a DTensor the local shard."""
+    for name, parameter in model.named_parameters():
+        weight = parameter.detach()
+        yield name, weight.to_local() if isinstance(weight, DTensor) else weight

@@ -40,7 +40,7 @@ class DTensorTeacherMethods(TeacherMethods):
 
     def _shard_name(self) -> str:
         """Every rank has a shard of its own: FSDP shards over the data-parallel ranks as well."""
-        return f"shard_{dist.get_rank():05d}_of_{dist.get_world_size():05d}.pt"
+        return f"rank{dist.get_rank()}of{dist.get_world_size()}"
 
 
 @ray.remote(runtime_env=get_runtime_env_for_policy_worker("dtensor_policy_worker_v2"))

@@ -6,7 +6,7 @@ Only response rows reach the output layer. Only [response tokens, k] values leav
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +28,7 @@ from mopd_nemo.engines.nemo.batches import joined
 from mopd_nemo.engines.nemo.prompts import by_prompt, in_bins, row_by_row, say
 from mopd_nemo.engines.nemo.workers.base import Place, Scores, TeacherMethods
 from mopd_nemo.engines.nemo.workers.rows import LocalRows, ResponseHead, packed_rows, padded_rows
+from mopd_nemo.engines.nemo.workers.self_teacher import Share, distributed_optimizers, main_weights, optimizers_share
 from mopd_nemo.engines.nemo.workers.shared_prompt import PromptSharing, SharedRow, cannot_share, shared_row
 from mopd_nemo.losses.vocab import Vocab, logprobs_of, topk_logprobs
 
@@ -90,12 +91,42 @@ class MegatronTeacherMethods(TeacherMethods):
             _unwrapped(self.model).output_layer.output_size_per_partition if last else 0,
         )
 
+    def _share(self) -> Share:
+        """The values that this rank's part of the distributed optimiser moves. Where that is not used, all values.
+
+        A parameter that does not train is the same in student and teacher.
+        """
+        fp8 = self.cfg["megatron_cfg"].get("fp8_cfg") or {}
+        if fp8.get("enabled") and fp8.get("fp8_param"):
+            raise ValueError(
+                "policy.megatron_cfg.fp8_cfg.fp8_param=true: an EMA or frozen teacher scores in the student's place, "
+                "and its weights have no place in 8 bits; set it false (the arithmetic may stay in 8 bits)"
+            )
+        optimizers = distributed_optimizers(self.optimizer)
+        return optimizers_share(optimizers, self._names()) if optimizers else super()._share()
+
+    def _main_weights(self) -> Iterable[tuple[str, Tensor]]:
+        optimizers = distributed_optimizers(self.optimizer)
+        return main_weights(optimizers, self._names()) if optimizers else super()._main_weights()
+
+    def _gather(self) -> None:
+        if distributed_optimizers(self.optimizer):
+            self.model.start_param_sync(force_sync=True)
+
+    def _names(self) -> dict[nn.Parameter, str]:
+        """Of parameters. Experts are cut by axes of their own, and so named by them."""
+        expert = parallel_state.get_expert_model_parallel_rank(), parallel_state.get_expert_tensor_parallel_rank()
+        pipeline = parallel_state.get_pipeline_model_parallel_rank()
+        return {
+            parameter: f"{self._shard_name()}.{name}"
+            if getattr(parameter, "allreduce", True)
+            else f"pp{pipeline}.ep{expert[0]}.et{expert[1]}.{name}"
+            for name, parameter in self.model.named_parameters()
+        }
+
     def _shard_name(self) -> str:
         pipeline = parallel_state.get_pipeline_model_parallel_rank()
-        tensor = parallel_state.get_tensor_model_parallel_rank()
-        expert = parallel_state.get_expert_model_parallel_rank()
-        expert_tensor = parallel_state.get_expert_tensor_parallel_rank()
-        return f"shard_pp{pipeline:02d}_tp{tensor:02d}_ep{expert:02d}_et{expert_tensor:02d}.pt"
+        return f"pp{pipeline}.tp{parallel_state.get_tensor_model_parallel_rank()}"
 
 
 @ray.remote(runtime_env=get_runtime_env_for_policy_worker("megatron_policy_worker"))

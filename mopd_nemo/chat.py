@@ -12,6 +12,10 @@ from mopd_nemo.types import Message, Problem
 
 OPEN, CLOSE = "<think>", "</think>"
 """The tags of a thinking block."""
+PART_OF_CHARACTER = "\ufffd"
+"""What a decoder writes for the bytes of a character that lost its others to a cut."""
+_MOST_PARTS = 8
+"""Tokens that may make up one character."""
 _MARKER = re.compile(r"<[^\s<>]+>|\[[A-Z_/]+\]")
 """Form of control tokens that a tokenizer may not flag as special: `<｜User｜>`, `[INST]`."""
 
@@ -146,6 +150,24 @@ class Chat:
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of token ids."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token; joined, they are the text of all, with special tokens.
+
+        A character that several tokens make up is the text of its last one, and theirs is empty.
+        """
+        texts: list[str] = []
+        before: Sequence[int] = ()
+        start = 0
+        for end in range(1, len(ids) + 1):
+            context = self.decode(before, skip_special_tokens=False)
+            text = self.decode([*before, *ids[start:end]], skip_special_tokens=False)
+            if text.endswith(PART_OF_CHARACTER) and end < min(len(ids), start + _MOST_PARTS):
+                texts.append("")
+                continue
+            texts.append(text[len(context) :])
+            before, start = ids[start:end], end
+        return texts
 
     def escape_control_tokens(self, text: str) -> str:
         """Break up every control token in `text`, so that text cannot end a turn or open another.

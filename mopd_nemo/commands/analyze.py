@@ -1,4 +1,4 @@
-"""`mopd analyze`: teacher signal, answer recovery, diversity and cases of recorded rollouts."""
+"""`mopd analyze`: teacher signal, whole and by token, answer recovery, diversity and cases of recorded rollouts."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from mopd_nemo.commands import Overrides, check_output, print_table, progress
+from mopd_nemo.commands.tokens import tokens
 from mopd_nemo.config import Config, TeacherConfig, UserError
 from mopd_nemo.config.load import load_config
 from mopd_nemo.run.directory import RunDirectory
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
 
 
 app = typer.Typer(
-    help="Analyses of recorded rollouts: teacher-signal quality, answer recovery, diversity, case studies.",
+    help="Analyses of recorded rollouts: teacher signal, whole and by token, answer recovery, diversity, case studies.",
     no_args_is_help=True,
 )
+app.command()(tokens)
 
 
 @app.command("teacher-signal")

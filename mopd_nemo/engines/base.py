@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+import numpy as np
+
 from mopd_nemo.types import Rollout
 
 if TYPE_CHECKING:  # not at run time: `engines.vllm` imports this module in environments that lack what these need
@@ -60,6 +62,31 @@ class TokenCounts:
             return {}
         share = self.padding / self.positions
         return {f"{phase}/tokens": self.positions, f"{phase}/tokens_alone": tokens_alone, f"{phase}/padding": share}
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSignal:
+    """What student and teacher say of each token of one response: T tokens, K likeliest tokens. Nats, float32."""
+
+    student: np.ndarray
+    """[T] log P of the sampled token."""
+    teacher: np.ndarray
+    """[T] log Q of the sampled token."""
+    divergence: np.ndarray
+    """[T] the divergence that the token is learned under, before any weight of its response."""
+    student_top_ids: np.ndarray
+    """[T, K] the student's likeliest tokens, likeliest first."""
+    student_top: np.ndarray
+    """[T, K] their log-probabilities."""
+    teacher_top_ids: np.ndarray
+    """[T, K] the teacher's likeliest tokens."""
+    teacher_top: np.ndarray
+    """[T, K] their log-probabilities."""
+
+    @property
+    def advantage(self) -> np.ndarray:
+        """[T] log Q - log P of the sampled token: negative where the teacher objects."""
+        return self.teacher - self.student
 
 
 class InFlight:
@@ -165,6 +192,15 @@ class Engine(Protocol[Targets]):
 
         Args:
             targets: what `score` gave for this batch.
+        """
+        ...
+
+    def token_signal(self, batch: TrainBatch, targets: Targets, top: int) -> list[TokenSignal | None]:
+        """Per example of a batch, what the student and its teacher say of each token now. None: no teacher scores it.
+
+        Args:
+            targets: what `score` gave for this batch.
+            top: how many of the likeliest tokens to tell.
         """
         ...
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from mopd_nemo.chat import Chat
+from mopd_nemo.chat import PART_OF_CHARACTER, Chat
 from mopd_nemo.config import PeersConfig, Templates
 from mopd_nemo.peers.contrast import difference
 from mopd_nemo.peers.controls import apply_control
@@ -20,9 +20,6 @@ from mopd_nemo.types import Message, RolloutGroup
 PLAIN = Selection()
 MIN_TOKENS_PER_SECTION = 16
 """Peers squeezed below this say nothing. Such a target gets no signal and is counted as an overflow."""
-
-_PART_OF_CHARACTER = "\ufffd"
-"""What a decoder writes for the bytes of a character that lost its others to a cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,10 +266,10 @@ def _truncate_middle(ids: Sequence[int], budget: int, templates: Templates, chat
     """Keep the start and the end, where the approach and the answer are."""
     keep = budget - len(chat.encode(templates.cut))
     if keep <= 0:
-        return chat.decode(ids[:budget]).rstrip(_PART_OF_CHARACTER)
+        return chat.decode(ids[:budget]).rstrip(PART_OF_CHARACTER)
     head, tail = (keep + 1) // 2, keep // 2
     start, end = chat.decode(ids[:head]), chat.decode(ids[len(ids) - tail :])
-    return start.rstrip(_PART_OF_CHARACTER) + templates.cut + end.lstrip(_PART_OF_CHARACTER)
+    return start.rstrip(PART_OF_CHARACTER) + templates.cut + end.lstrip(PART_OF_CHARACTER)
 
 
 def summary_of(text: str, chat: Chat, max_tokens: int) -> str:
@@ -284,4 +281,4 @@ def summary_of(text: str, chat: Chat, max_tokens: int) -> str:
     block = re.search(r"<summary>(.*?)</summary>", text, flags=re.DOTALL)
     summary = block[1].strip() if block else text
     ids = chat.encode(summary)
-    return summary if len(ids) <= max_tokens else chat.decode(ids[:max_tokens]).rstrip(_PART_OF_CHARACTER).strip()
+    return summary if len(ids) <= max_tokens else chat.decode(ids[:max_tokens]).rstrip(PART_OF_CHARACTER).strip()

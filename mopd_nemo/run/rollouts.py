@@ -81,6 +81,54 @@ class RecordedGroup:
     rows: tuple[Row, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class RecordedRun:
+    """The rollouts of one training step of a run, or of the evaluation after it."""
+
+    file: Path
+    step: int
+    evaluation: bool
+    groups: tuple[RecordedGroup, ...]
+
+    @classmethod
+    def find(cls, run: RunDirectory, step: int | None, evaluation: bool = False) -> RecordedRun:
+        """Those of a step, or of the last recorded one.
+
+        Raises:
+            UserError: they are not recorded.
+        """
+        files = run.rollout_files("eval" if evaluation else "step")
+        if not files:
+            remedy = "train.eval_every" if evaluation else "logging.save_rollouts_every"
+            raise UserError(f"{run.rollouts}: no rollouts recorded; set {remedy}=1")
+        if step is not None and step not in files:
+            raise UserError(f"--step {step}: not recorded in {run.rollouts}; recorded: {min(files)} to {max(files)}")
+        chosen = max(files) if step is None else step
+        return cls(files[chosen], chosen, evaluation, tuple(read_groups(files[chosen])))
+
+    @property
+    def policy_step(self) -> int:
+        """The step after which the student had the weights that learned from them, or that were evaluated."""
+        return self.step if self.evaluation else self.step - 1
+
+    @property
+    def described(self) -> str:
+        """In words."""
+        return f"held-out samples after step {self.step}" if self.evaluation else f"step {self.step}"
+
+    def group(self, problem: str) -> RecordedGroup:
+        """One problem's.
+
+        Raises:
+            UserError: it is not there.
+        """
+        for group in self.groups:
+            if group.problem_id == problem:
+                return group
+        known = ", ".join(group.problem_id for group in self.groups)
+        raise UserError(f"--problem {problem}: not in {self.file}; problems there: {known}")
+
+
 def find_rollouts(path: Path) -> Path:
     """The file itself; of a run directory, the samples of the newest evaluation, or else of the newest training step.
 

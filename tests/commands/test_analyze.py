@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from mopd_nemo.cli import main
+from mopd_nemo.files import read_rows
+from mopd_nemo.run.checkpoints import checkpoints
 from mopd_nemo.run.directory import RunDirectory
 from tests.commands.test_cli import mopd
 from tests.conftest import QUICKSTART
@@ -24,7 +26,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunDirectory]:
 
 def test_help_explains_every_analysis() -> None:
     text = mopd("analyze", "--help")
-    for command in ("teacher-signal", "recovery", "diversity", "cases"):
+    for command in ("teacher-signal", "tokens", "recovery", "diversity", "cases"):
         assert command in text and "Usage" in mopd("analyze", command, "--help")
 
 
@@ -38,6 +40,19 @@ def test_teacher_signal_of_a_run_then_its_report(runs: dict[str, RunDirectory]) 
     assert "all scores are there already" in mopd("analyze", "teacher-signal", "--rollouts", str(run.path))
     mopd("report", str(run.path))
     assert "Teacher-signal quality" in run.report_file.read_text()
+
+
+def test_tokens_of_a_recorded_step(runs: dict[str, RunDirectory], tmp_path: Path) -> None:
+    run, page = runs["a"], tmp_path / "page.html"
+    rows = read_rows(run.rollouts_file(2))
+    shown = next(row for row in rows if row["teacher_prompt"])
+    command = ("analyze", "tokens", str(run.path), "--problem", shown["problem"], "--contexts", "1s,1f,all")
+    text = mopd(*command, "--rollout", str(shown["rollout"]), "--output", str(page))
+    assert "before training" in text and "objects" in text
+    assert "Rollout " in page.read_text() and "step 2" in page.read_text()
+    assert "\x1b[" not in text
+    checkpoint = str(checkpoints(run.checkpoints)[-1])
+    assert "step_000002" in mopd(*command, "--checkpoint", checkpoint) and list(run.path.glob("tokens/*.html"))
 
 
 def test_recovery_answers_every_condition_and_goes_on_where_it_stopped(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import Config, TeacherConfig, UserError
 from mopd_nemo.config.checks import teacher_prompt
-from mopd_nemo.engines.base import InFlight, OnRollout, Progress, Sampling, TokenCounts
+from mopd_nemo.engines.base import InFlight, OnRollout, Progress, Sampling, TokenCounts, TokenSignal
 from mopd_nemo.engines.local.learner import Learner
 from mopd_nemo.engines.local.model import DTYPES, LanguageModel, load_model, resolve_device
 from mopd_nemo.engines.local.sampler import sample
@@ -208,6 +208,9 @@ class LocalEngine:
     ) -> dict[str, float]:
         self._vllm_weights_outdated = True
         return self._learner.step(batch, targets, learning_rate, on_progress)
+
+    def token_signal(self, batch: TrainBatch, targets: Sequence[Tensor | None], top: int) -> list[TokenSignal | None]:
+        return self._learner.token_signal(batch, targets, top)
 
     def response_logprobs(
         self,

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from mopd_nemo.config import Config
-from mopd_nemo.engines.base import Progress, TokenCounts
+from mopd_nemo.engines.base import Progress, TokenCounts, TokenSignal
 from mopd_nemo.engines.local.model import LanguageModel
 from mopd_nemo.losses.logits import Head, Tokens
-from mopd_nemo.losses.objectives import LogLikelihood
+from mopd_nemo.losses.objectives import Divergence, LogLikelihood
 from mopd_nemo.losses.reference import pair_loss
 from mopd_nemo.losses.token_loss import token_loss
+from mopd_nemo.losses.token_signal import read_tokens
 from mopd_nemo.methods.batch import LossTerm, TrainBatch
 
 Targets = Sequence[Tensor | None]
@@ -73,6 +74,19 @@ class Learner:
             for name, value in (metrics | self._apply(learning_rate)).items():
                 totals[name] += value / len(updates)
         return dict(totals)
+
+    @torch.no_grad()
+    def token_signal(self, batch: TrainBatch, targets: Targets, top: int) -> list[TokenSignal | None]:
+        """Per example with a target, what student and teacher say of each token; a pass of the student."""
+        taught = tuple(i for i, target in enumerate(targets) if target is not None)
+        distilled = (term.objective for term in batch.terms if isinstance(term.objective, Divergence))
+        objective = next(distilled, Divergence("reverse_kl", support="full"))
+        passes = _Passes(self._student, self._teacher, batch, targets, self._config)
+        signals: list[TokenSignal | None] = [None] * len(targets)
+        for micro_batch in self._micro_batches(batch, [LossTerm(objective, taught)]):
+            for i, signal in zip(micro_batch, passes.token_signal(micro_batch, objective, top), strict=True):
+                signals[i] = signal
+        return signals
 
     def _accumulate(
         self, passes: _Passes, batch: TrainBatch, terms: Sequence[LossTerm], on_progress: Progress | None
@@ -140,6 +154,22 @@ class _Passes:
             loss_T = token_loss(LogLikelihood(), student, self._tokens(micro_batch)).loss_T
         for i, part_T in zip(micro_batch, loss_T.split(self._lengths(micro_batch)), strict=True):
             self._old_logprobs[i] = -part_T
+
+    def token_signal(self, micro_batch: Sequence[int], objective: Divergence, top: int) -> list[TokenSignal]:
+        """Of each example of a micro-batch."""
+        with self._student.computing():
+            student, teacher, divergence_T = read_tokens(
+                objective,
+                self._head(self._student, self._hidden_TH(micro_batch)),
+                self._tokens(micro_batch),
+                self._teacher_head(micro_batch),
+                contrast=self._teacher_head(micro_batch, second=True) if objective.reads_contrast else None,
+                top=top,
+            )
+        values = (student.sampled_T, teacher.sampled_T, divergence_T)
+        tops = (student.top.ids_TK, student.top.logprobs_TK, teacher.top.ids_TK, teacher.top.logprobs_TK)
+        parts = (of_all.cpu().split(self._lengths(micro_batch)) for of_all in (*values, *tops))
+        return [TokenSignal(*(part.numpy() for part in own)) for own in zip(*parts, strict=True)]
 
     def backward(
         self, micro_batch: Sequence[int], terms: Sequence[tuple[LossTerm, dict[int, float]]]

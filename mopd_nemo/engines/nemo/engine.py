@@ -9,8 +9,8 @@ from pathlib import Path
 
 import yaml
 
-from mopd_nemo.config import Config
-from mopd_nemo.engines.base import InFlight, OnRollout, Progress, Sampling
+from mopd_nemo.config import Config, UserError
+from mopd_nemo.engines.base import InFlight, OnRollout, Progress, Sampling, TokenSignal
 from mopd_nemo.engines.models import load_chat
 from mopd_nemo.engines.nemo.checks import check_models, check_surroundings
 from mopd_nemo.engines.nemo.dealing import deal
@@ -152,6 +152,9 @@ class NemoEngine:
         self._stale = True
         learner = Learner(self._runtime.student, self._scorer, self._config, self.chat, self._vocab_size)
         return learner.step(batch, targets, self._deal(batch), learning_rate, on_progress)
+
+    def token_signal(self, batch: TrainBatch, targets: Targets, top: int) -> list[TokenSignal | None]:
+        raise UserError("engine=nemo tells no signal of single tokens: use engine=local")
 
     def response_logprobs(
         self,

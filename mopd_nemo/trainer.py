@@ -24,15 +24,7 @@ from mopd_nemo.methods.base import make_method
 from mopd_nemo.peers.metrics import group_metrics
 from mopd_nemo.preflight import choice
 from mopd_nemo.run import ahead
-from mopd_nemo.run.checkpoints import (
-    checkpoints,
-    lacking,
-    load_checkpoint,
-    newest_up_to,
-    recover,
-    save_checkpoint,
-    step_of,
-)
+from mopd_nemo.run.checkpoints import lacking, load_checkpoint, newest_step, newest_up_to, recover, save_checkpoint
 from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.run.display import Display, PhaseTimer
 from mopd_nemo.run.guard import Signs, best_evaluation, errors_over_problems, missing_steps, remarks, signs
@@ -111,7 +103,7 @@ class Trainer:
     ) -> Trainer:
         """A run that continues, with changed settings if overrides are given."""
         before, config = run.read_config(), run.read_config(overrides)
-        made = max(map(step_of, checkpoints(run.checkpoints)), default=0)
+        made = newest_step(run.checkpoints)
         if made > config.train.num_steps:
             raise UserError(
                 f"train.num_steps={config.train.num_steps}: {run.path} has made {made} steps already; give at least "

@@ -152,6 +152,16 @@ def newest_up_to(directory: Path, step: int) -> Path | None:
     return early[-1] if early else None
 
 
+def newest_step(directory: Path) -> int:
+    """The last step with a checkpoint, damaged or not; 0 if there is none. A copy by hand is none of its step."""
+    steps = [0]
+    for path in checkpoints(directory):
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            if json.loads((path / MANIFEST).read_text())["step"] == step_of(path):
+                steps.append(step_of(path))
+    return steps[-1]
+
+
 def fault(checkpoint: Path) -> str:
     """Why a checkpoint is not as it was written. Empty: it is intact. Reads all of its files."""
     try:

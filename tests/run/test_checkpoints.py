@@ -14,7 +14,15 @@ from mopd_nemo.config import UserError
 from mopd_nemo.engines.base import Engine
 from mopd_nemo.files import WriteError
 from mopd_nemo.run import checkpoints as module
-from mopd_nemo.run.checkpoints import checkpoints, fault, load_checkpoint, newest_up_to, recover, save_checkpoint
+from mopd_nemo.run.checkpoints import (
+    checkpoints,
+    fault,
+    load_checkpoint,
+    newest_step,
+    newest_up_to,
+    recover,
+    save_checkpoint,
+)
 
 
 class Files:
@@ -119,6 +127,7 @@ def test_only_names_that_a_run_gives_count(saved: Path) -> None:
     assert recover(saved, pytest.fail) == saved / "step_000004"
     assert newest_up_to(saved, 3) == saved / "step_000002" and newest_up_to(saved, 1) is None
     shutil.copytree(saved / "step_000002", saved / "step_000008")  # not what its name says
+    assert newest_step(saved) == 4 and newest_step(saved / "none yet") == 0
     said: list[str] = []
     assert recover(saved, said.append) == saved / "step_000004" and "it is a copy of step 2" in said[0]
     save(saved, 1_000_000)

@@ -9,7 +9,20 @@ from typing import Annotated
 import typer
 
 from mopd_nemo import __version__
-from mopd_nemo.commands import analyze, data, doctor, export, inspect, preflight, report, sample, submit, train, verify
+from mopd_nemo.commands import (
+    analyze,
+    data,
+    doctor,
+    export,
+    init,
+    inspect,
+    preflight,
+    report,
+    sample,
+    submit,
+    train,
+    verify,
+)
 from mopd_nemo.config import UserError
 from mopd_nemo.files import STORAGE, DamagedError, WriteError
 from mopd_nemo.terminal import Terminal, visible
@@ -21,7 +34,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (train.train, inspect.inspect, report.report, verify.verify, train.sweep, report.compare):
+for command in (init.init, train.train, inspect.inspect, report.report, verify.verify, train.sweep, report.compare):
     app.command()(command)
 app.command("eval")(sample.evaluate)
 app.command()(export.export)

@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,14 +15,15 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.panel import Panel
 
 from mopd_nemo.commands import ConfigFile, OptionalConfigFile, Overrides
 from mopd_nemo.commands.report import compare_runs
-from mopd_nemo.config import UserError
+from mopd_nemo.config import Config, UserError
 from mopd_nemo.config.load import load_config
 from mopd_nemo.files import WriteError
 from mopd_nemo.run.directory import RunDirectory
-from mopd_nemo.terminal import Terminal
+from mopd_nemo.terminal import Terminal, plain, visible
 
 HALTED = 3
 """Exit code of a run that its guard has stopped. The launcher does not queue such a job again."""
@@ -33,6 +35,10 @@ def train(
     overrides: Overrides = None,
     config: OptionalConfigFile = None,
     resume: Annotated[Path | None, typer.Option("--resume", help="Run directory to continue.")] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check everything but the weights, show a prompt, and train nothing."),
+    ] = False,
 ) -> None:
     """Train, from a config or by continuing a run.
 
@@ -40,7 +46,29 @@ def train(
 
     mopd train --resume runs/quickstart-20260101-120000
     """
+    if dry_run:
+        if config is None:
+            raise UserError("--dry-run looks at a new run: give --config FILE")
+        raise typer.Exit(show_outlook(load_config(config, overrides or [])))
     raise typer.Exit(run_training(config, resume, overrides or []))
+
+
+def show_outlook(config: Config) -> int:
+    """Print what a run would use, need and show. Exit code: 0, or 2 when something would stop it."""
+    from mopd_nemo.outlook import look_ahead
+
+    console = Terminal()
+    found = look_ahead(config)
+    for line in found.lines:
+        console.print(line, soft_wrap=True)
+    for title, text in (("the student reads", found.prompt), ("a teacher reads", found.context)):
+        if text:
+            console.print(Panel(plain(text), title=title, title_align="left"))
+    for error in found.errors:
+        print(visible(f"error: {error}"), file=sys.stderr)
+    if not found.errors:
+        console.print("Nothing found that would stop this run; nothing was trained.")
+    return 2 if found.errors else 0
 
 
 def run_training(config_file: Path | None, resume: Path | None, overrides: Sequence[str]) -> int:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from mopd_nemo.config import Config, UserError
 from mopd_nemo.data.arithmetic import SIZES, make_problems
 from mopd_nemo.data.rows import BadRows
-from mopd_nemo.files import explain, read_models, write_rows
+from mopd_nemo.files import explain, read_models, text_lines, write_rows
 from mopd_nemo.types import Message, Problem
 from mopd_nemo.verifiers import verifier_class
 from mopd_nemo.verifiers.pool import VerifierPool
@@ -43,6 +43,14 @@ def load_problems(config: Config, split: Literal["train", "eval"]) -> list[Probl
         )
     suffix = config.data.prompt_suffix + (config.data.train_prompt_suffix if split == "train" else "")
     return [_with_suffix(problem, suffix) for problem in problems]
+
+
+def num_available(source: str, split: Literal["train", "eval"]) -> int:
+    """Problems in a source before any limit; 0 for a file that is not there."""
+    if source == "arithmetic":
+        return SIZES[split]
+    file = Path(source)
+    return sum(1 for _, line in text_lines(file) if line.strip()) if file.is_file() else 0
 
 
 def judgeable(

@@ -1,0 +1,200 @@
+"""What a run would use, need and show, found without reading weights: for `mopd train --dry-run` and `mopd init`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mopd_nemo.chat import Chat, with_prompt_ids
+from mopd_nemo.config import Config, UserError
+from mopd_nemo.config.checks import teacher_prompt
+from mopd_nemo.config.plugins import method_class
+from mopd_nemo.data.load import judgeable, load_problems, num_available
+from mopd_nemo.embedded import resolve_model_path
+from mopd_nemo.engines.models import check_positions, check_vocabularies, load_chat, load_model_config
+from mopd_nemo.files import DamagedError, free_space, in_bytes
+from mopd_nemo.methods.base import make_method
+from mopd_nemo.run.directory import RunDirectory
+from mopd_nemo.types import Outcome, Problem, Rollout, RolloutGroup, Verdict
+from mopd_nemo.verifiers.pool import VerifierPool
+
+BYTES_TRAINED, BYTES_TEACHER = 16, 4
+"""A parameter of the local engine: float32 weight, gradient and Adam's two moments; the float32 teacher beside it."""
+_PEER = "(here would stand a whole {} of this group)"
+
+
+@dataclass
+class Outlook:
+    """What was found, and what would stop the run."""
+
+    lines: list[str] = field(default_factory=list)
+    prompt: str = ""
+    """The first problem as the student reads it."""
+    context: str = ""
+    """The same as a teacher would read it, with stand-ins for the peers."""
+    errors: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Keep an error and go on."""
+        try:
+            yield
+        except (UserError, DamagedError) as error:
+            self.errors.append(str(error))
+
+
+def look_ahead(config: Config) -> Outlook:
+    """Resolve and check everything but the weights."""
+    found = Outlook()
+    chat: Chat | None = None
+    with found.collecting():
+        run = RunDirectory.at(config)
+        above = next(path for path in (run.path, *run.path.absolute().parents) if path.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise UserError(f"run_dir={run.path}: cannot write in {above}; choose another run_dir")
+    found.lines += summary(config, run.path if not found.errors else Path(config.run_dir or "."))
+    with found.collecting():
+        _check_models(config)
+        found.errors += _room(config, found.lines.append)
+    with found.collecting():
+        chat = load_chat(config.model)
+    problems = {}
+    for split in ("train", "eval") if config.train.eval_every else ("train",):
+        with found.collecting():
+            problems[split] = load_problems(config, split)
+            with VerifierPool(config.verifier, {problem.task for problem in problems[split]}) as verifiers:
+                problems[split] = judgeable(problems[split], verifiers, config, split)
+            if chat is not None:
+                problems[split] = tokenized(problems[split], chat, config)
+                lengths = [len(problem.prompt_ids) for problem in problems[split]]
+                found.lines.append(f"prompts     {split}: {min(lengths)} to {max(lengths)} tokens")
+    size = config.rollout.num_prompts_per_step
+    if 0 < len(problems.get("train", [])) < size:
+        found.errors.append(
+            f"rollout.num_prompts_per_step={size} is more than the {len(problems['train'])} problems of "
+            f"data.train={config.data.train}: lower it or add problems"
+        )
+    elif chat is not None and "train" in problems:
+        with found.collecting():
+            found.prompt, found.context = _shown(config, chat, problems["train"][0])
+    return found
+
+
+def summary(config: Config, directory: Path, start: str = "the beginning") -> list[str]:
+    """What a run begins with: directory, model, problems used of those there, method, where it goes on from."""
+    used = []
+    for split, limit in (("train", config.data.num_train), ("eval", config.data.num_eval)):
+        if split == "train" or config.train.eval_every:
+            source = config.data.train if split == "train" else config.data.eval
+            there = num_available(source, split)
+            used.append(f"{min(limit or there, there)} of the {there} of data.{split}={source}")
+    peers = config.peers
+    shown = f", teachers read {peers.successes} successes and {peers.failures} failures"
+    reads = shown if method_class(config.method).reads_peers else ""
+    steps, rollout = config.train.num_steps, config.rollout
+    return [
+        f"run         {directory}",
+        f"model       {config.model.path} ({config.model.dtype}, engine {config.engine}, {_device(config)})",
+        f"problems    {'; '.join(used)}",
+        f"method      {config.method}, teacher {config.teacher.kind}{reads}",
+        f"steps       {steps} of {rollout.num_prompts_per_step} problems x {rollout.num_rollouts_per_prompt} rollouts, "
+        f"up to {rollout.max_response_tokens} tokens each, learning rate {config.optimizer.learning_rate:g}",
+        f"from        {start}",
+    ]
+
+
+def tokenized(problems: Sequence[Problem], chat: Chat, config: Config) -> list[Problem]:
+    """Problems with their prompts, as a run makes them."""
+    escape = config.data.escape_control_tokens
+    return with_prompt_ids(problems, chat, config.data.max_prompt_tokens, escape_control_tokens=escape)
+
+
+def num_parameters(path: str) -> int:
+    """Parameters of a model directory, from the headers of its safetensors; 0: unknown, as of a hub name."""
+    from safetensors import safe_open
+
+    total = 0
+    for file in Path(resolve_model_path(path)).glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            for name in list(tensors.keys()):
+                size = 1
+                for length in tensors.get_slice(name).get_shape():
+                    size *= length
+                total += size
+    return total
+
+
+def free_memory(config: Config) -> int:
+    """Bytes free on the device of the local engine: of the GPU, or of this machine's memory."""
+    import torch
+
+    from mopd_nemo.engines.local.model import resolve_device
+
+    device = resolve_device(config.model.device)
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _device(config: Config) -> str:
+    if config.engine == "nemo":
+        return f"{config.nemo.num_nodes} x {config.nemo.gpus_per_node} GPUs"
+    from mopd_nemo.engines.local.model import resolve_device
+
+    return str(resolve_device(config.model.device))
+
+
+def _check_models(config: Config) -> None:
+    response = config.rollout.max_response_tokens
+    model = load_model_config(config.model.path, key="model.path").get_text_config()
+    check_positions(model, "model.path", "data.max_prompt_tokens", config.data.max_prompt_tokens, response)
+    if config.teacher.path is not None:
+        check_vocabularies(config.model.path, config.teacher.path)
+        model = load_model_config(config.teacher.path, key="teacher.path").get_text_config()
+    if config.teacher.kind != "none":
+        check_positions(model, "the teacher", *teacher_prompt(config), response)
+
+
+def _room(config: Config, say: Callable[[str], None]) -> Iterator[str]:
+    """What weights, optimiser, teacher and checkpoints take of memory and disk. Yields what does not fit."""
+    count = num_parameters(config.model.path)
+    if config.engine == "nemo" or not count:
+        return
+    own_teacher = config.teacher.kind in ("ema", "frozen")
+    need, free = count * (BYTES_TRAINED + BYTES_TEACHER * own_teacher), free_memory(config)
+    parameters = f"{count / 1e6:.3g} M parameters"
+    say(f"memory      {in_bytes(need)} for {parameters}, before caches and activations; {in_bytes(free)} are free")
+    if need > free:
+        yield (
+            f"model.path={config.model.path}: weights, gradients, optimiser and teacher take {in_bytes(need)}, and "
+            f"{in_bytes(free)} are free: choose a smaller model, teacher.kind=live, or engine=nemo on several GPUs"
+        )
+    saved = count * (12 + 4 * (config.teacher.kind == "ema")) * (config.train.keep_checkpoints + 1)
+    place = Path(config.run_dir or "runs")
+    say(f"disk        {in_bytes(saved)} for checkpoints; {in_bytes(free_space(place))} are free at {place}")
+    if saved > free_space(place):
+        yield (
+            f"train.keep_checkpoints={config.train.keep_checkpoints}: checkpoints take {in_bytes(saved)}, and "
+            f"{in_bytes(free_space(place))} are free at {place}: make room, or choose another run_dir"
+        )
+
+
+def _shown(config: Config, chat: Chat, problem: Problem) -> tuple[str, str]:
+    """The prompt of the student and one of a teacher, for a group that is half right."""
+    rollouts, verdicts = [], []
+    for number in range(config.rollout.num_rollouts_per_prompt):
+        right = number % 2 == 0
+        text = f"{_PEER.format('success' if right else 'failure')} [{number}]"
+        rollouts.append(Rollout((*chat.encode(text), chat.tokenizer.eos_token_id), text, True, ()))
+        outcome = Outcome.CORRECT if right else Outcome.WRONG
+        verdicts.append(Verdict(float(right), outcome, success=right))
+    group = RolloutGroup(problem, tuple(rollouts), tuple(verdicts))
+    prompt = chat.decode(problem.prompt_ids, skip_special_tokens=False)
+    if not method_class(config.method).reads_peers:
+        return prompt, ""
+    contexts = make_method(config, chat).build([group], 1).contexts
+    texts = [chat.decode(c.prompt_ids, skip_special_tokens=False) for c in (contexts or [[]])[0] if c.prompt_ids]
+    return prompt, texts[-1] if texts else ""

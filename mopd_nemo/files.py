@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import resource
@@ -10,7 +11,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, BinaryIO, TextIO, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -37,6 +38,16 @@ class DamagedError(ValueError):
 
 @contextmanager
 def replacing(path: Path) -> Iterator[TextIO]:
+    """A text file to write in place of `path`; see `replacing_bytes`."""
+    with replacing_bytes(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="\n")
+        yield text
+        text.flush()
+        text.detach()
+
+
+@contextmanager
+def replacing_bytes(path: Path) -> Iterator[BinaryIO]:
     """A file to write in place of `path`, in a directory that is made if there is none.
 
     Readers see the old one until the block ends without an error.
@@ -47,7 +58,7 @@ def replacing(path: Path) -> Iterator[TextIO]:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = temporary.open("w", encoding="utf-8")
+        file = temporary.open("wb")
     except OSError as error:
         raise WriteError(cannot_write(path, error)) from error
     try:

@@ -31,6 +31,7 @@ from mopd_nemo.run.display import Display, PhaseTimer
 from mopd_nemo.run.guard import Signs, best_evaluation, errors_over_problems, missing_steps, remarks, signs
 from mopd_nemo.run.rollouts import read_groups, rollout_records, solved_fraction
 from mopd_nemo.run.stop import TIME_IS_UP, StopRequest
+from mopd_nemo.run.token_signal import write_token_signal
 from mopd_nemo.run.trackers import Tracker, check_trackers, make_trackers
 from mopd_nemo.types import RolloutGroup
 from mopd_nemo.verifiers.pool import VerifierPool
@@ -219,6 +220,9 @@ class Trainer:
             batch = self.method.build(groups, step)
         with timer("score"):
             targets, scored = engine.score(batch, display.progress)
+            if (every := config.logging.save_token_signal_every) and step % every == 0:
+                signals = engine.token_signal(batch, targets, top=1)
+                write_token_signal(self.run.signal_file(step), groups, batch, signals, engine.chat)
         with timer("update"):
             learned = engine.update(batch, targets, self._learning_rate(step), display.progress)
             engine.update_teacher()

@@ -26,6 +26,9 @@ def inspect(
     run_dir: Annotated[Path, typer.Argument(help="Run directory.")],
     step: Annotated[int | None, typer.Option(help="Training step. Default: the last recorded one.")] = None,
     problem: Annotated[str | None, typer.Option(help="Problem id. Default: list the problems of the step.")] = None,
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="What the teacher said of each token, where the run has recorded it.")
+    ] = False,
 ) -> None:
     """Show a rollout group: responses, verdicts, and exactly what the teacher of each rollout read."""
     run = RunDirectory.open(run_dir)
@@ -38,7 +41,32 @@ def inspect(
     if not chosen:
         known = ", ".join(dict.fromkeys(row["problem"] for row in rows))
         raise UserError(f"--problem {problem}: not in step {rows[0]['step']} of {run.path}; that step has: {known}")
-    _show(chosen, console)
+    if tokens:
+        _show_tokens(chosen, run, console)
+    else:
+        _show(chosen, console)
+
+
+def _show_tokens(rows: Sequence[Mapping[str, Any]], run: RunDirectory, console: Console) -> None:
+    from mopd_nemo.analysis.tokens import Column, TokenView
+    from mopd_nemo.commands.token_view import show_tokens
+    from mopd_nemo.run.token_signal import read_token_signal
+
+    file = run.signal_file(rows[0]["step"])
+    if not file.is_file():
+        raise UserError(
+            f"{file}: not recorded; train with logging.save_token_signal_every=1, or see `mopd analyze tokens`"
+        )
+    by_rollout = {row["rollout"]: row for row in rows}
+    told = [own for own in read_token_signal(file) if own.problem == rows[0]["problem"]]
+    if not told:
+        console.print("no teacher had a context for these rollouts", style="yellow")
+        return
+    views = [
+        TokenView(by_rollout[own.rollout], own.texts, (Column(describe_peers(by_rollout[own.rollout]), own.signal),))
+        for own in told
+    ]
+    show_tokens(views, told[0].names, console)
 
 
 def _read_step(run: RunDirectory, step: int | None) -> list[dict[str, Any]]:

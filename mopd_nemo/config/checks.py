@@ -31,6 +31,7 @@ def check(config: Config) -> None:
     _check_peers(config)
     _check_choice(config)
     _check_lag(config)
+    _check_token_signal(config)
     _check_cluster(config)
     if config.engine == "nemo":
         _check_nemo(config)
@@ -174,6 +175,19 @@ def _check_lag(config: Config) -> None:
         raise ValueError(
             "rollout.lag=1 draws rollouts while the student is scored and trained, and nemo.generation.gpus=0 has them "
             "take turns on the same GPUs: reserve some with nemo.generation.gpus, or set rollout.lag=0"
+        )
+
+
+def _check_token_signal(config: Config) -> None:
+    every = config.logging.save_token_signal_every
+    if every and config.engine != "local":
+        raise ValueError(
+            f"logging.save_token_signal_every={every}: engine={config.engine} tells no signal of single tokens: "
+            "remove it, or set engine=local"
+        )
+    if every and config.teacher.kind == "none":
+        raise ValueError(
+            f"logging.save_token_signal_every={every}: method={config.method} has no teacher to compare with: remove it"
         )
 
 

@@ -286,6 +286,9 @@ class LoggingConfig(ConfigBlock):
     """Weights & Biases project."""
     save_rollouts_every: NonNegativeInt = 1
     """Steps between files `rollouts/step_*.jsonl`. 0: never write one."""
+    save_token_signal_every: NonNegativeInt = 0
+    """Steps between files `rollouts/signal_*.npz`: of each token that is learned from, what student and teacher say
+    (`mopd inspect --tokens`). Costs one more pass of the student. 0: never write one. With engine=local only."""
 
 
 class Config(ConfigBlock):

@@ -141,6 +141,10 @@ class RunDirectory:
         """File of the rollouts of a training step, or of the evaluation after it."""
         return self.rollouts / f"{kind}_{step:06d}.jsonl"
 
+    def signal_file(self, step: int) -> Path:
+        """File of what student and teacher said of each token of a training step's rollouts."""
+        return self.rollouts / f"signal_{step:06d}.npz"
+
     def rollout_files(self, kind: Literal["step", "eval"] = "step") -> dict[int, Path]:
         """Recorded rollouts by step, oldest first. Files of other names are not the run's."""
         named = (
@@ -169,6 +173,9 @@ class RunDirectory:
                 write_rows(file, [row for row in self.rows(file) if row["step"] <= step])
         for recorded, file in (*self.rollout_files("step").items(), *self.rollout_files("eval").items()):
             if recorded > step:
+                file.unlink()
+        for file in self.rollouts.glob("signal_*.npz"):
+            if file > self.signal_file(step):
                 file.unlink()
 
 

@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 
 from mopd_nemo.cli import main
+from mopd_nemo.config import UserError
+from mopd_nemo.config.load import load_config
 from mopd_nemo.files import read_rows
 from mopd_nemo.run.checkpoints import checkpoints
 from mopd_nemo.run.directory import RunDirectory
+from mopd_nemo.run.token_signal import read_token_signal
 from tests.commands.test_cli import mopd
 from tests.conftest import QUICKSTART
 from tests.test_trainer import new_run
@@ -53,6 +56,34 @@ def test_tokens_of_a_recorded_step(runs: dict[str, RunDirectory], tmp_path: Path
     assert "\x1b[" not in text
     checkpoint = str(checkpoints(run.checkpoints)[-1])
     assert "step_000002" in mopd(*command, "--checkpoint", checkpoint) and list(run.path.glob("tokens/*.html"))
+
+
+def test_recorded_token_signal_is_that_of_the_weights_it_was_learned_with(tmp_path: Path) -> None:
+    run = new_run(
+        tmp_path / "run", "train.num_steps=2", "train.checkpoint_every=1", "logging.save_token_signal_every=1"
+    )
+    told = read_token_signal(run.signal_file(2))
+    rows = {(row["problem"], row["rollout"]): row for row in read_rows(run.rollouts_file(2))}
+    taught = {key for key, row in rows.items() if row["teacher_prompt"] is not None}
+    assert taught and {(own.problem, own.rollout) for own in told} == taught
+    for own in told:
+        row = rows[own.problem, own.rollout]
+        assert len(own.texts) == len(own.signal.student) == row["response_tokens"]
+        assert "".join(own.texts).startswith(row["response"])
+        assert (own.signal.teacher <= own.signal.teacher_top[:, 0] + 1e-5).all(), (
+            "nothing is likelier than the likeliest"
+        )
+        assert (own.signal.divergence >= -1e-6).all()
+    text = mopd("inspect", str(run.path), "--step", "2", "--problem", told[0].problem, "--tokens")
+    assert "bars: divergence" in text and f"rollout {told[0].rollout}" in text
+    run.forget_after(1)
+    assert run.signal_file(1).exists() and not run.signal_file(2).exists()
+
+
+@pytest.mark.parametrize("settings", [["engine=nemo"], ["method=grpo"]])
+def test_token_signal_is_refused_by_name_where_there_is_none(settings: list[str]) -> None:
+    with pytest.raises(UserError, match=r"logging\.save_token_signal_every=2"):
+        load_config(QUICKSTART, [*settings, "logging.save_token_signal_every=2"])
 
 
 def test_recovery_answers_every_condition_and_goes_on_where_it_stopped(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def save_checkpoint(
     if problem := lacking(directory, engine):
         raise WriteError(f"{directory / _name(step)}: not written: {problem}")
     partial = directory / f"{_PARTIAL}{step:06d}"
-    shutil.rmtree(partial, ignore_errors=True)
+    _remove(partial)
     try:
         partial.mkdir(parents=True)
         engine.save(partial)
@@ -71,7 +71,7 @@ def save_checkpoint(
             raise WriteError(reason) from error
         raise
     final = directory / _name(step)
-    if final.exists():
+    if os.path.lexists(final):
         _delete(final)
     partial.rename(final)
     _sync_directory(directory)
@@ -95,7 +95,7 @@ def recover(directory: Path, say: Callable[[str], None]) -> Path | None:
     """
     for pattern in (f"{_PARTIAL}*", f"{_OLD}*"):
         for left in directory.glob(pattern):
-            shutil.rmtree(left)
+            _remove(left)
     found = checkpoints(directory)
     faults: dict[Path, str] = {}
     for path in reversed(found):
@@ -110,7 +110,7 @@ def recover(directory: Path, say: Callable[[str], None]) -> Path | None:
         )
     for path, reason in faults.items():
         aside = directory / f"{_DAMAGED}{path.name.removeprefix('step_')}"
-        shutil.rmtree(aside, ignore_errors=True)
+        _remove(aside)
         path.rename(aside)
         say(f"WARNING: checkpoint {path} is passed over: {reason}; it is now {aside.name}")
     return found[-1 - len(faults)] if found else None
@@ -136,7 +136,7 @@ def load_checkpoint(checkpoint: Path, engine: Engine) -> dict[str, Any]:
 def checkpoints(directory: Path) -> list[Path]:
     """Checkpoints by name, oldest first; they may be damaged. Directories that a person named do not count."""
     named = [path for path in directory.glob("step_*") if _NAME.fullmatch(path.name) and path.is_dir()]
-    return sorted(named, key=step_of)
+    return sorted((path for path in named if path.name == _name(step_of(path))), key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -156,7 +156,7 @@ def newest_step(directory: Path) -> int:
     """The last step with a checkpoint, damaged or not; 0 if there is none. A copy by hand is none of its step."""
     steps = [0]
     for path in checkpoints(directory):
-        with suppress(OSError, ValueError, TypeError, KeyError):
+        with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
             if json.loads((path / MANIFEST).read_text())["step"] == step_of(path):
                 steps.append(step_of(path))
     return steps[-1]
@@ -170,10 +170,12 @@ def fault(checkpoint: Path) -> str:
         files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return f"{MANIFEST} is damaged"
     if step != step_of(checkpoint):
         return f"it is a copy of step {step}"
+    if TRAINER not in files or any("\0" in name for name in files):
+        return f"{MANIFEST} is damaged"
     for name, (size, _) in files.items():
         try:
             found = (checkpoint / name).stat().st_size
@@ -210,9 +212,17 @@ def _name(step: int) -> str:
 def _delete(checkpoint: Path) -> None:
     """Renamed first: a kill leaves no half of a checkpoint under its name."""
     old = checkpoint.with_name(f"{_OLD}{step_of(checkpoint):06d}")
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
     checkpoint.rename(old)
-    shutil.rmtree(old)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    """Whatever has this name: a directory, or a file or link that a person put there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _seal(directory: Path, step: int) -> None:

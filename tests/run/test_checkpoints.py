@@ -134,6 +134,39 @@ def test_only_names_that_a_run_gives_count(saved: Path) -> None:
     assert checkpoints(saved)[-1].name == "step_1000000"
 
 
+@pytest.mark.parametrize("name", [".partial-000006", ".old-000006", "damaged-000004", "step_000006"])
+@pytest.mark.parametrize("link", [False, True])
+def test_a_file_or_link_in_place_of_a_directory_is_replaced(saved: Path, name: str, link: bool) -> None:
+    if link:
+        (saved / name).symlink_to("nowhere")
+    else:
+        (saved / name).write_text("of a person")
+    truncate(saved / "step_000004")
+    assert recover(saved, lambda _: None) == saved / "step_000002"
+    assert fault(save(saved, 6)) == ""
+    assert names(saved) == ["damaged-000004", "step_000002", "step_000006"]
+
+
+@pytest.mark.parametrize("name", ["step_0000009", "step_00000\N{ARABIC-INDIC DIGIT NINE}"])
+def test_a_step_has_one_name(saved: Path, name: str) -> None:
+    shutil.copytree(saved / "step_000004", saved / name)
+    assert [path.name for path in checkpoints(saved)] == ["step_000002", "step_000004"]
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        '{"step": 4, "files": {}}',
+        "[" * 100_000,
+        '{"step": 4, "files": {"trainer.json": {"bytes": 1, "sha256": ""}, "\\u0000": {"bytes": 1, "sha256": ""}}}',
+    ],
+)
+def test_a_manifest_of_no_checkpoint_is_damaged(saved: Path, manifest: str) -> None:
+    (saved / "step_000004" / "manifest.json").write_text(manifest)
+    assert fault(saved / "step_000004") == "manifest.json is damaged"
+    assert newest_step(saved) in (2, 4)
+
+
 def test_a_damaged_one_takes_no_place_among_those_to_keep(saved: Path) -> None:
     truncate(saved / "step_000004")
     recover(saved, lambda _: None)

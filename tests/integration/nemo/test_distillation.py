@@ -250,7 +250,7 @@ def test_three_steps_are_those_of_the_trainer_and_a_resumed_run_goes_on_as_the_w
     check_suite_script(tmp_path)
 
     checkpoints = tmp_path / "checkpoints"
-    assert (checkpoints / "step_2" / "teacher" / "shard_pp00_tp00_ep00_et00.pt").is_file()
+    assert (checkpoints / "step_2" / "teacher" / "rank_00000.pt").is_file()
     shutil.rmtree(checkpoints / "step_3")
     again, resumed = run_recipe(config)
     assert len(again) == 1 and resumed["train/loss"] == {3: metrics["train/loss"][3]}

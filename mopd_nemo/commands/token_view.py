@@ -70,7 +70,7 @@ def summarise_tokens(views: Sequence[TokenView], console: Console) -> None:
                     "–" if worst is None else f"{signal.advantage[worst]:+.2f}",
                 ]
             )
-    head = ["rollout and context", "tokens", "mean log Q-log P", "sum of divergence", "objects most to", "log Q-log P"]
+    head = ["rollout and context", "tokens", "mean log Q-log P", "sum of divergence", "objects most to", "log Q/P"]
     print_table(head, rows, console)
 
 
@@ -121,11 +121,11 @@ def _print_objections(view: TokenView, column: Column, names: Mapping[int, str],
     rows = []
     for i in chosen:
         preferred, share = int(signal.teacher_top_ids[i, 0]), float(np.exp(signal.teacher_top[i, 0]))
-        cells = (signal.student[i], signal.teacher[i], signal.advantage[i], signal.divergence[i])
-        numbers = [f"{value:.2f}" for value in cells]
+        cells = (signal.student[i], signal.teacher[i], signal.advantage[i])
+        numbers = [*(f"{value:.2f}" for value in cells), f"{signal.divergence[i]:.2g}"]
         name = _cell(names.get(preferred, f"#{preferred}"))
         rows.append([f"{i + 1}: {_cell(view.texts[i])}", *numbers, name, f"{100 * share:.0f} %"])
-    head = ["objects most to", "log P", "log Q", "log Q-log P", "divergence", "prefers", "with"]
+    head = ["objects most to", "log P", "log Q", "log Q/P", "divergence", "prefers", "with"]
     print_table(head, rows, console)
 
 

@@ -127,10 +127,10 @@ def _run_engine(
 
     engine = make_engine(config)
     if checkpoint is None:
-        of_run = "" if model else f"; the rollouts belong to the weights after step {policy_step}"
+        of_run = "" if model else f"; the run had those after step {policy_step} then"
         return config, engine, f"{config.model.path}, before training{of_run}"
     load_checkpoint(checkpoint, engine)
-    return config, engine, f"{checkpoint.name}; the rollouts belong to the weights after step {policy_step}"
+    return config, engine, f"{checkpoint.name}; the run had the weights after step {policy_step} then"
 
 
 def _divergence(config: Config) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -16,7 +15,7 @@ from mopd_nemo.config import Config, TeacherConfig, UserError
 from mopd_nemo.config.load import changed_settings
 from mopd_nemo.config.plugins import method_class
 from mopd_nemo.data.completions import read_completions
-from mopd_nemo.data.load import changes, fingerprints, judgeable, load_problems
+from mopd_nemo.data.load import changes, fingerprints, judgeable, load_problems, recorded_fingerprints
 from mopd_nemo.engines import make_engine
 from mopd_nemo.evaluation import change_since, evaluate
 from mopd_nemo.files import append_row, write_json, write_rows
@@ -152,7 +151,7 @@ class Trainer:
         now = {"train": fingerprints(self.problems), "eval": fingerprints(self.eval_problems)}
         file = self.run.problems_file
         try:
-            before = now | json.loads(file.read_text(encoding="utf-8")) if file.exists() else now
+            before = now | recorded_fingerprints(file) if file.exists() else now
         except ValueError:
             self.display.say(f"WARNING: {file} is damaged: whether the problems have changed is unknown", "yellow")
             before = now

@@ -453,6 +453,8 @@ SAID = [
     (lambda run: (run / "eval.jsonl").unlink(), "train.num_steps=3", "eval.jsonl lacks rows of steps 0"),
     (write("metrics.jsonl", b"\0" * 64), "train.num_steps=3", "metrics.jsonl lacks rows of steps 1 to 2"),
     (write("problems.json", "{"), "train.num_steps=3", "problems.json is damaged"),
+    (write("problems.json", "[]"), "train.num_steps=3", "problems.json is damaged"),
+    (write("problems.json", '{"train": ["p1"]}'), "train.num_steps=3", "problems.json is damaged"),
     (lambda run: None, "train.num_steps=3 seed=7", "changed since the run began: seed: 0 → 7"),
     (lambda run: None, "train.num_steps=3 data.num_train=6", "problems of data.train are not those .*: 2 gone"),
     (lambda run: cut("model.safetensors")(checkpoints(run / "checkpoints")[-1]), "", "step_000002 is passed over"),

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from mopd_nemo.config import Config, UserError
 from mopd_nemo.data.arithmetic import SIZES, make_problems
@@ -98,6 +98,11 @@ def fingerprints(problems: Sequence[Problem]) -> dict[str, str]:
         ).hexdigest()[:16]
         for problem in problems
     }
+
+
+def recorded_fingerprints(file: Path) -> dict[str, dict[str, str]]:
+    """The `fingerprints` that a run has written, by split. Raises ValueError if the file holds anything else."""
+    return TypeAdapter(dict[str, dict[str, str]]).validate_json(file.read_bytes())
 
 
 def changes(before: Mapping[str, str], now: Mapping[str, str]) -> str:

@@ -38,6 +38,11 @@ class Objective:
         """It also reads the teacher given failures alone."""
         return False
 
+    @property
+    def read_tokens(self) -> Support:
+        """The tokens, at each position, whose probabilities it reads."""
+        return "sampled"
+
 
 @dataclass(frozen=True, slots=True)
 class Divergence(Objective):
@@ -61,6 +66,11 @@ class Divergence(Objective):
     def reads_contrast(self) -> bool:
         """With β > 0, Q contrasts the teacher given successes with the teacher given failures."""
         return self.contrast > 0.0
+
+    @property
+    def read_tokens(self) -> Support:
+        """The support of the divergence."""
+        return self.support
 
     def __post_init__(self) -> None:
         if self.kind == "jsd" and not 0.0 < self.alpha < 1.0:

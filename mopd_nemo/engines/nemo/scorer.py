@@ -138,7 +138,7 @@ class Scorer:
         """
         if self._teacher is None or objective.pairs:
             return not objective.pairs
-        student_names = isinstance(objective, Divergence) and objective.support == "student_topk"
+        student_names = objective.read_tokens == "student_topk"
         return self._config.nemo.backend == "megatron" and (self._keeps_hidden(objective) or not student_names)
 
     def keep(
@@ -157,7 +157,7 @@ class Scorer:
         """
         needs_head = self.forget()
         hidden, ranks = self._keeps_hidden(objective), list(rank_of)
-        if isinstance(objective, Divergence) and objective.support == "student_topk" and not hidden:
+        if objective.read_tokens == "student_topk" and not hidden:
             own = [(row.prompt_ids, row.response_ids) for row in rows]
             self._student.prepare_for_lp_inference()
             self._keep(self._student, own, "support", objective, rank_of, keys, hidden=False)
@@ -182,8 +182,7 @@ class Scorer:
         return any(self._student.run_all_workers_single_data("forget_targets"))
 
     def _keeps_hidden(self, objective: Objective) -> bool:
-        support = objective.support if isinstance(objective, Divergence) else "sampled"
-        return keeps_hidden(self._config.nemo, support, self._config.train.num_updates_per_step)
+        return keeps_hidden(self._config.nemo, objective.read_tokens, self._config.train.num_updates_per_step)
 
     def _hand_over(self, rank_of: dict[int, int], head: bool) -> None:
         """From the teacher's workers to the student's. The driver has references alone."""

@@ -217,6 +217,7 @@ def test_a_run_whose_terminal_is_closed_saves(whole_run: RunDirectory, tmp_path:
     def in_the_terminal() -> None:
         os.setsid()
         fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
 
     process = subprocess.Popen(
         [sys.executable, "-m", "mopd_nemo", "train", "--config", str(QUICKSTART), f"run_dir={run.path}", *SMALL],

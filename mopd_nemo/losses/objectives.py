@@ -39,7 +39,7 @@ class Objective:
         return False
 
     @property
-    def read_tokens(self) -> Support:
+    def read_tokens(self) -> Support | Literal["sampled"]:
         """The tokens, at each position, whose probabilities it reads."""
         return "sampled"
 

@@ -362,7 +362,7 @@ def test_extraction() -> None:
         ({"inputs": [], "outputs": []}, "at least one"),
         ({"inputs": ["1"], "outputs": []}, "1 inputs and 0 outputs"),
         ({"inputs": ["1"]}, "answer.outputs: missing"),
-        ({"inputs": [1], "outputs": ["1"]}, r"answer.inputs.0: Input should be a valid string"),
+        ({"inputs": [1], "outputs": ["1"]}, r"answer.inputs.0: must be text; write it in quotes"),
         ({"inputs": ["x"], "outputs": ["1"], "fn_name": "f"}, "Expecting value"),
         ("{", "not valid JSON"),
         (None, "answer"),

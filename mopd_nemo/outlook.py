@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -120,10 +121,7 @@ def num_parameters(path: str) -> int:
     for file in Path(resolve_model_path(path)).glob("*.safetensors"):
         with safe_open(file, "pt") as tensors:
             for name in list(tensors.keys()):
-                size = 1
-                for length in tensors.get_slice(name).get_shape():
-                    size *= length
-                total += size
+                total += math.prod(tensors.get_slice(name).get_shape())
     return total
 
 

@@ -6,7 +6,8 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads that wait for each other cost more than they give
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 if not Path("/dev/nvidiactl").exists():
@@ -39,6 +40,29 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"no real data at {path}; set MOPD_SHARED_DATA to a folder with gsm8k/, sciknoweval/, toolalpaca/")
     return path
+
+
+Mopd = Callable[..., tuple[int, str]]
+"""The command `mopd`: given its arguments, exit code and all that it printed."""
+
+
+@pytest.fixture
+def mopd(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Mopd:
+    """The command in this process, as a shell would start it."""
+    from mopd_nemo.cli import main
+
+    def run(*words: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["mopd", *words])
+        capsys.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as stopped:
+            code = int(stopped.code or 0)
+        printed = capsys.readouterr()
+        return code, f"{printed.out}\n{printed.err}"
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ import io
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +19,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from mopd_nemo.cli import main
 from mopd_nemo.config.load import load_config
 from mopd_nemo.run.checkpoints import checkpoints
 from mopd_nemo.trainer import Trainer
-from tests.conftest import EMBEDDED, QUICKSTART
+from tests.conftest import EMBEDDED, QUICKSTART, Mopd
 
 SMALL = f"""defaults: {QUICKSTART}
 rollout: {{num_prompts_per_step: 2, num_rollouts_per_prompt: 4, max_response_tokens: 32, batch_size: 64}}
@@ -481,20 +479,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def mopd(
-    words: str | list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> tuple[int, str]:
-    """Exit code and all that was printed. In a string, spaces in brackets and braces do not separate arguments."""
-    arguments = re.findall(r"(?:\[[^\]]*\]|\{[^}]*\}|\S)+", words) if isinstance(words, str) else words
-    monkeypatch.setattr(sys, "argv", ["mopd", *arguments])
-    capsys.readouterr()
-    try:
-        main()
-        code = 0
-    except SystemExit as stopped:
-        code = int(stopped.code or 0)
-    printed = capsys.readouterr()
-    return code, f"{printed.out}\n{printed.err}"
+def arguments(line: str) -> list[str]:
+    """The words of a command. Spaces in brackets and braces do not separate them."""
+    return re.findall(r"(?:\[[^\]]*\]|\{[^}]*\}|\S)+", line)
 
 
 def contents(place: Path) -> dict[str, bytes]:
@@ -502,16 +489,14 @@ def contents(place: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("case", EVERY)
-def test_bad_input_is_a_message(
-    case: Case, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_input_is_a_message(case: Case, place: Path, mopd: Mopd, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, content in case.files.items():
         write(name, content)(place)
     case.change(place)
     if case.words.startswith("submit"):
         monkeypatch.setenv("PATH", str(place))  # no Slurm here
     before = contents(place)
-    code, printed = mopd(case.words, monkeypatch, capsys)
+    code, printed = mopd(*(arguments(case.words) if isinstance(case.words, str) else case.words))
     assert re.search(case.message, printed.replace("\n", " ")), printed
     assert code == 2 and "Traceback" not in printed
     assert contents(place).keys() == before.keys()
@@ -535,13 +520,12 @@ def test_a_run_that_cannot_go_on_is_a_message(
     message: str,
     trained: Path,
     place: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    mopd: Mopd,
 ) -> None:
     shutil.copytree(trained, place / "run")
     change(place / "run")
     before = contents(place)
-    code, printed = mopd(f"train --resume run {words}", monkeypatch, capsys)
+    code, printed = mopd(*arguments(f"train --resume run {words}"))
     assert re.search(message, printed.replace("\n", " ")), printed
     assert code == 2 and "Traceback" not in printed
     after = contents(place)
@@ -557,12 +541,11 @@ def test_what_a_resume_passes_over_is_said(
     message: str,
     trained: Path,
     place: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    mopd: Mopd,
 ) -> None:
     shutil.copytree(trained, place / "run")
     change(place / "run")
-    code, printed = mopd(f"train --resume run {words}", monkeypatch, capsys)
+    code, printed = mopd(*arguments(f"train --resume run {words}"))
     assert re.search(message, printed.replace("\n", " ")), printed
     assert code == 0 and "Traceback" not in printed
 
@@ -570,9 +553,7 @@ def test_what_a_resume_passes_over_is_said(
 HOSTILE = "[/] \\left[a,b\\right] \x1b]0;title\x07 \x1b[2J"
 
 
-def test_text_of_models_and_rows_is_shown_as_it_is(
-    trained: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_text_of_models_and_rows_is_shown_as_it_is(trained: Path, place: Path, mopd: Mopd) -> None:
     """`mopd inspect` on a run whose ids, answers, prompts and responses look like markup and escape sequences."""
     shutil.copytree(trained, place / "run")
     file = place / "run" / "rollouts" / "step_000002.jsonl"
@@ -582,6 +563,6 @@ def test_text_of_models_and_rows_is_shown_as_it_is(
     answer = {"answer": "x" * 5000 + HOSTILE}
     file.write_text("".join(json.dumps(row | texts | (answer if "answer" in row else {})) + "\n" for row in rows))
     for words in (["inspect", "run"], ["inspect", "run", "--problem", HOSTILE]):
-        code, printed = mopd(words, monkeypatch, capsys)
+        code, printed = mopd(*words)
         assert code == 0 and "\x1b" not in printed and "[/] \\left[a,b\\right] ␛" in printed
         assert len(printed) < 50_000

@@ -2,18 +2,16 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from mopd_nemo.cli import main
 from mopd_nemo.config.load import load_config
 from mopd_nemo.data.arithmetic import make_problems
 from mopd_nemo.data.load import write_problems
 from mopd_nemo.outlook import num_parameters, summary
-from tests.conftest import EMBEDDED, QUICKSTART
+from tests.conftest import EMBEDDED, QUICKSTART, Mopd
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,23 +25,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def mopd(*words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    monkeypatch.setattr(sys, "argv", ["mopd", *words])
-    capsys.readouterr()
-    try:
-        main()
-        code = 0
-    except SystemExit as stopped:
-        code = int(stopped.code or 0)
-    printed = capsys.readouterr()
-    return code, printed.out + printed.err
-
-
-def test_a_config_of_init_passes_the_dry_run_and_trains_as_written(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest_tools = {"monkeypatch": monkeypatch, "capsys": capsys}
-    code, printed = mopd("init", str(EMBEDDED), "train.jsonl", "--eval", "eval.jsonl", **pytest_tools)
+def test_a_config_of_init_passes_the_dry_run_and_trains_as_written(place: Path, mopd: Mopd) -> None:
+    code, printed = mopd("init", str(EMBEDDED), "train.jsonl", "--eval", "eval.jsonl")
     assert code == 0, printed
     config = load_config(place / "mine.yaml")
     longest = int(re.findall(r"the longest prompt has (\d+)", printed)[0])
@@ -55,25 +38,23 @@ def test_a_config_of_init_passes_the_dry_run_and_trains_as_written(
     assert config.optimizer.learning_rate == 1e-5 != quickstart.optimizer.learning_rate
     assert config.data.num_train is config.data.num_eval is None
 
-    code, printed = mopd("train", "--config", "mine.yaml", "--dry-run", **pytest_tools)
+    code, printed = mopd("train", "--config", "mine.yaml", "--dry-run")
     assert code == 0 and "Nothing found that would stop this run" in printed
     assert "5 of the 5 of data.train=train.jsonl; 3 of the 3 of data.eval=eval.jsonl" in printed
     assert "here would stand a whole success" in printed and re.search(r"memory +\S+ MB for", printed)
     assert sorted(path.name for path in place.iterdir()) == ["eval.jsonl", "mine.yaml", "train.jsonl"]
 
-    code, printed = mopd("train", "--config", "mine.yaml", "train.num_steps=1", "run_dir=run", **pytest_tools)
+    code, printed = mopd("train", "--config", "mine.yaml", "train.num_steps=1", "run_dir=run")
     assert code == 0 and "from        the beginning" in printed and "run         run" in printed
-    code, printed = mopd("train", "--resume", "run", "train.num_steps=2", **pytest_tools)
+    code, printed = mopd("train", "--resume", "run", "train.num_steps=2")
     assert code == 0 and "from        step 1" in printed
 
 
-def test_a_dry_run_names_everything_that_would_stop_the_run(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dry_run_names_everything_that_would_stop_the_run(place: Path, mopd: Mopd) -> None:
     (place / "train.jsonl").write_text(json.dumps({"id": "a", "prompt": "", "answer": "1", "task": "math"}))
     words = ["train", "-c", str(QUICKSTART), "--dry-run", "data.train=train.jsonl", "data.eval=none.jsonl"]
     words += ["rollout.max_response_tokens=4096", "run_dir=train.jsonl/run"]
-    code, printed = mopd(*words, monkeypatch=monkeypatch, capsys=capsys)
+    code, printed = mopd(*words)
     assert code == 2
     for error in (
         "run_dir=train.jsonl/run: cannot write in",
@@ -100,13 +81,12 @@ def test_bad_input_is_a_message(
     words: list[str],
     message: str,
     place: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    mopd: Mopd,
 ) -> None:
     row = {"id": "a", "prompt": "1+1? " * 800, "answer": "2", "task": "arithmetic"}
     (place / "long.jsonl").write_text(json.dumps(row) + "\n")
     before = sorted(place.iterdir())
-    code, printed = mopd(*words, monkeypatch=monkeypatch, capsys=capsys)
+    code, printed = mopd(*words)
     assert code == 2 and message in printed
     assert sorted(place.iterdir()) == before
 

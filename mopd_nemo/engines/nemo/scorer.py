@@ -221,23 +221,8 @@ class Scorer:
         else:
             candidates = [torch.tensor(response)[:, None] for _, response in sequences]
         shards, _ = self._shards(policy, sequences, candidates, rank_of, keys)
-        futures = policy.worker_group.run_all_workers_sharded_data(
-            "keep_targets",
-            data=shards,
-            in_sharded_axes=["data_parallel"],
-            replicate_on_axes=REPLICAS,
-            output_is_replicated=LAST_STAGES,
-            common_kwargs={
-                "role": role,
-                "k": k,
-                "vocab_size": self._vocab_size,
-                "self_teacher": self_teacher,
-                "dtype": self._config.nemo.target_dtype,
-                "hidden": hidden,
-                "contrast": contrast,
-            },
-        )
-        return _counted(policy.worker_group.get_all_worker_results(futures))
+        more = {"role": role, "hidden": hidden, "contrast": contrast}
+        return _counted(self._asked(policy, "keep_targets", shards, k, self_teacher, **more))
 
     def sampled_logprobs(self, sequences: Sequence[tuple[Ids, Ids]]) -> list[Tensor]:
         """The student's log-probabilities of the responses in (prompt, response) sequences: [response tokens] each."""
@@ -272,8 +257,14 @@ class Scorer:
     ) -> tuple[list[TopK], TokenCounts]:
         """Scores of (prompt, response) sequences, and what was computed for them."""
         shards, order = self._shards(policy, sequences, candidates, rank_of)
+        answers = self._asked(policy, "score_responses", shards, k, self_teacher)
+        scores = [part for part in answers if part is not None]
+        return split_scores(scores, order, [len(response) for _, response in sequences]), _counted(scores)
+
+    def _asked(self, policy: Any, method: str, shards: list[Any], k: int, self_teacher: bool, **more: Any) -> list[Any]:
+        """What each worker answers to a method that scores its shard; None on earlier pipeline stages."""
         futures = policy.worker_group.run_all_workers_sharded_data(
-            "score_responses",
+            method,
             data=shards,
             in_sharded_axes=["data_parallel"],
             replicate_on_axes=REPLICAS,
@@ -283,10 +274,10 @@ class Scorer:
                 "vocab_size": self._vocab_size,
                 "self_teacher": self_teacher,
                 "dtype": self._config.nemo.target_dtype,
+                **more,
             },
         )
-        scores = [part for part in policy.worker_group.get_all_worker_results(futures) if part is not None]
-        return split_scores(scores, order, [len(response) for _, response in sequences]), _counted(scores)
+        return policy.worker_group.get_all_worker_results(futures)
 
     def _shards(
         self,

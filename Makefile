@@ -19,7 +19,7 @@ CONSTRAINTS ?= constraints-cpu.txt
 PIP_ARGS ?=
 ARGS ?=
 BIN := .venv/bin
-SHELL_SCRIPTS = .ci/run slurm/*.sh recipes/*.sh recipes/*/*.sh mopd_nemo/slurm/scripts/*.sh tests/integration/slurm/*.sh
+SHELL_SCRIPTS = .ci/run bench/*.sh slurm/*.sh recipes/*.sh recipes/*/*.sh mopd_nemo/slurm/scripts/*.sh tests/integration/slurm/*.sh
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) $(PIP_ARGS)
 
 .PHONY: quickstart real test lint docs site test-nemo test-slurm test-vllm

@@ -16,8 +16,10 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -231,17 +233,51 @@ def _status(key: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
 
+def measure_all(
+    size: str, names: list[str], device: str, dtype: str, chunk: int | None, repeats: int, seconds: float | None = None
+) -> Iterator[tuple[str, dict[str, float | str]]]:
+    """What `measure` gives of each, from processes of their own.
+
+    On a GPU, whose allocator knows the peak of each, one process goes on from one to the next, and another takes over
+    where it ended on a failure.
+
+    Args:
+        seconds: limit of one of them.
+    """
+    left = list(names)
+    while left:
+        some = left[: len(left) if device == "cuda" else 1]
+        command = [sys.executable, __file__, "--worker", *some, "--sizes", size, "--device", device]
+        command += ["--dtype", dtype, "--repeats", str(repeats), *(["--chunk", str(chunk)] if chunk else [])]
+        with tempfile.TemporaryFile("w+") as log:
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+            assert process.stdout is not None
+            for name in some:
+                ended = threading.Timer(seconds, process.kill) if seconds else None
+                if ended:
+                    ended.start()
+                line = process.stdout.readline()
+                if ended:
+                    ended.cancel()
+                left.remove(name)
+                if line:
+                    yield name, json.loads(line)
+                    continue
+                process.wait()
+                log.seek(0)
+                last = (log.read().strip().splitlines() or ["no output"])[-1][:120]
+                yield name, {"error": f"after {seconds} s: {last}" if process.returncode == -9 else last}
+                break
+            process.stdout.close()
+            process.wait()
+
+
 def run_size(size: str, names: list[str], arguments: argparse.Namespace) -> None:
     found: dict[str, dict] = {}
-    for name in names:
-        command = [sys.executable, __file__, "--worker", name, "--sizes", size, "--device", arguments.device]
-        command += ["--dtype", arguments.dtype, "--repeats", str(arguments.repeats)]
-        command += ["--chunk", str(arguments.chunk)] if arguments.chunk else []
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        lines = done.stdout.strip().splitlines()
-        error = (done.stderr.strip().splitlines() or ["no output"])[-1][:120]
-        found[name] = json.loads(lines[-1]) if done.returncode == 0 and lines else {"error": error}
-        print(f"  {name}: {found[name]}", file=sys.stderr, flush=True)
+    settings = arguments.device, arguments.dtype, arguments.chunk, arguments.repeats
+    for name, row in measure_all(size, names, *settings):
+        found[name] = row
+        print(f"  {name}: {row}", file=sys.stderr, flush=True)
     tokens, hidden, vocab = map(int, size.split("x"))
     print(f"\n### {tokens:,} tokens, hidden {hidden:,}, vocabulary {vocab:,}, {arguments.dtype}\n")
     print("| | seconds | × four products | × PyTorch | peak GiB | × PyTorch |")
@@ -298,16 +334,15 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, help="rows at a time of our forms")
     parser.add_argument("--only", help="contestants whose name contains this, and the two that ratios refer to")
     parser.add_argument("--profile", action="store_true", help="instead print where the time of each contestant goes")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.dtype = arguments.dtype or ("bfloat16" if arguments.device == "cuda" else "float32")
     arguments.repeats = arguments.repeats or (10 if arguments.device == "cuda" else 3)
     arguments.sizes = arguments.sizes or SIZES[arguments.device]
     if arguments.worker:
-        result = measure(
-            arguments.worker, arguments.sizes[0], arguments.device, arguments.dtype, arguments.chunk, arguments.repeats
-        )
-        print(json.dumps(result))
+        settings = arguments.device, arguments.dtype, arguments.chunk, arguments.repeats
+        for name in arguments.worker:
+            print(json.dumps(measure(name, arguments.sizes[0], *settings)), flush=True)
         return
     names = [n for n in CONTESTANTS if not arguments.only or arguments.only in n or n in (FLOOR, PLAIN)]
     print(f"{device_name(arguments.device)}; bench/losses.py {' '.join(sys.argv[1:])}")

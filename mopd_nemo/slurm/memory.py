@@ -100,6 +100,7 @@ def _qwen3(layers: int, hidden: int, heads: int, ffn: int, tied: bool = False) -
 
 
 KNOWN = {
+    "Qwen/Qwen3-0.6B": _qwen3(28, 1024, 16, 3072, tied=True),
     "Qwen/Qwen3-1.7B": _qwen3(28, 2048, 16, 6144, tied=True),
     "Qwen/Qwen3-4B": _qwen3(36, 2560, 32, 9728, tied=True),
     "Qwen/Qwen3-8B": _qwen3(36, 4096, 32, 12288),

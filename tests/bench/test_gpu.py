@@ -1,0 +1,87 @@
+"""`bench/gpu.sh`, which waits for a GPU, at sizes for a CPU: every part runs, and none takes the others with it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.gpu import PARTS, run_part
+from bench.peak import Peak
+
+ROOT = Path(__file__).parents[2]
+
+
+def script(out: Path, *parts: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bench/gpu.sh", "--toy", "--out", str(out), *parts],
+        cwd=ROOT,
+        env={**os.environ, "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": "", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_engine_parts_report_every_row(tmp_path: Path) -> None:
+    """In this process, because each of the script's starts torch anew."""
+    for name in ("attention", "step", "fits"):
+        run_part(name, toy=True, device="cpu", out=tmp_path)
+    rows = [json.loads(line) for file in tmp_path.glob("*.jsonl") for line in file.read_text().splitlines()]
+    assert not [row for row in rows if "error" in row]
+    named = {row["what"]: row for row in rows}
+    for method in ("mopd", "sdpo", "grpo"):
+        assert named[f"{method}, full: update"]["flops"] > 0
+    for phase in ("score", "update"):
+        padded, tree = (named[f"{phase}, 8 x 8 after 40, {form}"] for form in ("padded", "tree"))
+        assert padded["flops"] == tree["flops"] and padded["gib"] > tree["gib"] and tree["top"]
+    assert named["what fits, full"]["note"] == "toy-4; toy-64 does not"
+
+
+def test_script_goes_on_after_a_failure_and_skipped_checks_have_not_passed(tmp_path: Path) -> None:
+    found = script(tmp_path, "tests", "losses")
+    assert found.returncode == 1, found.stdout
+    table = found.stdout
+    assert "0 passed, 0 failed, " in table and "skipped**" in table  # no CUDA device here
+    assert "ours: JSD, 64 x 32 x 512 |" in table
+    assert "| fits | fits |  |  |  | **has not run** |" in table
+    written = json.loads((tmp_path / "gpu.json").read_text())
+    losses = [row for row in written["rows"] if row["part"] == "losses" and "seconds" in row]
+    assert len(losses) == 4 and all(row["share"] > 0 for row in losses if "flops" in row)
+
+
+def test_a_part_that_fails_or_is_stopped_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench import gpu
+
+    def broken(toy, device, out, tell):
+        tell({"what": "first", "seconds": 1.0})
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setitem(gpu.PARTS, "fits", broken)
+    with pytest.raises(RuntimeError):
+        run_part("fits", True, "cpu", tmp_path)
+    (tmp_path / "step.jsonl").write_text('{"part": "step", "what": "generate", "seconds": 2.0}\n')
+    assert not gpu.table("cpu", tmp_path)
+    rows = {(row["part"], row["what"]): row for row in json.loads((tmp_path / "gpu.json").read_text())["rows"]}
+    assert rows["fits", "first"]["seconds"] == 1.0 and "no such kernel" in rows["fits", "fits"]["error"]
+    assert rows["step", "step"]["error"] == "stopped at its time limit"
+    assert {part for part, _ in rows} == set(PARTS)
+
+
+def test_peak_counts_what_is_there_at_once() -> None:
+    weights = torch.randn(100, 100, requires_grad=True)
+    with Peak("cpu") as peak:
+        first = torch.zeros(1000)
+        del first
+        result = (torch.ones(50, 100) @ weights).exp()  # inputs, product, result; exp keeps its result alone
+        assert peak.read() == 4 * 3 * 50 * 100
+        view = result[:1]
+        del result
+        peak.restart()
+        assert peak.read() == 4 * 2 * 50 * 100  # the view keeps it all
+        del view
+    with pytest.raises(torch.OutOfMemoryError), Peak("cpu", limit=1000):
+        torch.zeros(300)

@@ -12,6 +12,7 @@ import numpy as np
 from scipy import stats
 
 from mopd_nemo.config import Config, UserError
+from mopd_nemo.config.schema import pass_sizes
 from mopd_nemo.engines.base import Engine, Progress, Sampling
 from mopd_nemo.peers.metrics import group_metrics
 from mopd_nemo.types import Problem, RolloutGroup
@@ -61,7 +62,6 @@ def evaluation_metrics(groups: Sequence[RolloutGroup], n: int, verifiers: Verifi
     correct = [[verdict.success is True for verdict in group.verdicts] for group in groups]
     num_correct = [sum(flags) for flags in correct]
     low, high = bootstrap_interval([c / n for c in num_correct])
-    ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k < n] + [n]
     voting = [group for group in groups if verifier_class(group.problem.task).votes]
     votes = [votes_of(group, verifiers) for group in voting]
     right = [[verdict.success is True for verdict in group.verdicts] for group in voting]
@@ -70,11 +70,25 @@ def evaluation_metrics(groups: Sequence[RolloutGroup], n: int, verifiers: Verifi
         f"mean@{n}": mean_at_k(num_correct, n),
         f"mean@{n}/low": low,
         f"mean@{n}/high": high,
-        **{f"pass@{k}": fmean(pass_at_k(c, n, k) for c in num_correct) for k in ks},
+        **{f"pass@{k}": fmean(pass_at_k(c, n, k) for c in num_correct) for k in pass_sizes(n)},
         **({f"maj@{n}": majority_at_k(votes, right)} if voting else {}),
         "num_problems": float(len(groups)),
         **{name: value for name, value in observed.items() if name.startswith(("response/", "outcome/"))},
     }
+
+
+def check_votes(config: Config, problems: Sequence[Problem]) -> None:
+    """Find out whether `train.keep_best` names a vote that no held-out problem takes.
+
+    Raises:
+        UserError: it does.
+    """
+    metric = config.train.keep_best or ""
+    if metric.startswith("maj@") and not any(verifier_class(problem.task).votes for problem in problems):
+        raise UserError(
+            f"train.keep_best={metric}: no task of data.eval={config.data.eval} has answers to vote on; choose "
+            f"mean@{config.eval.num_samples}"
+        )
 
 
 def change_since(groups: Sequence[RolloutGroup], before: Mapping[str, float]) -> dict[str, float]:

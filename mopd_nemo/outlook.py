@@ -170,7 +170,11 @@ def _room(config: Config, say: Callable[[str], None]) -> Iterator[str]:
             f"model.path={config.model.path}: weights, gradients, optimiser and teacher take {in_bytes(need)}, and "
             f"{in_bytes(free)} are free: choose a smaller model, teacher.kind=live, or engine=nemo on several GPUs"
         )
-    saved = count * (12 + 4 * (config.teacher.kind == "ema")) * (config.train.keep_checkpoints + 1)
+    saved = (
+        count
+        * (12 + 4 * (config.teacher.kind == "ema"))
+        * (config.train.keep_checkpoints + 1 + (config.train.keep_best is not None))
+    )
     place = Path(config.run_dir or "runs")
     say(f"disk        {in_bytes(saved)} for checkpoints; {in_bytes(free_space(place))} are free at {place}")
     if saved > free_space(place):

@@ -17,14 +17,14 @@ from mopd_nemo.config.plugins import method_class
 from mopd_nemo.data.completions import read_completions
 from mopd_nemo.data.load import changes, fingerprints, judgeable, load_problems, recorded_fingerprints
 from mopd_nemo.engines import make_engine
-from mopd_nemo.evaluation import change_since, evaluate
+from mopd_nemo.evaluation import change_since, check_votes, evaluate
 from mopd_nemo.files import append_row, write_json, write_rows
 from mopd_nemo.methods.base import make_method
 from mopd_nemo.outlook import summary
 from mopd_nemo.peers.metrics import group_metrics
 from mopd_nemo.preflight import choice
 from mopd_nemo.run import ahead
-from mopd_nemo.run.checkpoints import lacking, load_checkpoint, newest_step, newest_up_to, recover, save_checkpoint
+from mopd_nemo.run import checkpoints as saved
 from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.run.display import Display, PhaseTimer
 from mopd_nemo.run.guard import Signs, best_evaluation, errors_over_problems, missing_steps, remarks, signs
@@ -54,6 +54,7 @@ class Trainer:
         self.verifiers = VerifierPool(config.verifier, {p.task for p in [*self.problems, *self.eval_problems]})
         self.problems = judgeable(self.problems, self.verifiers, config, "train")
         self.eval_problems = judgeable(self.eval_problems, self.verifiers, config, "eval")
+        check_votes(config, self.eval_problems)
         if len(self.problems) < config.rollout.num_prompts_per_step:
             raise UserError(
                 f"rollout.num_prompts_per_step={config.rollout.num_prompts_per_step} is more than the "
@@ -104,7 +105,7 @@ class Trainer:
     ) -> Trainer:
         """A run that continues, with changed settings if overrides are given."""
         before, config = run.read_config(), run.read_config(overrides)
-        made = newest_step(run.checkpoints)
+        made = saved.newest_step(run.checkpoints)
         if made > config.train.num_steps:
             raise UserError(
                 f"train.num_steps={config.train.num_steps}: {run.path} has made {made} steps already; give at least "
@@ -178,6 +179,8 @@ class Trainer:
             if work == "step":
                 for remark in remarks(self.recorded["metrics"], self.config.engine == "local"):
                     self.display.say(f"WARNING, step {self.step}: {remark}", "yellow")
+            if work == "evaluation":
+                self._keep_best()
             if work != "choice":
                 self._watch()
             if work != "step" or self.halted:
@@ -292,7 +295,7 @@ class Trainer:
     def good_checkpoint(self) -> Path | None:
         """The newest checkpoint from before the signs."""
         step = self.signs.good_step
-        return None if step is None else newest_up_to(self.run.checkpoints, step)
+        return None if step is None else saved.newest_up_to(self.run.checkpoints, step)
 
     def _write(self, name: str, file: Path, row: dict[str, Any]) -> None:
         append_row(file, row)
@@ -323,27 +326,43 @@ class Trainer:
         self.display.phase("saving")
         state = {"step": self.step, "ever_solved": sorted(self.ever_solved)}
         with self.stop.timed("save"):  # which waits for the rollouts in flight
-            save_checkpoint(
+            saved.save_checkpoint(
                 self.run.checkpoints,
                 self.step,
                 self.engine,
                 state,
-                self.config.train.keep_checkpoints,
-                spare=self.good_checkpoint if self.signs.doubt else None,
                 rows={ahead.FILE: self.rollouts.rows(self.display.progress)},
             )
         self.saved_step = self.step
+        self._prune()
         self._look_for_room()
+
+    def _keep_best(self) -> None:
+        """Save the step of the latest evaluation if it is the best so far, and let go of the one that was."""
+        metric, (*before, now) = self.config.train.keep_best, self.recorded["evaluations"]
+        if metric is None or not self.step:
+            return
+        best = saved.best_saved(self.run.checkpoints, before, metric)
+        if self.step != self.saved_step and (best is None or now[metric] > best[1][metric]):
+            self._save()
+        else:
+            self._prune()
+
+    def _prune(self) -> None:
+        metric = self.config.train.keep_best
+        best = saved.best_saved(self.run.checkpoints, self.recorded["evaluations"], metric) if metric else None
+        spare = [best[0] if best else None, self.good_checkpoint if self.signs.doubt else None]
+        saved.prune(self.run.checkpoints, self.config.train.keep_checkpoints, spare)
 
     def _look_for_room(self) -> None:
         """Say early when the next checkpoint will not fit."""
-        if self.step < self.config.train.num_steps and (problem := lacking(self.run.checkpoints, self.engine)):
+        if self.step < self.config.train.num_steps and (problem := saved.lacking(self.run.checkpoints, self.engine)):
             self.display.say(f"WARNING: the next checkpoint will not be written: {problem}", "bold red")
 
     def _restore(self) -> None:
-        checkpoint = recover(self.run.checkpoints, partial(self.display.say, style="bold red"))
+        checkpoint = saved.recover(self.run.checkpoints, partial(self.display.say, style="bold red"))
         if checkpoint is not None:
-            state = load_checkpoint(checkpoint, self.engine)
+            state = saved.load_checkpoint(checkpoint, self.engine)
             self.step = self.saved_step = state["step"]
             self.ever_solved = set(state["ever_solved"])
             if notice := self.rollouts.restore(checkpoint, self.step):

@@ -36,6 +36,13 @@ def test_dump_reads_back_to_the_same_config(tmp_path: Path) -> None:
         ("teacher: {kind: best}", [], "teacher.kind='best': input should be 'live', 'ema', 'frozen', 'external' or"),
         ("", ["teacher.kind=external"], "teacher.kind=external needs teacher.path"),
         ("", ["teacher.path=x"], "teacher.path='x' is unused by teacher.kind=ema"),
+        (
+            "",
+            ["train.keep_best=mean@4"],
+            "train.keep_best=mean@4: with eval.num_samples=8 choose mean@8, pass@1, pass@2",
+        ),
+        ("", ["train.keep_best=loss"], "choose mean@8"),
+        ("", ["train.keep_best=paper/mean@8", "eval.paper_metrics=true", "train.eval_every=0"], "needs evaluations"),
         ("", ["divergence.support=sampled"], "set divergence.kind=reverse_kl"),
         ("", ["peers.successes=0", "peers.failures=0"], "raise one of them"),
         ("", ["divergence.contrast=1", "peers.failures=0"], "raise the one that is 0"),

@@ -20,13 +20,15 @@ from mopd_nemo.analysis.report import write_report
 from mopd_nemo.commands.train import HALTED, run_training
 from mopd_nemo.config import UserError
 from mopd_nemo.config.load import load_config
+from mopd_nemo.evaluation import check_votes
 from mopd_nemo.files import read_rows
 from mopd_nemo.preflight import choice as preflight_choice
-from mopd_nemo.run.checkpoints import checkpoints
+from mopd_nemo.run.checkpoints import best_checkpoint, checkpoints, fault
 from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.run.guard import Signs
 from mopd_nemo.run.stop import StopRequest
 from mopd_nemo.trainer import Trainer
+from mopd_nemo.types import Problem
 from tests.conftest import QUICKSTART
 
 SMALL = [
@@ -326,6 +328,83 @@ def test_the_guard_stops_at_the_last_good_checkpoint(
     assert [c.name for c in checkpoints(run.checkpoints)] == ["step_000002", "step_000004"]
     text = " ".join(capsys.readouterr().out.split())
     assert "WARNING, step 5: success fell" in text and "step_000002" in text and "guard.action=warn" in text
+
+
+RATES = {0: 0.9, 2: 0.3, 4: 0.5, 5: 0.5, 6: 0.4}
+"""Held-out accuracy by step, for tests of the best checkpoint: the model before training beats all others."""
+BEST = ["train.keep_best=mean@2", "train.keep_checkpoints=1", "train.checkpoint_every=3"]
+
+
+@pytest.fixture
+def rated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluations give `RATES`."""
+    write = Trainer._write
+
+    def rate(trainer: Trainer, name: str, file: Path, row: dict[str, Any]) -> None:
+        write(trainer, name, file, row | ({"mean@2": RATES[row["step"]]} if name == "evaluations" else {}))
+
+    monkeypatch.setattr(Trainer, "_write", rate)
+
+
+@pytest.mark.parametrize("moment", [("save_checkpoint", 4), ("prune", 4), ("prune", 6), ("evaluate", 6)])
+def test_the_best_checkpoint_survives_pruning_and_kills(
+    moment: tuple[str, int], rated: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class KilledError(BaseException):
+        pass
+
+    undisturbed = new_run(tmp_path / "undisturbed", *BEST)
+    name, step = moment
+    module = trainer_module if name == "evaluate" else trainer_module.saved
+    trainer = Trainer.new(
+        load_config(QUICKSTART, [f"run_dir={tmp_path / 'run'}", *SMALL, *BEST]), Console(file=io.StringIO())
+    )
+    whole = getattr(module, name)
+
+    def killed(*arguments: Any, **more: Any) -> Any:
+        if trainer.step == step:
+            raise KilledError
+        return whole(*arguments, **more)
+
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(module, name, killed)
+        trainer.fit()
+    run = RunDirectory.open(tmp_path / "run")
+    resume(run)
+    assert_same_run(undisturbed, run)
+    for each in (undisturbed, run):
+        assert [path.name for path in checkpoints(each.checkpoints)] == ["step_000004", "step_000006"]
+        path, row = best_checkpoint(each)
+        assert path.name == "step_000004" and row["mean@2"] == 0.5 and fault(path) == ""
+        assert load_file(path / "model.safetensors").keys()
+    write_report([run])
+    assert "step_000004 · 50.0 %" in run.report_file.read_text()
+
+
+def test_an_equal_evaluation_replaces_no_best_checkpoint(rated: None, tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run", *BEST, "train.num_steps=5")
+    assert best_checkpoint(run)[0].name == "step_000004"
+    assert [path.name for path in checkpoints(run.checkpoints)] == ["step_000004", "step_000005"]
+
+
+def test_a_damaged_best_checkpoint_is_named(rated: None, tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run", *BEST, "train.num_steps=5")
+    (run.checkpoints / "step_000004" / "trainer.json").unlink()
+    with pytest.raises(UserError, match=r"step_000004: the best checkpoint by mean@2 is not intact: trainer.json"):
+        best_checkpoint(run)
+    (run.checkpoints / "step_000005").rename(tmp_path / "aside")
+    run.eval_file.write_text("")
+    with pytest.raises(UserError, match=r"no evaluation after step 0 has a checkpoint yet \(train.keep_best=mean@2\)"):
+        best_checkpoint(run)
+    with pytest.raises(UserError, match=r"keeps no best checkpoint; set train.keep_best"):
+        best_checkpoint(new_run(tmp_path / "without", "train.num_steps=1", "train.eval_every=0"))
+
+
+def test_a_vote_that_nobody_takes_is_no_measure_of_the_best() -> None:
+    config = load_config(QUICKSTART, ["train.keep_best=maj@2", "eval.num_samples=2"])
+    program = Problem("p", ({"role": "user", "content": "write it"},), {}, "code")
+    with pytest.raises(UserError, match=r"train.keep_best=maj@2: no task of data.eval=.* choose mean@2"):
+        check_votes(config, [program])
 
 
 def test_a_healthy_run_is_not_warned_of(whole_run: RunDirectory) -> None:

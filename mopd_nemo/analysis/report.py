@@ -18,6 +18,7 @@ from mopd_nemo.config import Config
 from mopd_nemo.config.load import flatten
 from mopd_nemo.config.plugins import method_class
 from mopd_nemo.files import read_rows
+from mopd_nemo.run.checkpoints import best_saved
 from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.run.display import PHASES, WARM_UP_STEPS
 from mopd_nemo.run.guard import signs
@@ -181,7 +182,7 @@ def _single(run: RunDirectory, config: Config, metrics: Rows, evals: Rows) -> di
     return {
         "description": _describe(config),
         "config_text": run.config_file.read_text(),
-        "cards": _cards(metrics, evals),
+        "cards": _cards(metrics, evals) + _best_card(run, config, evals),
         "signal": _signal(run.path / "teacher_signal"),
         "outcomes": _outcomes(metrics, evals),
         "seconds": _mean_seconds(metrics),
@@ -230,6 +231,17 @@ def _cards(metrics: Rows, evals: Rows) -> list[tuple[str, str]]:
         if errors:
             items.append(("verifier errors", f"{fmean(errors):.2%}"))
     return items
+
+
+def _best_card(run: RunDirectory, config: Config, evals: Rows) -> list[tuple[str, str]]:
+    """The evaluation whose checkpoint `train.keep_best` keeps."""
+    metric = config.train.keep_best
+    best = best_saved(run.checkpoints, evals, metric) if metric else None
+    return (
+        [(f"best checkpoint, by {metric}", f"{best[0].name} · {100 * best[1][metric]:.1f} %")]
+        if best and metric
+        else []
+    )
 
 
 def _signal(directory: Path) -> dict[str, Any] | None:

@@ -26,7 +26,10 @@ def evaluate(
     overrides: Overrides = None,
     checkpoint: Annotated[
         Path | None,
-        typer.Option(help="Model to evaluate: a checkpoint of a run or any model directory. Default: model.path."),
+        typer.Option(
+            help="Model to evaluate: a checkpoint, a run with train.keep_best, whose best checkpoint is taken, or any "
+            "model directory. Default: model.path."
+        ),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Also write the metrics as JSON here.")] = None,
     rollouts: Annotated[Path | None, typer.Option(help="Also write the samples here, for `mopd analyze`.")] = None,
@@ -36,6 +39,11 @@ def evaluate(
     for path, option in ((output, "--output"), (rollouts, "--rollouts")):
         if path is not None:
             check_output(path, option)
+    if checkpoint is not None and (checkpoint / "config.yaml").is_file():
+        from mopd_nemo.run.checkpoints import best_checkpoint
+        from mopd_nemo.run.directory import RunDirectory
+
+        checkpoint, _ = best_checkpoint(RunDirectory.open(checkpoint))
     if checkpoint is not None and not (checkpoint / "config.json").is_file():
         raise UserError(
             f"--checkpoint {checkpoint}: no config.json in it; name a directory like RUN_DIR/checkpoints/step_000040, "

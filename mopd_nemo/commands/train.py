@@ -115,7 +115,7 @@ def run_training(config_file: Path | None, resume: Path | None, overrides: Seque
 
 def _say_where(run: RunDirectory, complete: bool, console: Console) -> None:
     from mopd_nemo.analysis.report import write_report
-    from mopd_nemo.run.checkpoints import checkpoints
+    from mopd_nemo.run.checkpoints import best_saved, checkpoints
 
     try:
         write_report([run])
@@ -125,6 +125,9 @@ def _say_where(run: RunDirectory, complete: bool, console: Console) -> None:
     console.print(f"run         {run.path}", soft_wrap=True)
     console.print(f"report      {run.report_file}", soft_wrap=True)
     console.print(f"checkpoint  {saved[-1] if saved else 'none yet'}", soft_wrap=True)
+    metric = run.read_config().train.keep_best
+    if metric and (best := best_saved(run.checkpoints, run.rows(run.eval_file), metric)):
+        console.print(f"best        {best[0]} ({metric} {best[1][metric]:.1%})", soft_wrap=True)
     if not complete:
         console.print(f"continue    mopd train --resume {run.path}", soft_wrap=True)
 

@@ -32,6 +32,7 @@ def check(config: Config) -> None:
     _check_choice(config)
     _check_lag(config)
     _check_token_signal(config)
+    _check_best(config)
     _check_cluster(config)
     if config.engine == "nemo":
         _check_nemo(config)
@@ -189,6 +190,17 @@ def _check_token_signal(config: Config) -> None:
         raise ValueError(
             f"logging.save_token_signal_every={every}: method={config.method} has no teacher to compare with: remove it"
         )
+
+
+def _check_best(config: Config) -> None:
+    """The best checkpoint is chosen by something that evaluations measure."""
+    metric, rates = config.train.keep_best, config.eval.rates
+    if metric is not None and metric not in rates:
+        raise ValueError(
+            f"train.keep_best={metric}: with eval.num_samples={config.eval.num_samples} choose {', '.join(rates)}"
+        )
+    if metric is not None and not config.train.eval_every:
+        raise ValueError(f"train.keep_best={metric} needs evaluations, and train.eval_every=0: raise the latter")
 
 
 def _check_cluster(config: Config) -> None:

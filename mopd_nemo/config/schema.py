@@ -237,6 +237,10 @@ class TrainConfig(ConfigBlock):
     """Steps between checkpoints. The run also saves at its end and when it is stopped."""
     keep_checkpoints: PositiveInt = 2
     """Number of checkpoints to keep. Older ones are deleted."""
+    keep_best: str | None = None
+    """Also keep the checkpoint of the best evaluation by this metric of `eval.jsonl`, such as `mean@8` or `pass@1`. It
+    is written right after an evaluation that beats all before it, and takes room beside the newest ones; the
+    evaluation before the first step does not count. `mopd eval --checkpoint RUN_DIR` takes it. `null`: none."""
     checkpoint_must_save_by: Duration | None = None
     """Deadline, counted from the start of the process, for a job with a time limit: `"hours:minutes:seconds"`, with
     days in front as `"1-12:00:00"` or as NeMo-RL's `"01:12:00:00"`. The run saves and stops if its next step and the
@@ -273,6 +277,18 @@ class EvalConfig(ConfigBlock):
     """Also report `paper/mean@n` and `paper/pass@n`, which the paper's code calls mean@n and pass@n: a program scores
     the share of tests that it passes, and pass@n is drawn with replacement. For programs this needs
     `verifier.code.all_tests`."""
+
+    @property
+    def rates(self) -> tuple[str, ...]:
+        """Metrics of an evaluation of which more is better."""
+        n = self.num_samples
+        as_in_paper = (f"paper/mean@{n}", f"paper/pass@{n}") if self.paper_metrics else ()
+        return f"mean@{n}", *(f"pass@{k}" for k in pass_sizes(n)), f"maj@{n}", *as_in_paper
+
+
+def pass_sizes(n: int) -> list[int]:
+    """The k of pass@k for n samples: powers of two up to 64, and n."""
+    return [k for k in (1, 2, 4, 8, 16, 32, 64) if k < n] + [n]
 
 
 class LoggingConfig(ConfigBlock):

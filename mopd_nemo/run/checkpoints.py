@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import Any
 from mopd_nemo.config import UserError
 from mopd_nemo.engines.base import Engine
 from mopd_nemo.files import WriteError, cannot_write, file_limit, free_space, in_bytes, write_rows
+from mopd_nemo.run.directory import RunDirectory
 
 MANIFEST = "manifest.json"
 TRAINER = "trainer.json"
@@ -38,15 +39,12 @@ def save_checkpoint(
     step: int,
     engine: Engine,
     state: dict[str, Any],
-    keep: int,
-    spare: Path | None = None,
     rows: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> Path:
-    """Write `directory/step_NNNNNN` and delete all but the newest `keep` checkpoints.
+    """Write `directory/step_NNNNNN`.
 
     Args:
         state: of the trainer, as JSON.
-        spare: an older checkpoint that stays.
         rows: of further files, by name; a file without rows is not written.
 
     Raises:
@@ -75,10 +73,48 @@ def save_checkpoint(
         _delete(final)
     partial.rename(final)
     _sync_directory(directory)
-    for old in checkpoints(directory)[:-keep]:
-        if old != spare:
-            _delete(old)
     return final
+
+
+def prune(directory: Path, keep: int, spare: Collection[Path | None] = ()) -> None:
+    """Delete all but the newest `keep` checkpoints and those to spare."""
+    for old in checkpoints(directory)[:-keep]:
+        if old not in spare:
+            _delete(old)
+
+
+def best_saved(
+    directory: Path, evaluations: Sequence[Mapping[str, Any]], metric: str
+) -> tuple[Path, Mapping[str, Any]] | None:
+    """Of the evaluations after step 0 whose checkpoint is there, the best by a metric; of equal ones the first.
+
+    Args:
+        evaluations: rows of `eval.jsonl`, oldest first.
+
+    Returns:
+        Its checkpoint, by name, and its row; None: no evaluation has both the metric and a checkpoint.
+    """
+    kept = {step_of(path): path for path in checkpoints(directory)}
+    rated = [row for row in evaluations if metric in row and row["step"] > 0 and row["step"] in kept]
+    best = max(rated, key=lambda row: row[metric], default=None)
+    return None if best is None else (kept[best["step"]], best)
+
+
+def best_checkpoint(run: RunDirectory) -> tuple[Path, Mapping[str, Any]]:
+    """The checkpoint that `train.keep_best` has kept, and the row of its evaluation.
+
+    Raises:
+        UserError: the run keeps none, has none yet, or it is damaged.
+    """
+    metric = run.read_config().train.keep_best
+    if metric is None:
+        raise UserError(f"{run.path}: this run keeps no best checkpoint; set train.keep_best, or name a checkpoint")
+    best = best_saved(run.checkpoints, run.rows(run.eval_file), metric)
+    if best is None:
+        raise UserError(f"{run.path}: no evaluation after step 0 has a checkpoint yet (train.keep_best={metric})")
+    if reason := fault(best[0]):
+        raise UserError(f"{best[0]}: the best checkpoint by {metric} is not intact: {reason}; name another one")
+    return best
 
 
 def recover(directory: Path, say: Callable[[str], None]) -> Path | None:

@@ -105,6 +105,16 @@ def test_bad_input_ends_with_its_message_and_code_2(
     assert message in capsys.readouterr().err
 
 
+def test_eval_takes_the_best_checkpoint_of_a_run(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = ["eval", "-c", str(QUICKSTART), "--checkpoint", str(run.path)]
+    monkeypatch.setattr(sys, "argv", ["mopd", *config])
+    with pytest.raises(SystemExit):
+        main()
+    assert "keeps no best checkpoint; set train.keep_best, or name a checkpoint" in capsys.readouterr().err
+
+
 def test_inspect_names_what_there_is(
     run: RunDirectory, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

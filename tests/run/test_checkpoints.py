@@ -15,11 +15,13 @@ from mopd_nemo.engines.base import Engine
 from mopd_nemo.files import WriteError
 from mopd_nemo.run import checkpoints as module
 from mopd_nemo.run.checkpoints import (
+    best_saved,
     checkpoints,
     fault,
     load_checkpoint,
     newest_step,
     newest_up_to,
+    prune,
     recover,
     save_checkpoint,
 )
@@ -49,7 +51,9 @@ class Files:
 
 
 def save(directory: Path, step: int, keep: int = 9, error: Exception | None = None) -> Path:
-    return save_checkpoint(directory, step, cast(Engine, Files(error)), {"step": step}, keep)
+    path = save_checkpoint(directory, step, cast(Engine, Files(error)), {"step": step})
+    prune(directory, keep)
+    return path
 
 
 @pytest.fixture
@@ -254,8 +258,19 @@ def test_hashing_costs_less_than_writing(tmp_path: Path) -> None:
                 (directory / f"rank{number}").write_bytes(os.urandom(1 << 20) * 256)
 
     started = time.monotonic()
-    path = save_checkpoint(tmp_path, 1, cast(Engine, Big()), {}, 1)
+    path = save_checkpoint(tmp_path, 1, cast(Engine, Big()), {})
     written = time.monotonic() - started
     started = time.monotonic()
     assert fault(path) == ""
     assert time.monotonic() - started < written
+
+
+def test_the_best_of_the_evaluations_that_have_a_checkpoint(saved: Path) -> None:
+    rows = [{"step": step, "mean@8": rate} for step, rate in ((0, 0.9), (2, 0.5), (3, 0.8), (4, 0.5))]
+    best = best_saved(saved, rows, "mean@8")
+    assert best == (saved / "step_000002", rows[1])
+    assert best_saved(saved, rows, "pass@1") is None and best_saved(saved, rows[:1], "mean@8") is None
+    prune(saved, 1, [saved / "step_000002", None])
+    save(saved, 6)
+    prune(saved, 1, [saved / "step_000002", None])
+    assert names(saved) == ["step_000002", "step_000006"]

@@ -358,7 +358,7 @@ def test_a_run_continues_from_its_checkpoint_exactly_and_becomes_a_model(backend
         return metrics
 
     step(engine, 0)
-    checkpoint = save_checkpoint(tmp_path / "run" / "checkpoints", 1, engine, {"step": 1}, keep=1)
+    checkpoint = save_checkpoint(tmp_path / "run" / "checkpoints", 1, engine, {"step": 1})
     assert sorted(file.name for file in (checkpoint / "teacher").iterdir()) == ["rank_00000.pt", "rank_00001.pt"]
     saved = exported(engine)[0]
     expected = [step(engine, 1), step(engine, 2)]

@@ -86,6 +86,12 @@ class Browser:
         x, y = self.evaluate(box)
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
+    def press(self, key: str) -> None:
+        """Press and release a key that has a name."""
+        codes = {"Tab": 9, "Escape": 27, "ArrowRight": 39}
+        for kind in ("rawKeyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=codes[key])
+
     def picture(self, file: Path) -> None:
         """A PNG of what is to be seen."""
         file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))

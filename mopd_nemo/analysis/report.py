@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from mopd_nemo.analysis import plots
+from mopd_nemo.analysis.groups import sample_groups
 from mopd_nemo.analysis.page import svgs, write_page
 from mopd_nemo.analysis.teacher_signal import RESULT_FILE
 from mopd_nemo.config import Config
@@ -22,10 +22,8 @@ from mopd_nemo.run.checkpoints import best_saved
 from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.run.display import PHASES, WARM_UP_STEPS
 from mopd_nemo.run.guard import signs
-from mopd_nemo.run.rollouts import num_successes, teacher_prompts
 from mopd_nemo.types import Outcome
 
-_SHOWN_GROUPS = 6
 _NOT_COMPARED = ("name", "run_dir")
 
 Rows = Sequence[Mapping[str, Any]]
@@ -178,7 +176,6 @@ def _summary_row(metrics: Rows, evals: Rows) -> list[str]:
 
 def _single(run: RunDirectory, config: Config, metrics: Rows, evals: Rows) -> dict[str, Any]:
     """The parts of the page that exist for one run only."""
-    recorded = list(run.rollout_files().values())
     return {
         "description": _describe(config),
         "config_text": run.config_file.read_text(),
@@ -188,7 +185,8 @@ def _single(run: RunDirectory, config: Config, metrics: Rows, evals: Rows) -> di
         "seconds": _mean_seconds(metrics),
         "choices": read_rows(run.choices_file) if run.choices_file.exists() else [],
         "alarm": _alarm(metrics, evals),
-        "groups": _sample_groups(read_rows(recorded[-1])) if recorded else [],
+        "samples": sample_groups(run),
+        "taught": config.teacher.kind != "none",
     }
 
 
@@ -297,13 +295,3 @@ def _mean_seconds(metrics: Rows) -> dict[str, Any] | None:
 def _steps(rows: Rows) -> str:
     first, last = rows[0]["step"], rows[-1]["step"]
     return f"step {first}" if first == last else f"steps {first} to {last}"
-
-
-def _sample_groups(rows: Rows) -> list[dict[str, Any]]:
-    """Some groups of a step, most evenly mixed first: they show the most."""
-    groups = [list(members) for _, members in groupby(rows, key=lambda row: row["problem"])]
-    groups.sort(key=lambda group: abs(fmean(row["reward"] for row in group) - 0.5))
-    return [
-        {"rows": group, "num_correct": num_successes(group), "contexts": teacher_prompts(group)}
-        for group in groups[:_SHOWN_GROUPS]
-    ]

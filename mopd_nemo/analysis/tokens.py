@@ -49,11 +49,13 @@ class TokenView:
     texts: tuple[str, ...]
     """Of its tokens."""
     columns: tuple[Column, ...]
+    beside: float = 0.0
+    """The largest divergence of what is shown beside it, so that all strips have one top."""
 
     @property
     def highest(self) -> float:
         """The largest divergence, the top of the strips of all columns."""
-        return max((float(np.nanmax(column.signal.divergence)) for column in self.columns), default=0.0)
+        return max([self.beside, *(float(np.nanmax(column.signal.divergence)) for column in self.columns)])
 
 
 def score_contexts(

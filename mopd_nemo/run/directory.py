@@ -147,8 +147,16 @@ class RunDirectory:
 
     def rollout_files(self, kind: Literal["step", "eval"] = "step") -> dict[int, Path]:
         """Recorded rollouts by step, oldest first. Files of other names are not the run's."""
+        return self._by_step(kind, "jsonl")
+
+    def signal_files(self) -> dict[int, Path]:
+        """Recorded signals of tokens by step, oldest first."""
+        return self._by_step("signal", "npz")
+
+    def _by_step(self, kind: str, suffix: str) -> dict[int, Path]:
         named = (
-            (re.fullmatch(rf"{kind}_(\d{{6,}})\.jsonl", file.name), file) for file in self.rollouts.glob("*.jsonl")
+            (re.fullmatch(rf"{kind}_(\d{{6,}})\.{suffix}", file.name), file)
+            for file in self.rollouts.glob(f"*.{suffix}")
         )
         return dict(sorted((int(match[1]), file) for match, file in named if match))
 
@@ -171,12 +179,10 @@ class RunDirectory:
         for file in (self.metrics_file, self.eval_file, self.choices_file):
             if file.exists():
                 write_rows(file, [row for row in self.rows(file) if row["step"] <= step])
-        for recorded, file in (*self.rollout_files("step").items(), *self.rollout_files("eval").items()):
-            if recorded > step:
-                file.unlink()
-        for file in self.rollouts.glob("signal_*.npz"):
-            if file > self.signal_file(step):
-                file.unlink()
+        for files in (self.rollout_files("step"), self.rollout_files("eval"), self.signal_files()):
+            for recorded, file in files.items():
+                if recorded > step:
+                    file.unlink()
 
 
 class _RunLock:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -234,6 +234,12 @@ def num_successes(rows: Sequence[Row]) -> int:
 def solved_fraction(rows: Sequence[Row]) -> float:
     """Share of successes among the rollouts of a group."""
     return num_successes(rows) / len(rows)
+
+
+def mixed_first(rows: Iterable[Row]) -> list[list[Row]]:
+    """The groups of one step's rows, most evenly mixed first: they show the most."""
+    groups = [list(members) for _, members in groupby(rows, key=lambda row: row["problem"])]
+    return sorted(groups, key=lambda group: abs(solved_fraction(group) - 0.5))
 
 
 def teacher_prompts(rows: Sequence[Row]) -> list[dict[str, Any]]:

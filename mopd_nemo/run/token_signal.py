@@ -4,6 +4,7 @@ about                JSON: problem, rollout and token texts of each response, an
 student, teacher     log-probability of the sampled token, nats; all responses end to end, float32
 divergence           of each token, as `divergence` has it
 preferred            id of the teacher's likeliest token; preferred_logprob: its log-probability
+own, own_logprob     the student's, one column; none where the engine does not tell
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from mopd_nemo.files import replacing_bytes
 from mopd_nemo.methods.batch import TrainBatch
 from mopd_nemo.types import RolloutGroup
 
-_NUMBERS = ("student", "teacher", "divergence", "preferred", "preferred_logprob")
+_NUMBERS = ("student", "teacher", "divergence", "preferred", "preferred_logprob", "own", "own_logprob")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +34,9 @@ class RecordedSignal:
     texts: tuple[str, ...]
     """Of its tokens."""
     signal: TokenSignal
-    """With the teacher's likeliest token alone, and none of the student's."""
+    """With the likeliest token of each alone, and none of the student's where the engine does not tell."""
     names: dict[int, str]
-    """Texts of the preferred tokens."""
+    """Texts of the likeliest tokens."""
 
 
 def write_token_signal(
@@ -43,11 +44,17 @@ def write_token_signal(
 ) -> None:
     """Record the signals of a batch's examples; those without a teacher are left out."""
     told = [(example, s) for example, s in zip(batch.examples, signals, strict=True) if s is not None]
-    columns = [(s.student, s.teacher, s.divergence, s.teacher_top_ids[:, 0], s.teacher_top[:, 0]) for _, s in told]
+    columns = [
+        (
+            *(s.student, s.teacher, s.divergence, s.teacher_top_ids[:, 0], s.teacher_top[:, 0]),
+            *(s.student_top_ids[:, :1], s.student_top[:, :1]),
+        )
+        for _, s in told
+    ]
     numbers = {
         name: np.concatenate(parts) for name, parts in zip(_NUMBERS, zip(*columns, strict=True), strict=bool(told))
     }
-    preferred = np.unique(numbers["preferred"]).tolist() if told else []
+    preferred = np.unique(np.append(numbers["preferred"], numbers["own"])).tolist() if told else []
     about = {
         "rows": [
             {
@@ -74,11 +81,8 @@ def read_token_signal(file: Path) -> list[RecordedSignal]:
     found, start = [], 0
     for row in rows:
         end = start + len(row["texts"])
-        student, teacher, divergence, ids, logprobs = (values[start:end] for values in numbers)
-        nothing = np.zeros((end - start, 0), np.float32)
-        signal = TokenSignal(
-            student, teacher, divergence, nothing.astype(np.int32), nothing, ids[:, None], logprobs[:, None]
-        )
+        student, teacher, divergence, ids, logprobs, own, own_logprobs = (values[start:end] for values in numbers)
+        signal = TokenSignal(student, teacher, divergence, own, own_logprobs, ids[:, None], logprobs[:, None])
         found.append(RecordedSignal(row["problem"], row["rollout"], tuple(row["texts"]), signal, names))
         start = end
     return found

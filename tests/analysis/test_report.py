@@ -1,13 +1,20 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from mopd_nemo.analysis import groups
 from mopd_nemo.analysis.report import setting_differences, write_report
+from mopd_nemo.analysis.tokens import one_line
 from mopd_nemo.commands.analyze import teacher_signal
 from mopd_nemo.config import Config
+from mopd_nemo.config.load import load_config
 from mopd_nemo.files import append_row, read_rows, write_rows
 from mopd_nemo.run.directory import RunDirectory
+from mopd_nemo.run.token_signal import read_token_signal
+from tests.browser import Browser
+from tests.conftest import QUICKSTART
 from tests.test_trainer import new_run
 
 
@@ -56,6 +63,80 @@ def test_report_shows_the_teacher_signal_of_the_run(tmp_path: Path) -> None:
         columns = {len(re.findall(r"<t[hd]", row)) for row in re.findall(r"<tr.*?</tr>", table, flags=re.DOTALL)}
         assert len(columns) == 1, "every row has a cell under every heading"
     check_self_contained(page)
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """A run of four steps that has recorded the signal of the second and the fourth."""
+    path = tmp_path_factory.mktemp("told") / "run"
+    return new_run(path, "train.num_steps=4", "logging.save_token_signal_every=2", "train.eval_every=2")
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_token_of_the_report_has_the_numbers_that_were_recorded(
+    browser: Browser, told: RunDirectory, tmp_path: Path, width: int
+) -> None:
+    page = write_report([told], tmp_path / "report.html")
+    check_self_contained(page.read_text())
+    browser.open(page, width)
+    assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth"), "no sideways scrolling"
+    closed = "[...document.querySelectorAll('details.group')].findIndex(group => !group.open)"
+    group = f"document.querySelectorAll('details.group')[{browser.evaluate(closed)}]"
+    browser.evaluate(f"{group}.querySelector('summary').click()")
+    browser.evaluate(f"{group}.querySelector('.tokens').id = 'looked-at'")
+    browser.hover("#looked-at i:nth-child(3)")
+    shown = browser.evaluate("document.getElementById('token').innerText").replace("−", "-")
+    problem = browser.evaluate(f"{group}.querySelector('summary').firstChild.textContent").strip()
+    rollout = int(browser.evaluate("document.getElementById('looked-at').parentNode.querySelector('b').innerText"))
+    own = next(
+        own
+        for file in told.signal_files().values()
+        for own in read_token_signal(file)
+        if (own.problem, own.rollout) == (problem, rollout)
+    )
+    signal = own.signal
+    assert f"token 3 of {len(own.texts)}" in shown
+    for value in (signal.student[2], signal.teacher[2], signal.advantage[2], signal.divergence[2]):
+        assert f"{value:.3f}" in shown
+    for ids, logprobs in ((signal.student_top_ids, signal.student_top), (signal.teacher_top_ids, signal.teacher_top)):
+        name, share = one_line(own.names[int(ids[2, 0])]), 100 * round(float(np.exp(logprobs[2, 0])), 4)
+        assert f"{name} {share:.1f} %" in shown
+
+
+def test_tokens_can_be_read_with_the_keyboard_alone(browser: Browser, told: RunDirectory, tmp_path: Path) -> None:
+    browser.open(write_report([told], tmp_path / "report.html"), 1280)
+    for _ in range(40):
+        browser.press("Tab")
+        if browser.evaluate("document.activeElement.matches('.tokens')"):
+            break
+    text = "document.getElementById('token').innerText"
+    assert "token 1 of" in browser.evaluate(text)
+    browser.press("ArrowRight")
+    assert "token 2 of" in browser.evaluate(text)
+    browser.press("Escape")
+    assert browser.evaluate("document.getElementById('token').hidden")
+
+
+def test_tokens_of_a_page_are_bounded_and_the_page_says_so(
+    told: RunDirectory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(groups, "TOKENS", 100)
+    monkeypatch.setattr(groups, "TOKENS_OF_RESPONSE", 20)
+    page = write_report([told], tmp_path / "report.html").read_text()
+    assert "On this page: 100 tokens, and never more than 100;" in page and "of these groups are left out" in page
+    assert re.search(r"first 20 of \d+ tokens", page)
+    assert sum(text.count("</i>") for text in re.findall(r'<pre class="tokens".*?</pre>', page, flags=re.DOTALL)) == 100
+    steps = [int(step) for step in re.findall(r"<h3>Step (\d+)</h3>", page)]
+    assert steps == [2, 4], "the first and the last recorded step"
+
+
+def test_report_says_which_setting_records_tokens(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run", "train.num_steps=1")
+    page = write_report([run]).read_text()
+    assert "logging.save_token_signal_every=N" in page and "token-data" not in page
+    run.write_config(load_config(QUICKSTART, ["method=grpo"]))
+    page = write_report([run]).read_text()
+    assert "has no teacher" in page and "save_token_signal_every=N" not in page
 
 
 def test_report_of_rows_that_lack_metrics(empty_run: RunDirectory) -> None:

@@ -3,7 +3,6 @@
 import io
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,13 +120,6 @@ def test_terminal_shows_tokens_within_its_width(width: int, colours: str | None)
     plain = re.sub(r"\x1b\[[\d;]*m", "", text)
     assert max(map(len, plain.splitlines())) <= width
     assert "[/bold]" in plain and "█" in plain and "25 %" in plain
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Browser]:
-    opened = Browser(tmp_path / "profile")
-    yield opened
-    opened.close()
 
 
 @pytest.mark.parametrize("width", [1280, 390])

@@ -22,6 +22,7 @@ from mopd_nemo.commands import (
     submit,
     train,
     verify,
+    watch,
 )
 from mopd_nemo.config import UserError
 from mopd_nemo.files import STORAGE, DamagedError, WriteError
@@ -34,7 +35,16 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (init.init, train.train, inspect.inspect, report.report, verify.verify, train.sweep, report.compare):
+for command in (
+    init.init,
+    train.train,
+    watch.watch,
+    inspect.inspect,
+    report.report,
+    verify.verify,
+    train.sweep,
+    report.compare,
+):
     app.command()(command)
 app.command("eval")(sample.evaluate)
 app.command()(export.export)

@@ -65,12 +65,12 @@ class Browser:
             text += byte
         return bytes(text)
 
-    def open(self, file: Path, width: int) -> None:
-        """Show a local page and wait until it is loaded."""
+    def open(self, place: Path | str, width: int) -> None:
+        """Show a file, or what is at an address, and wait until it is loaded."""
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
         self.call("Emulation.setDeviceMetricsOverride", **size)
         self.call("Page.enable")
-        self.call("Page.navigate", url=file.resolve().as_uri())
+        self.call("Page.navigate", url=place if isinstance(place, str) else place.resolve().as_uri())
         ready = "document.readyState === 'complete' ? done() : addEventListener('load', () => done())"
         self.call("Runtime.evaluate", expression=f"new Promise(done => {ready})", awaitPromise=True)
 

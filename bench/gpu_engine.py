@@ -37,7 +37,7 @@ from mopd_nemo.types import Outcome, Problem, Rollout, RolloutGroup, Verdict
 
 QUICKSTART = Path(__file__).parent.parent / "configs/quickstart.yaml"
 LEARNING_RATE = 1e-12
-MODES: dict[str, list[str]] = {"full": []}
+MODES: dict[str, list[str]] = {"full": [], "full, layers computed again": ["train.activation_checkpointing=true"]}
 """Ways to train, as settings. Those of a setting that the config does not have are reported as not there."""
 LATER = {"LoRA, rank 16": ("lora", ["lora.rank=16"])}
 """The same, by the field of the config that they need."""

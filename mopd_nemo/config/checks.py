@@ -236,6 +236,11 @@ def _check_nemo(config: Config) -> None:
             f"divergence.support=full needs hidden states, which nemo.backend={nemo.backend} does not give: set "
             "divergence.support=student_topk or teacher_topk, or nemo.backend=megatron"
         )
+    if config.train.activation_checkpointing:
+        raise ValueError(
+            "train.activation_checkpointing=true is for engine=local; engine=nemo has nemo.activation_checkpointing: "
+            "remove it"
+        )
     if config.model.device != "auto":
         raise ValueError(f"model.device={config.model.device!r} is for engine=local; with engine=nemo leave it at auto")
 

@@ -46,7 +46,14 @@ class LocalEngine:
         if config.teacher.path is not None:
             check_vocabularies(path, config.teacher.path)
         self.chat = load_chat(config.model)
-        self.student = load_model(path, key="model.path", dtype=dtype, weights=torch.float32, device=device)
+        self.student = load_model(
+            path,
+            key="model.path",
+            dtype=dtype,
+            weights=torch.float32,
+            device=device,
+            recompute=config.train.activation_checkpointing,
+        )
         self.teacher = Teacher(self.student, config)
         self._check_lengths()
         self._learner = Learner(self.student, self.teacher.model, config)

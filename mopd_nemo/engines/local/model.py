@@ -8,11 +8,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
@@ -39,14 +41,18 @@ class LanguageModel:
     Args:
         module: the model; its weights may be wider than `dtype`.
         dtype: precision of the computation.
+        recompute: keep the input of each layer alone for the backward pass, which computes the rest again.
     """
 
-    def __init__(self, module: Any, dtype: torch.dtype) -> None:
+    def __init__(self, module: Any, dtype: torch.dtype, *, recompute: bool = False) -> None:
         self.module = module.eval()  # no dropout: a live teacher must be the student exactly
         self.dtype = dtype
         self.device: torch.device = next(module.parameters()).device
         self.head: nn.Linear = module.get_output_embeddings()
         self.counts = TokenCounts()
+        self._recompute = recompute
+        self.flash = _may_flash(self)
+        """Whether trees are read by the flash kernel."""
         self.reads_trees = _reads_trees(self)
 
     def computing(self) -> AbstractContextManager[Any]:
@@ -70,12 +76,14 @@ class LanguageModel:
         Response token t of a sequence with P prompt tokens is predicted at position P - 1 + t. Shared prefixes are
         computed once where `reads_trees`.
         """
-        return (self.hidden_by_tree_TH if self.reads_trees else self.hidden_by_row_TH)(prompts, responses)
+        hidden_TH = self.hidden_by_tree_TH if self.reads_trees else self.hidden_by_row_TH
+        with _computed_again(self.module) if self._recompute and torch.is_grad_enabled() else nullcontext():
+            return hidden_TH(prompts, responses)
 
     def hidden_by_tree_TH(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Tensor:
         """`response_hidden_TH` from one packed sequence."""
         sequences, starts = _read(prompts, responses)
-        tree = build_tree(sequences, self.device)
+        tree = build_tree(sequences, self.device, flash=self.flash)
         self.counts.positions += len(tree.ids_S)
         rows = [place for places, start in zip(tree.places, starts, strict=True) for place in places[start:]]
         rows_T = torch.tensor(rows, device=self.device)
@@ -129,16 +137,20 @@ def _read(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) 
     return sequences, [len(prompt) - 1 for prompt in prompts]
 
 
-def load_model(path: str, *, key: str, dtype: torch.dtype, weights: torch.dtype, device: torch.device) -> LanguageModel:
+def load_model(
+    path: str, *, key: str, dtype: torch.dtype, weights: torch.dtype, device: torch.device, recompute: bool = False
+) -> LanguageModel:
     """Load a model directory or hub name.
 
     Args:
         key: config key that named the path, used in errors.
         dtype: compute precision.
         weights: storage precision.
+        recompute: of `LanguageModel`.
 
     Raises:
-        UserError: it cannot be loaded, or its logits are not its head applied to its hidden states.
+        UserError: it cannot be loaded, its layers cannot be computed again, or its logits are not its head applied to
+            its hidden states.
     """
     transformers_logging.disable_progress_bar()  # it would break the live display
     check_directory(path, key)
@@ -146,7 +158,12 @@ def load_model(path: str, *, key: str, dtype: torch.dtype, weights: torch.dtype,
         module = AutoModelForCausalLM.from_pretrained(resolve_model_path(path), dtype=weights).to(device)
     except Exception as error:  # damaged files make libraries raise anything
         raise UserError(f"{key}={path}: cannot load a causal language model: {first_line(error)}") from error
-    model = LanguageModel(module, dtype)
+    if recompute and not _layers(module):
+        raise UserError(
+            f"train.activation_checkpointing=true: {type(module).__name__} of {key}={path} has no list of layers that "
+            "could be computed again: set it false"
+        )
+    model = LanguageModel(module, dtype, recompute=recompute)
     _check_plain_head(model, key, path)
     return model
 
@@ -182,7 +199,27 @@ def _reads_trees(model: LanguageModel) -> bool:
         return False
     register_attention()
     model.module.set_attn_implementation(ATTENTION)
-    common = [i % config.vocab_size for i in range(2 * MIN_SHARED)]
+    name = type(model.module).__name__
+    if model.flash and not _agrees(model):
+        logger.info("%s reads trees without the flash kernel", name)
+        model.flash = False
+    same = _agrees(model)
+    read = f"as trees, {'with' if model.flash else 'without'} the flash kernel" if same else "padded"
+    logger.info("%s reads sequences %s", name, read)
+    if not same:
+        model.module.set_attn_implementation("sdpa")
+    return same
+
+
+def _may_flash(model: LanguageModel) -> bool:
+    """Whether the flash kernel has this device and precision. `_reads_trees` tries it."""
+    return model.device.type == "cuda" and model.dtype == torch.bfloat16
+
+
+def _agrees(model: LanguageModel) -> bool:
+    """Whether trees and rows give the same on short sequences, of which some share a prefix."""
+    vocabulary = model.module.config.get_text_config().vocab_size
+    common = [i % vocabulary for i in range(2 * MIN_SHARED)]
     rows = [common] * 3, [[tail] * 3 for tail in range(3)]
     tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
     try:
@@ -190,15 +227,10 @@ def _reads_trees(model: LanguageModel) -> bool:
             found_TH, plain_TH = model.hidden_by_tree_TH(*rows).float(), model.hidden_by_row_TH(*rows).float()
     except torch.OutOfMemoryError:
         raise
-    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+    except (AttributeError, ImportError, TypeError, ValueError, RuntimeError) as error:
         logger.info("%s cannot read prefix trees: %s", type(model.module).__name__, error)
-        same = False
-    else:
-        same = torch.allclose(found_TH, plain_TH, rtol=0, atol=tolerance * plain_TH.abs().max().item())
-    logger.info("%s reads sequences %s", type(model.module).__name__, "as trees" if same else "padded")
-    if not same:
-        model.module.set_attn_implementation("sdpa")
-    return same
+        return False
+    return torch.allclose(found_TH, plain_TH, rtol=0, atol=tolerance * plain_TH.abs().max().item())
 
 
 @torch.no_grad()
@@ -229,8 +261,31 @@ def _last_feed_forward(module: Any) -> nn.Module | None:
 
     Nothing attends to its output, so it is computed only at the positions whose hidden states are needed.
     """
+    layers = _layers(module)
+    return getattr(layers[-1], "mlp", None) if layers else None
+
+
+def _layers(module: Any) -> Sequence[nn.Module]:
+    """The layers of a model, if they have the usual name."""
     layers = getattr(module.base_model, "layers", None)
-    return getattr(layers[-1], "mlp", None) if isinstance(layers, nn.ModuleList) and len(layers) else None
+    return list(layers) if isinstance(layers, nn.ModuleList) else []
+
+
+@contextmanager
+def _computed_again(module: Any) -> Iterator[None]:
+    """Inside, layers keep their input alone, and the backward pass computes them a second time.
+
+    All but the last, whose feed-forward block `_computed_at` changes meanwhile. It takes no more memory for that: its
+    own part is freed before the layer below it is computed again. Models have no dropout here, so no draw is repeated.
+    """
+    layers = _layers(module)[:-1]
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
 
 
 @contextmanager

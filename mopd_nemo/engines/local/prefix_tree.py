@@ -4,16 +4,22 @@ Rollouts of one problem share its prompt, and with canonical peers most of their
 arranged in a tree. Every layer except attention acts on each token independently, so the tree's tokens are packed end
 to end, without padding, and attention lets each token see its ancestors.
 
-Shape suffixes: S tokens of the tree, Q queries and C keys of all families in one pass, E heads × head size, F segments
-of a family, N heads, R tokens of the longest of them, K these and their ancestors, D head size, B tokens of a block, W
-tokens that it may see at most.
+Attention has two forms. On a GPU in bfloat16, torch's flash kernel for sequences of various lengths takes all segments
+in one call: the queries of a segment, and as keys its ancestors and itself. Elsewhere `scaled_dot_product_attention`
+takes segments of similar length together, block by block, under a mask.
+
+Shape suffixes: S tokens of the tree, Q queries and C keys of all families or segments in one pass, E heads × head size,
+F segments of a family, N heads, G those of keys, R tokens of the longest segment, K these and their ancestors, D head
+size, B tokens of a block, W tokens that it may see at most, J segments and one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from functools import cache, partial
+from inspect import signature
+from itertools import accumulate, chain, pairwise
 from typing import Any
 
 import torch
@@ -54,6 +60,13 @@ class PrefixTree:
     """Position of each token in its own sequence."""
     places: list[list[int]]
     """Per sequence, the index of each of its tokens in the packed sequence."""
+    attention: Families | Segments
+
+
+@dataclass(frozen=True, slots=True)
+class Families:
+    """Attention by families, block by block."""
+
     families: list[Family]
     queries_Q: Tensor
     """Indices of the segments' tokens, family by family. A short segment repeats its last token."""
@@ -64,20 +77,62 @@ class PrefixTree:
     mask_BW: Tensor
     """0 for keys that a token of a block may see, -inf after it. A block with fewer keys uses the last columns."""
 
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        """Attention as `tree_attention` has it, [1, S, heads, D]."""
+        asked_QE, keys_CE, values_CE = (
+            x[0].transpose(0, 1).flatten(1).index_select(0, chosen)
+            for x, chosen in ((query, self.queries_Q), (key, self.keys_C), (value, self.keys_C))
+        )
+        mask_BW = self.mask_BW.to(query.dtype)
+        outputs = []
+        for family, *parts in zip(
+            self.families,
+            asked_QE.split([family.count * family.longest for family in self.families]),
+            *(x_CE.split([family.count * family.width for family in self.families]) for x_CE in (keys_CE, values_CE)),
+            strict=True,
+        ):
+            asked, keys, values = (
+                part.view(family.count, -1, x.shape[1], x.shape[3]).transpose(1, 2)
+                for part, x in zip(parts, (query, key, value), strict=True)
+            )
+            attended_FNRD = _attend(family, asked, keys, values, mask_BW, scale)
+            outputs.append(attended_FNRD.transpose(1, 2).flatten(0, 1))
+        return torch.cat(outputs).index_select(0, self.outputs_S).unsqueeze(0)
 
-def build_tree(sequences: Sequence[Ids], device: torch.device) -> PrefixTree:
-    """The tree of some sequences, each with at least one token."""
+
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """Attention of all segments in one call. They lie in the packed sequence one after the other."""
+
+    keys_C: Tensor
+    """Indices of each segment's ancestors and its own tokens, segment by segment."""
+    query_ends_J: Tensor
+    """Where each segment's tokens end among the queries, after a 0; int32."""
+    key_ends_J: Tensor
+    """The same among the keys."""
+    longest: int
+    width: int
+    """Most keys of a segment."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        """Attention as `tree_attention` has it, [1, S, heads, D]."""
+        query_SND = query[0].transpose(0, 1)
+        key_CGD, value_CGD = (x[0].transpose(0, 1).index_select(0, self.keys_C) for x in (key, value))
+        ends = self.query_ends_J, self.key_ends_J
+        return flash()(query_SND, key_CGD, value_CGD, *ends, self.longest, self.width, scale=scale).unsqueeze(0)
+
+
+def build_tree(sequences: Sequence[Ids], device: torch.device, *, flash: bool = False) -> PrefixTree:
+    """The tree of some sequences, each with at least one token.
+
+    Args:
+        flash: for the flash kernel.
+    """
     builder = _Builder(sequences)
     builder.add_below(_sorted(sequences), 0)
-    # A short segment repeats its last query: reversed, the first of the repetitions wins.
-    query_of_place = dict(zip(reversed(builder.queries), reversed(range(len(builder.queries))), strict=True))
-    outputs = [query_of_place[place] for place in range(len(builder.ids))]
-    ids, positions, queries, keys, outputs = (
-        torch.tensor(numbers, dtype=torch.long, device=device)
-        for numbers in (builder.ids, builder.positions, builder.queries, builder.keys, outputs)
-    )
-    mask_BW = _mask_BW(builder.families, device)
-    return PrefixTree(ids, positions, builder.places, builder.families, queries, keys, outputs, mask_BW)
+    ids, positions = (torch.tensor(numbers, device=device) for numbers in (builder.ids, builder.positions))
+    attention = _segments(builder.segments, device) if flash else _families(builder.segments, len(ids), device)
+    return PrefixTree(ids, positions, builder.places, attention)
 
 
 class _Builder:
@@ -87,9 +142,8 @@ class _Builder:
         self.ids: list[int] = []
         self.positions: list[int] = []
         self.places: list[list[int]] = [[] for _ in sequences]
-        self.families: list[Family] = []
-        self.queries: list[int] = []
-        self.keys: list[int] = []
+        self.segments: list[tuple[list[int], list[list[int]]]] = []
+        """Ancestors, and the segments below them, as indices of tokens."""
         self._sequences = sequences
 
     def add_below(self, members: list[int], depth: int) -> None:
@@ -104,21 +158,42 @@ class _Builder:
             for member in run:
                 self.places[member].extend(segment)
             segments.append(segment)
-        for similar in _of_similar_length(segments):
-            self._add_family(ancestors, similar)
+        self.segments.append((ancestors, segments))
         for run, length in runs:
             if longer := [member for member in run if len(self._sequences[member]) > depth + length]:
                 self.add_below(longer, depth + length)
 
-    def _add_family(self, ancestors: list[int], segments: list[list[int]]) -> None:
-        """Attention of some segments, the longest first, to their ancestors and themselves."""
-        longest = len(segments[0])
-        for segment in segments:
-            filled = segment + segment[-1:] * (longest - len(segment))
-            self.queries.extend(filled)
-            self.keys.extend(ancestors)
-            self.keys.extend(filled)
-        self.families.append(Family(len(segments), longest, len(ancestors) + longest))
+
+def _families(segments: Sequence[tuple[list[int], list[list[int]]]], total: int, device: torch.device) -> Families:
+    families: list[Family] = []
+    queries: list[int] = []
+    keys: list[int] = []
+    for ancestors, below in segments:
+        for similar in _of_similar_length(below):
+            longest = len(similar[0])
+            for segment in similar:
+                filled = segment + segment[-1:] * (longest - len(segment))
+                queries.extend(filled)
+                keys.extend(ancestors)
+                keys.extend(filled)
+            families.append(Family(len(similar), longest, len(ancestors) + longest))
+    # A short segment repeats its last query: reversed, the first of the repetitions wins.
+    query_of_place = dict(zip(reversed(queries), reversed(range(len(queries))), strict=True))
+    outputs = [query_of_place[place] for place in range(total)]
+    queries_Q, keys_C, outputs_S = (torch.tensor(numbers, device=device) for numbers in (queries, keys, outputs))
+    return Families(families, queries_Q, keys_C, outputs_S, _mask_BW(families, device))
+
+
+def _segments(segments: Sequence[tuple[list[int], list[list[int]]]], device: torch.device) -> Segments:
+    """The packed sequence has its segments in this order."""
+    runs = [(ancestors, segment) for ancestors, below in segments for segment in below]
+    keys = list(chain.from_iterable(ancestors + segment for ancestors, segment in runs))
+    lengths = [len(segment) for _, segment in runs]
+    widths = [len(ancestors) + len(segment) for ancestors, segment in runs]
+    query_ends, key_ends = (
+        torch.tensor([0, *accumulate(sizes)], dtype=torch.int32, device=device) for sizes in (lengths, widths)
+    )
+    return Segments(torch.tensor(keys, device=device), query_ends, key_ends, max(lengths), max(widths))
 
 
 def tree_batches(units: Sequence[Sequence[Sequence[int]]], max_tokens: int) -> list[list[int]]:
@@ -168,24 +243,25 @@ def tree_attention(
     tree: PrefixTree | None = kwargs.pop("tree", None)
     if tree is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    asked_QE, keys_CE, values_CE = (
-        x[0].transpose(0, 1).flatten(1).index_select(0, chosen)
-        for x, chosen in ((query, tree.queries_Q), (key, tree.keys_C), (value, tree.keys_C))
-    )
-    outputs = []
-    for family, *parts in zip(
-        tree.families,
-        asked_QE.split([family.count * family.longest for family in tree.families]),
-        *(x_CE.split([family.count * family.width for family in tree.families]) for x_CE in (keys_CE, values_CE)),
-        strict=True,
-    ):
-        asked, keys, values = (
-            part.view(family.count, -1, x.shape[1], x.shape[3]).transpose(1, 2)
-            for part, x in zip(parts, (query, key, value), strict=True)
-        )
-        attended_FNRD = _attend(family, asked, keys, values, tree.mask_BW.to(query.dtype), kwargs.get("scaling"))
-        outputs.append(attended_FNRD.transpose(1, 2).flatten(0, 1))
-    return torch.cat(outputs).index_select(0, tree.outputs_S).unsqueeze(0), None
+    if torch.is_autocast_enabled(query.device.type):  # once, not for every block: blocks share keys, and what is kept
+        wanted = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(wanted), key.to(wanted), value.to(wanted)
+    return tree.attention.attend(query, key, value, kwargs.get("scaling")), None
+
+
+@cache
+def flash() -> Callable[..., Any]:
+    """Torch's attention for sequences of various lengths. The last query of each sees all of its keys.
+
+    Raises:
+        ImportError, TypeError: this torch is older than 2.11.
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    grouped = (
+        {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
+    )  # 2.11 need not be asked
+    return partial(varlen_attn, window_size=(-1, 0), **grouped)
 
 
 def register_attention() -> None:
@@ -198,6 +274,9 @@ def _attend(
     family: Family, query_FNRD: Tensor, key_FNKD: Tensor, value_FNKD: Tensor, mask_BW: Tensor, scale: float | None
 ) -> Tensor:
     """Block by block: each block sees the ancestors and its own segment up to its end."""
+    groups = query_FNRD.shape[1] // key_FNKD.shape[1]
+    if groups > 1 and query_FNRD.is_cuda:  # there, only attention without a mask takes fewer key heads as they are
+        key_FNKD, value_FNKD = (x.repeat_interleave(groups, dim=1) for x in (key_FNKD, value_FNKD))
     ancestors, before = family.width - family.longest, mask_BW.shape[1] - mask_BW.shape[0]
     outputs = []
     for start in range(0, family.longest, BLOCK):

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM
 
+from bench.peak import Peak
 from mopd_nemo.config import UserError
 from mopd_nemo.engines.local.model import LanguageModel, load_model, resolve_device
 from mopd_nemo.engines.models import check_vocabularies, load_tokenizer
@@ -83,3 +84,46 @@ def test_device_that_is_not_there_is_refused() -> None:
         resolve_device("gpu")
     with pytest.raises(UserError, match="CUDA devices"):
         resolve_device("cuda:99")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("trees", [True, False])
+def test_layers_computed_again_give_the_same_gradients_in_less_memory(
+    tmp_path: Path, dtype: torch.dtype, trees: bool
+) -> None:
+    config = Qwen3Config(
+        vocab_size=64, hidden_size=32, intermediate_size=128, num_hidden_layers=6, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    Qwen3ForCausalLM(config).save_pretrained(tmp_path)
+    prompts, responses = [tuple(range(40))] * 3, [tuple(range(n, n + 30)) for n in range(3)]
+    gradients, hidden, peaks = [], [], []
+    for recompute in (False, True):
+        model = load_model(
+            str(tmp_path), key="model.path", dtype=dtype, weights=torch.float32, device=torch.device("cpu"),
+            recompute=recompute,
+        )  # fmt: skip
+        model.reads_trees = trees
+        with Peak("cpu") as peak:
+            with model.computing():
+                hidden_TH = model.response_hidden_TH(prompts, responses)
+            hidden_TH.float().pow(2).sum().backward()
+        hidden.append(hidden_TH.detach())
+        gradients.append({name: p.grad for name, p in model.named_parameters().items() if p.grad is not None})
+        peaks.append(peak.bytes)
+        assert not any("forward" in vars(layer) for layer in model.module.base_model.layers)
+    assert torch.equal(*hidden)
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, expected in gradients[0].items():
+        assert torch.equal(gradients[1][name], expected), name
+    assert peaks[1] < 0.5 * peaks[0]
+
+
+def test_a_model_whose_layers_are_not_found_is_refused(tmp_path: Path) -> None:
+    GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2)).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"train.activation_checkpointing=true: GPT2LMHeadModel .* set it false"):
+        load_model(
+            str(tmp_path), key="model.path", dtype=torch.float32, weights=torch.float32, device=torch.device("cpu"),
+            recompute=True,
+        )  # fmt: skip

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
+from bench.peak import Peak
+from mopd_nemo.engines.local import model as local_model
 from mopd_nemo.engines.local import prefix_tree
 from mopd_nemo.engines.local.model import LanguageModel, load_model
-from mopd_nemo.engines.local.prefix_tree import MIN_SHARED, build_tree, common_length
+from mopd_nemo.engines.local.prefix_tree import MIN_SHARED, Families, build_tree, common_length
 
 CPU = torch.device("cpu")
 Ids = list[int]
@@ -72,6 +74,60 @@ def test_hidden_states_and_gradients_are_those_of_each_sequence_alone(
         assert (gradients[1][name] - expected).abs().max() < 1e-6 * expected.abs().max(), name
 
 
+def plain_varlen(query, key, value, query_ends, key_ends, longest, width, scale):
+    """What the flash kernel computes, segment by segment: the last query sees all keys of its segment."""
+    found = []
+    spans = zip(query_ends.tolist(), query_ends[1:].tolist(), key_ends.tolist(), key_ends[1:].tolist(), strict=False)
+    for first, last, start, stop in spans:
+        asked, keys, values = (
+            x.repeat_interleave(query.shape[1] // x.shape[1], dim=1).transpose(0, 1)
+            for x in (query[first:last], key[start:stop], value[start:stop])
+        )
+        hidden = torch.ones(last - first, stop - start, dtype=torch.bool).triu(stop - start - last + first + 1)
+        scores = (asked @ keys.mT * scale).masked_fill(hidden, float("-inf"))
+        found.append((scores.softmax(-1) @ values).transpose(0, 1))
+        assert last - first <= longest and stop - start <= width
+    return torch.cat(found)
+
+
+def test_segments_of_the_flash_kernel_give_the_same(random_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own arithmetic needs a GPU: here another function takes the same segments."""
+    monkeypatch.setattr(prefix_tree, "flash", lambda: plain_varlen)
+    prompts, responses = cut(group_of_rows(4))
+    found, gradients = [], []
+    for flash in (False, True):
+        model = double(random_model)
+        model.flash = flash
+        hidden_TH = model.hidden_by_tree_TH(prompts, responses)
+        hidden_TH.pow(3).sum().backward()
+        found.append(hidden_TH)
+        gradients.append({name: p.grad for name, p in model.named_parameters().items() if p.grad is not None})
+    torch.testing.assert_close(found[1], found[0], atol=1e-12, rtol=1e-10)
+    for name, expected in gradients[0].items():
+        assert (gradients[1][name] - expected).abs().max() < 1e-6 * expected.abs().max(), name
+
+
+def test_a_failing_kernel_leaves_trees_to_blocks(
+    random_model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(local_model, "_may_flash", lambda _: True)  # flash attention has no CPU kernel
+    with caplog.at_level("INFO"):
+        model = double(random_model)
+    assert model.reads_trees and not model.flash
+    assert "reads sequences as trees, without the flash kernel" in caplog.text
+
+
+def test_autocast_casts_keys_once_for_all_blocks(random_model: Path) -> None:
+    """What an update keeps grows with the length of a segment, not with its square."""
+    model = load_model(str(random_model), key="model.path", dtype=torch.bfloat16, weights=torch.float32, device=CPU)
+    grown = []
+    for length in (512, 1024):
+        with Peak("cpu") as peak, model.computing():
+            model.hidden_by_tree_TH([[5]], [[6 + i % 50 for i in range(length)]])
+        grown.append(peak.bytes)
+    assert grown[1] < 2.1 * grown[0]
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=3 * MIN_SHARED), min_size=1, max_size=8))
 def test_every_token_is_in_its_place(sequences: list[Ids]) -> None:
@@ -79,7 +135,9 @@ def test_every_token_is_in_its_place(sequences: list[Ids]) -> None:
     for sequence, places in zip(sequences, tree.places, strict=True):
         assert tree.ids_S[places].tolist() == sequence
         assert tree.positions_S[places].tolist() == list(range(len(sequence)))
-    assert tree.queries_Q[tree.outputs_S].tolist() == list(range(len(tree.ids_S)))
+    plan = tree.attention
+    assert isinstance(plan, Families)
+    assert plan.queries_Q[plan.outputs_S].tolist() == list(range(len(tree.ids_S)))
 
 
 @torch.no_grad()
@@ -105,7 +163,9 @@ def test_no_segment_is_padded_to_more_than_twice_its_length() -> None:
     context = list(range(100, 180))
     sequences = [context + [n] * length for n, length in enumerate((1000, 900, 30, 20, 3))]
     tree = build_tree(sequences, CPU)
-    assert [(family.count, family.longest) for family in tree.families] == [(1, 80), (2, 1000), (2, 30), (1, 3)]
+    plan = tree.attention
+    assert isinstance(plan, Families)
+    assert [(family.count, family.longest) for family in plan.families] == [(1, 80), (2, 1000), (2, 30), (1, 3)]
 
 
 def test_common_length() -> None:

@@ -135,22 +135,34 @@ class DivergenceConfig(ConfigBlock):
     """Number of tokens in a top-k support; a smaller vocabulary is taken whole."""
     tail: bool = True
     """Treat the probability outside the top-k as one more token. `false`: renormalise inside the top-k."""
-    weights: Literal["none", "sharper"] = "none"
-    """`sharper`: only tokens count at which the teacher's distribution over the compared tokens has less entropy than
-    the student's. The others stay in the mean, with loss 0."""
+    weights: Literal["none", "sharper", "student_entropy", "teacher_certainty", "divergence"] = "none"
+    """Weight of each token in the loss, from 0 to 1, with the entropies H of the n compared tokens (tail included).
+    `sharper`: 1 where H(Q) < H(P), else 0. `student_entropy`: H(P) / ln n. `teacher_certainty`: 1 - H(Q) / ln n.
+    `divergence`: 1 - exp(-D), with the token's own divergence D. A token of weight 0 stays in the mean."""
+    entry_clip: PositiveFloat | None = None
+    """Most that one token of the vocabulary adds to the divergence at one position, in nats, such as 0.05 in OPSD.
+    `null`: no clip."""
+    targets: Literal["all", "failures", "successes"] = "all"
+    """Rollouts that are learned from: all, or those with this verdict. With `train.denominator: sampled` the others
+    count in the mean with loss 0."""
     contrast: NonNegativeFloat = 0.0
     """β > 0: the teacher reads successes and failures in two prompts, and its distributions Q_S and Q_F after them make
     the target Q ∝ Q_S·(Q_S / Q_F)^β. A target without a failed peer learns from Q_S. 0: one prompt with both."""
 
     @model_validator(mode="after")
     def _check_contrast(self) -> Self:
-        for name, default in (("weights", "none"), ("contrast", 0.0)):
+        for name, default in (("weights", "none"), ("contrast", 0.0), ("entry_clip", None)):
             value = getattr(self, name)
             if value != default and self.support == "sampled":
                 raise ValueError(
                     f"divergence.{name}={value} needs the distributions of several tokens, and divergence.support="
                     "sampled compares one: set divergence.support=student_topk or teacher_topk"
                 )
+        if self.entry_clip is not None and self.support == "full":
+            raise ValueError(
+                f"divergence.entry_clip={self.entry_clip} looks at each compared token by itself, of which "
+                "divergence.support=full has too many: set divergence.support=student_topk or teacher_topk"
+            )
         if self.contrast > 0 and self.support == "full":
             raise ValueError(
                 f"divergence.contrast={self.contrast} would keep three whole vocabularies: set "

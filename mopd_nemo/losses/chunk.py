@@ -14,8 +14,15 @@ from torch import Tensor
 
 from mopd_nemo.losses import dense
 from mopd_nemo.losses.logits import HeadRows, LogitsRows, Tokens, TopK
-from mopd_nemo.losses.objectives import Divergence, DivergenceKind, Objective
-from mopd_nemo.losses.reference import contrasted, importance_weights, loss_on_support, sharper
+from mopd_nemo.losses.objectives import Divergence, DivergenceKind, Objective, TokenWeights
+from mopd_nemo.losses.reference import (
+    contrasted,
+    divergence_weight,
+    importance_weights,
+    loss_on_support,
+    support_weight,
+    token_weight,
+)
 from mopd_nemo.losses.vocab import Shard
 
 
@@ -91,8 +98,7 @@ class ChunkLoss:
         del logits, student_CV  # on a CPU the chunks hold log-probabilities in their place
         stats = self._stats(chunks, tokens, topk)
         teacher_CK = self._target(stats.support_DCK, topk)
-        factor_C = self._sharper(stats.support_DCK, teacher_CK, chunks)
-        signals = self._signals(stats, tokens, factor_C) if self.watch else []
+        weight_C = factor_C = self._weight(stats.support_DCK, teacher_CK, chunks)
         if self.importance_clip is not None:
             assert tokens.sampler_logprobs_T is not None and stats.sampled_DC is not None
             ratio_C = importance_weights(stats.sampled_DC[0], tokens.sampler_logprobs_T, self.importance_clip)
@@ -111,6 +117,11 @@ class ChunkLoss:
             loss_C, g_CK = self._on_support(stats.support_DCK[0], teacher_CK, tokens, weights_C)
             if g_CK is not None:
                 grad_CV = kernels.support_gradient(chunks[0], *self.shard.local(stats.support_ids_CK), g_CK)
+        if self._weights == "divergence":
+            weight_C = divergence_weight(loss_C)
+            factor_C = weight_C if factor_C is None else factor_C * weight_C
+            grad_CV = None if grad_CV is None else grad_CV.mul_(weight_C.to(grad_CV.dtype)[:, None])
+        signals = self._signals(stats, tokens, weight_C) if self.watch else []
         grad_CV = None if grad_CV is None else grad_CV.to(dtype)
         return loss_C if factor_C is None else loss_C * factor_C, signals, grad_CV
 
@@ -126,7 +137,7 @@ class ChunkLoss:
             return "sampled"
         if self.topk is not None:
             return "given"
-        whole = self.divergence.k >= self.shard.size and not self.divergence.reads_contrast
+        whole = self.divergence.k >= self.shard.size and not self.divergence.needs_entries
         return "full" if whole else self.divergence.support
 
     @property
@@ -139,6 +150,7 @@ class ChunkLoss:
         `teacher/advantage`: log Q(y_t) - log P(y_t) of the sampled token; negative where the teacher disagrees.
         `teacher/contrast`: log Q_S(y_t) - log Q_F(y_t) of the sampled token; negative where failures make it likelier.
         `teacher/sharper`: 1 where `divergence.weights: sharper` counts the token, else 0.
+        `token/weight`: the weight that the other `divergence.weights` give it.
         `sampler/gap`: |log P(y_t) - sampler's log-probability|; only rounding when sampling at temperature 1.
         `sampler/ratio`: P(y_t) / the sampler's probability, before any clipping; 1 on average for an exact sampler.
         A signal is left out where its input is missing, such as a teacher's logits.
@@ -150,8 +162,8 @@ class ChunkLoss:
             names += ["teacher/entropy", "teacher/topk_mass", "teacher/advantage"]
         if self.contrast is not None:
             names.append("teacher/contrast")
-        if self._counts_sharper:
-            names.append("teacher/sharper")
+        if self._weights != "none":
+            names.append("teacher/sharper" if self._weights == "sharper" else "token/weight")
         if self.teacher is not None or self.topk is not None:
             names.append("topk_overlap")
         return [*names, "sampler/gap", "sampler/ratio"] if self.tokens.sampler_logprobs_T is not None else names
@@ -159,7 +171,7 @@ class ChunkLoss:
     def _read(self, logits: list[tuple[Tensor, bool]]) -> list[dense.Chunk]:
         """All distributions with their log-partitions over all columns."""
         watch = bool(self.watch)
-        mean = watch or (self._counts_sharper and self.support == "full")
+        mean = watch or (self._weights != "none" and self.support == "full")
         chunks = [
             kernels_for(logits_CV).read(
                 logits_CV, whole=not self.shard.group, mean=mean, blocks=watch or self.support == chooser, owned=owned
@@ -210,8 +222,8 @@ class ChunkLoss:
         )
 
     @property
-    def _counts_sharper(self) -> bool:
-        return self.divergence is not None and self.divergence.weights == "sharper"
+    def _weights(self) -> TokenWeights:
+        return "none" if self.divergence is None else self.divergence.weights
 
     def _target(self, support_DCK: Tensor | None, topk: TopK | None) -> Tensor | None:
         """The teacher's log-probabilities of the support; with a contrast, those of the contrasted target."""
@@ -223,16 +235,16 @@ class ChunkLoss:
             return support_DCK[1]
         return contrasted(support_DCK[1], support_DCK[2], self.divergence.contrast, self.divergence.tail)
 
-    def _sharper(
+    def _weight(
         self, support_DCK: Tensor | None, teacher_CK: Tensor | None, chunks: list[dense.Chunk]
     ) -> Tensor | None:
-        """Per token, 1 if the teacher is sharper than the student, else 0; None if every token counts."""
-        if not self._counts_sharper:
+        """`reference.token_weight`."""
+        if self._weights == "none":
             return None
         if support_DCK is None:
-            return (chunks[1].entropy_C < chunks[0].entropy_C).to(chunks[0].entropy_C.dtype)
+            return token_weight(self._weights, chunks[0].entropy_C, chunks[1].entropy_C, self.shard.size)
         assert teacher_CK is not None and self.divergence is not None
-        return sharper(support_DCK[0], teacher_CK, self.divergence.tail)
+        return support_weight(self._weights, support_DCK[0], teacher_CK, self.divergence.tail)
 
     def _on_support(
         self, student_CK: Tensor, teacher_CK: Tensor | None, tokens: Tokens, weights_C: Tensor | None
@@ -246,7 +258,7 @@ class ChunkLoss:
             (g_CK,) = torch.autograd.grad(loss_C, student_CK, weights_C.to(loss_C.dtype))
         return loss_C.detach(), g_CK
 
-    def _signals(self, stats: ChunkStats, tokens: Tokens, sharper_C: Tensor | None) -> list[Tensor]:
+    def _signals(self, stats: ChunkStats, tokens: Tokens, weight_C: Tensor | None) -> list[Tensor]:
         """In the order of `signal_names`."""
         assert stats.sampled_DC is not None and stats.student_top_DCK is not None and stats.student_top_CK is not None
         mass_DC, sampled_DC = stats.student_top_DCK.exp().sum(-1), stats.sampled_DC
@@ -255,8 +267,8 @@ class ChunkLoss:
             signals += [stats.entropies[1], mass_DC[1], sampled_DC[1] - sampled_DC[0]]
         if len(stats.entropies) > 2:
             signals.append(sampled_DC[1] - sampled_DC[2])
-        if sharper_C is not None:
-            signals.append(sharper_C)
+        if weight_C is not None:
+            signals.append(weight_C)
         if stats.teacher_top_CK is not None:
             signals.append(_overlap(stats.student_top_CK, stats.teacher_top_CK))
         if tokens.sampler_logprobs_T is not None:

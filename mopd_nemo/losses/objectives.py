@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 
 DivergenceKind = Literal["forward_kl", "reverse_kl", "jsd"]
 Support = Literal["full", "student_topk", "teacher_topk"]
-TokenWeights = Literal["none", "sharper"]
+TokenWeights = Literal["none", "sharper", "student_entropy", "teacher_certainty", "divergence"]
 Aggregation = Literal["token_mean", "sequence_mean"]
 
 
@@ -58,7 +58,9 @@ class Divergence(Objective):
     k: int = 100
     tail: bool = True
     weights: TokenWeights = "none"
-    """`sharper`: only tokens at which Q has less entropy than P count (`reference.sharper`)."""
+    """Of each token, between 0 and 1 (`reference.token_weight`)."""
+    entry_clip: float | None = None
+    """Most that one token of the support adds to the divergence (`reference.divergence_entries`)."""
     contrast: float = 0.0
     """β of `reference.contrasted`; with 0 there is one teacher."""
 
@@ -66,6 +68,11 @@ class Divergence(Objective):
     def reads_contrast(self) -> bool:
         """With β > 0, Q contrasts the teacher given successes with the teacher given failures."""
         return self.contrast > 0.0
+
+    @property
+    def needs_entries(self) -> bool:
+        """It looks at single tokens of the support, so the whole vocabulary is one only as a top-k support."""
+        return self.reads_contrast or self.entry_clip is not None
 
     @property
     def read_tokens(self) -> Support:
@@ -81,6 +88,8 @@ class Divergence(Objective):
             raise ValueError(f"k={self.k}: a top-k support needs at least one token")
         if self.contrast > 0.0 and self.support == "full":
             raise ValueError(f"contrast={self.contrast} with support=full: take student_topk or teacher_topk")
+        if self.entry_clip is not None and (self.support == "full" or self.entry_clip <= 0.0):
+            raise ValueError(f"entry_clip={self.entry_clip}: must be positive, with student_topk or teacher_topk")
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,8 @@ def loss_on_support(objective: Objective, student_TK: Tensor, teacher_TK: Tensor
     """
     match objective, teacher_TK:
         case Divergence(), Tensor():
-            return support_divergence(student_TK, teacher_TK, objective.kind, objective.alpha, objective.tail)
+            arguments = objective.kind, objective.alpha, objective.tail, objective.entry_clip
+            return support_divergence(student_TK, teacher_TK, *arguments)
         case SampledReverseKL(), Tensor():
             return _sampled_reverse_kl(student_TK.squeeze(-1), teacher_TK.squeeze(-1))
         case PolicyGradient(), _:
@@ -93,6 +94,7 @@ def token_divergence(
     k: int = 100,
     tail: bool = True,
     weights: TokenWeights = "none",
+    entry_clip: float | None = None,
     contrast: float = 0.0,
     contrast_logits_TV: Tensor | None = None,
 ) -> Tensor:
@@ -106,7 +108,8 @@ def token_divergence(
         support: compare all V tokens, or only the k likeliest of the student or the teacher.
         k: size of a top-k support; k ≥ V is the full vocabulary.
         tail: add the mass outside the support as one more token; False renormalises P and Q on the support.
-        weights: `sharper` multiplies by `sharper`.
+        weights: multiply by `token_weight`, or for `divergence` by `divergence_weight`.
+        entry_clip: most that one outcome adds; see `divergence_entries`.
         contrast: β of `contrasted`, which then takes the teacher's place, except in the choice of the support.
         contrast_logits_TV: logits of the teacher given failures alone, for a contrast.
 
@@ -126,8 +129,11 @@ def token_divergence(
     for other_TK in others:
         teacher_TK = contrasted(teacher_TK, other_TK, contrast, tail=finish is _with_tail)
     student_TK, teacher_TK = finish(student_TK), finish(teacher_TK)
-    loss_T = _divergence(student_TK, teacher_TK, kind, alpha)
-    return loss_T if weights == "none" else loss_T * (entropy(teacher_TK) < entropy(student_TK))
+    loss_T = _divergence(student_TK, teacher_TK, kind, alpha, entry_clip)
+    if weights == "divergence":
+        return loss_T * divergence_weight(loss_T)
+    weight_T = token_weight(weights, entropy(student_TK), entropy(teacher_TK), student_TK.shape[-1])
+    return loss_T if weight_T is None else loss_T * weight_T
 
 
 def sampled_reverse_kl(student_logits_TV: Tensor, teacher_logits_TV: Tensor, sampled_ids_T: Tensor) -> Tensor:
@@ -146,11 +152,16 @@ def sampled_reverse_kl(student_logits_TV: Tensor, teacher_logits_TV: Tensor, sam
 
 
 def support_divergence(
-    student_TK: Tensor, teacher_TK: Tensor, kind: DivergenceKind, alpha: float, tail: bool
+    student_TK: Tensor,
+    teacher_TK: Tensor,
+    kind: DivergenceKind,
+    alpha: float,
+    tail: bool,
+    entry_clip: float | None = None,
 ) -> Tensor:
     """loss_T from the log-probabilities that student and teacher give to the K tokens of a support."""
     finish = _with_tail if tail else _renormalised
-    return _divergence(finish(student_TK), finish(teacher_TK), kind, alpha)
+    return _divergence(finish(student_TK), finish(teacher_TK), kind, alpha, entry_clip)
 
 
 def contrasted(success_TK: Tensor, failure_TK: Tensor, beta: float, tail: bool) -> Tensor:
@@ -171,10 +182,44 @@ def contrasted(success_TK: Tensor, failure_TK: Tensor, beta: float, tail: bool) 
     return scores_TK - whole_TK.logsumexp(-1, keepdim=True)
 
 
-def sharper(student_TK: Tensor, teacher_TK: Tensor, tail: bool) -> Tensor:
-    """Per token, 1 where the teacher's distribution on the support has less entropy than the student's, else 0."""
+def token_weight(weights: TokenWeights, student_T: Tensor, teacher_T: Tensor, outcomes: int) -> Tensor | None:
+    """Weight of each token by the entropies H(P) and H(Q) of its n outcomes, in [0, 1] and without gradient.
+
+    `sharper`: 1 where H(Q) < H(P), else 0. `student_entropy`: H(P) / ln n; TIP (arXiv 2604.14084) keeps the half of a
+    batch's tokens where H(P) is largest. `teacher_certainty`: 1 - H(Q) / ln n; EOPD (arXiv 2603.07079) finds reverse KL
+    unstable where H(Q) is large. Each is a function of the token alone, so batching does not matter.
+
+    Args:
+        student_T: H(P), in nats; `teacher_T`: H(Q).
+        outcomes: n, the tokens of the support and the tail.
+
+    Returns:
+        weight_T; None: every token counts in full, or its weight follows from its loss (`divergence_weight`).
+    """
+    student_T, teacher_T, most = student_T.detach(), teacher_T.detach(), max(math.log(outcomes), 1e-9)
+    match weights:
+        case "sharper":
+            return (teacher_T < student_T).to(student_T.dtype)
+        case "student_entropy":
+            return (student_T / most).clamp(0.0, 1.0)
+        case "teacher_certainty":
+            return (1.0 - teacher_T / most).clamp(0.0, 1.0)
+    return None
+
+
+def support_weight(weights: TokenWeights, student_TK: Tensor, teacher_TK: Tensor, tail: bool) -> Tensor | None:
+    """`token_weight` from the log-probabilities of a support."""
     finish = _with_tail if tail else _renormalised
-    return (entropy(finish(teacher_TK)) < entropy(finish(student_TK))).to(student_TK.dtype)
+    student_TK, teacher_TK = finish(student_TK), finish(teacher_TK)
+    return token_weight(weights, entropy(student_TK), entropy(teacher_TK), student_TK.shape[-1])
+
+
+def divergence_weight(loss_T: Tensor) -> Tensor:
+    """1 - exp(-D) of a divergence D, in [0, 1) and without gradient: more where student and teacher disagree more.
+
+    TIP (arXiv 2604.14084) ranks the tokens of a batch by D; this form needs no other token.
+    """
+    return -torch.expm1(-loss_T.detach()).clamp(max=0.0)
 
 
 def entropy(logprobs_TK: Tensor) -> Tensor:
@@ -182,24 +227,55 @@ def entropy(logprobs_TK: Tensor) -> Tensor:
     return -(logprobs_TK.exp() * logprobs_TK.masked_fill(logprobs_TK == -torch.inf, 0.0)).sum(-1)
 
 
-def _divergence(student_TK: Tensor, teacher_TK: Tensor, kind: DivergenceKind, alpha: float) -> Tensor:
-    """D between two log-distributions over the same K outcomes."""
+def divergence_entries(student_TK: Tensor, teacher_TK: Tensor, kind: DivergenceKind, alpha: float) -> Tensor:
+    """What each of K outcomes adds to the divergence of two log-distributions: none negative, and their sum is D.
+
+    For `jsd` (1-α)·p·log(p/m) + α·q·log(q/m), as in OPSD (arXiv 2601.18734) and TRL. For a KL p·log(p/q) - p + q: the
+    added terms sum to 0. OPSD and miles clip without them. Entries of opposite signs then no longer cancel: a clipped
+    forward KL can be negative, and makes the tokens less likely that the teacher wants most.
+    """
+    match kind:
+        case "forward_kl":
+            return _kl_entries(teacher_TK, student_TK) - teacher_TK.exp() + student_TK.exp()
+        case "reverse_kl":
+            return _kl_entries(student_TK, teacher_TK) - student_TK.exp() + teacher_TK.exp()
+        case "jsd":
+            mixture_TK = _mixture(student_TK, teacher_TK, alpha)
+            return (1.0 - alpha) * _kl_entries(student_TK, mixture_TK) + alpha * _kl_entries(teacher_TK, mixture_TK)
+
+
+def _divergence(
+    student_TK: Tensor, teacher_TK: Tensor, kind: DivergenceKind, alpha: float, entry_clip: float | None
+) -> Tensor:
+    """D between two log-distributions over the same K outcomes, or the sum of its clipped entries."""
+    if entry_clip is not None:
+        return divergence_entries(student_TK, teacher_TK, kind, alpha).clamp(max=entry_clip).sum(-1)
     match kind:
         case "forward_kl":
             return _kl(teacher_TK, student_TK)
         case "reverse_kl":
             return _kl(student_TK, teacher_TK)
         case "jsd":
-            log_alpha = torch.tensor([1.0 - alpha, alpha], dtype=torch.float64).log().tolist()
-            mixture_TK = _logaddexp(student_TK + log_alpha[0], teacher_TK + log_alpha[1])
+            mixture_TK = _mixture(student_TK, teacher_TK, alpha)
             return (1.0 - alpha) * _kl(student_TK, mixture_TK) + alpha * _kl(teacher_TK, mixture_TK)
 
 
 def _kl(p_TK: Tensor, q_TK: Tensor) -> Tensor:
-    """KL(p‖q) of log-distributions, summed over outcomes. An outcome of probability 0 under p adds nothing."""
+    """KL(p‖q) of log-distributions, summed over outcomes."""
+    return _kl_entries(p_TK, q_TK).sum(-1)
+
+
+def _kl_entries(p_TK: Tensor, q_TK: Tensor) -> Tensor:
+    """p·log(p/q) of each outcome. One of probability 0 under p adds nothing."""
     impossible_TK = p_TK == -torch.inf
     p_TK, q_TK = p_TK.masked_fill(impossible_TK, 0.0), q_TK.masked_fill(impossible_TK, 0.0)
-    return (p_TK.exp() * (p_TK - q_TK)).masked_fill(impossible_TK, 0.0).sum(-1)
+    return (p_TK.exp() * (p_TK - q_TK)).masked_fill(impossible_TK, 0.0)
+
+
+def _mixture(student_TK: Tensor, teacher_TK: Tensor, alpha: float) -> Tensor:
+    """log((1-α)P + αQ)."""
+    log_alpha = torch.tensor([1.0 - alpha, alpha], dtype=torch.float64).log().tolist()
+    return _logaddexp(student_TK + log_alpha[0], teacher_TK + log_alpha[1])
 
 
 def _logaddexp(a_TK: Tensor, b_TK: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from dataclasses import replace
+from typing import ClassVar, Literal
 
 from mopd_nemo.config import Config, DivergenceConfig
 from mopd_nemo.losses.objectives import Divergence, Objective, SampledReverseKL
@@ -15,7 +16,7 @@ from mopd_nemo.types import RolloutGroup
 
 DISTILLATION = frozenset(
     {"rollout.importance_clip", "train.denominator"}
-    | {f"divergence.{name}" for name in ("kind", "alpha", "support", "k", "tail", "weights")}
+    | {f"divergence.{name}" for name in ("kind", "alpha", "support", "k", "tail", "weights", "entry_clip", "targets")}
 )
 """Settings of every method that distils."""
 
@@ -38,8 +39,10 @@ class Opd(Method):
 def distil(groups: Sequence[RolloutGroup], contexts: list[list[PeerContext]], config: Config) -> TrainBatch:
     """One example for each rollout whose context has a signal, all under one divergence (paper eq. 5).
 
-    With `train.denominator: sampled` the other rollouts are examples, too: with loss 0, at no cost.
+    `divergence.targets` leaves rollouts out by their verdict: they then have no signal. With `train.denominator:
+    sampled` the other rollouts are examples, too: with loss 0, at no cost.
     """
+    contexts = _gated(groups, contexts, config.divergence.targets)
     examples = [
         train_example(
             groups,
@@ -59,6 +62,21 @@ def distil(groups: Sequence[RolloutGroup], contexts: list[list[PeerContext]], co
     return TrainBatch(examples, terms, context_metrics(contexts), contexts)
 
 
+def _gated(
+    groups: Sequence[RolloutGroup], contexts: list[list[PeerContext]], targets: Literal["all", "failures", "successes"]
+) -> list[list[PeerContext]]:
+    """The contexts of the targets that are learned from; the others have no prompt. Unjudged ones are neither."""
+    if targets == "all":
+        return contexts
+    return [
+        [
+            context if index in getattr(group, targets) else replace(context, prompt_ids=None, contrast_prompt_ids=None)
+            for index, context in enumerate(members)
+        ]
+        for group, members in zip(groups, contexts, strict=True)
+    ]
+
+
 def divergence_objective(config: DivergenceConfig) -> Objective:
     """The configured objective."""
     if config.support == "sampled":
@@ -70,5 +88,6 @@ def divergence_objective(config: DivergenceConfig) -> Objective:
         k=config.k,
         tail=config.tail,
         weights=config.weights,
+        entry_clip=config.entry_clip,
         contrast=config.contrast,
     )

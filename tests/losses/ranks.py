@@ -23,6 +23,12 @@ OBJECTIVES: list[Objective] = [
         for kind in ("forward_kl", "reverse_kl", "jsd")
         for support, tail in [("full", True), ("student_topk", True), ("student_topk", False), ("teacher_topk", True)]
     ),
+    *(
+        Divergence("jsd", 0.3, support, 7, weights=weights)  # type: ignore[arg-type]
+        for weights in ("student_entropy", "teacher_certainty", "divergence")
+        for support in ("full", "student_topk")
+    ),
+    Divergence("forward_kl", 0.3, "student_topk", 7, entry_clip=0.05),
     SampledReverseKL(),
     LogLikelihood(),
 ]

@@ -7,8 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mopd_nemo.losses.objectives import DivergenceKind, Support
-from mopd_nemo.losses.reference import contrasted, sampled_reverse_kl, token_divergence
+from mopd_nemo.losses.objectives import DivergenceKind, Support, TokenWeights
+from mopd_nemo.losses.reference import (
+    contrasted,
+    divergence_entries,
+    divergence_weight,
+    sampled_reverse_kl,
+    token_divergence,
+    token_weight,
+)
 
 KINDS = ["forward_kl", "reverse_kl", "jsd"]
 SUPPORTS = ["full", "student_topk", "teacher_topk"]
@@ -156,3 +163,49 @@ def test_a_contrast_is_a_distribution_and_none_without_beta_or_difference(beta: 
     assert ((mass < 1) if tail else (mass - 1).abs() < 1e-12).all()
     for same in (contrasted(success, failure, 0.0, tail), contrasted(success, success, beta, tail)):
         torch.testing.assert_close(same, success if tail else success - success.logsumexp(-1, keepdim=True))
+
+
+def test_weights_by_hand() -> None:
+    """Of two tokens with four outcomes: P is even, then nearly sure; Q the other way round."""
+    student, teacher = (torch.tensor(pair, dtype=torch.float64) for pair in ([math.log(4), 0.2], [0.2, math.log(4)]))
+
+    def found(weights: TokenWeights) -> list[float] | None:
+        weight = token_weight(weights, student, teacher, 4)
+        return None if weight is None else weight.tolist()
+
+    assert found("sharper") == [1.0, 0.0]
+    assert found("student_entropy") == pytest.approx([1.0, 0.2 / math.log(4)])
+    assert found("teacher_certainty") == pytest.approx([1 - 0.2 / math.log(4), 0.0])
+    assert found("none") is None and found("divergence") is None
+    assert divergence_weight(torch.tensor([0.0, 0.5, 80.0, -1e-9])).tolist() == pytest.approx(
+        [0.0, 1 - math.exp(-0.5), 1.0, 0.0]
+    )
+    assert token_weight("student_entropy", student[:1] * 0, teacher[:1], 1) == 0.0  # one outcome has no entropy
+
+
+@settings(max_examples=60)
+@given(st.sampled_from(KINDS), st.floats(0.05, 0.95), st.floats(0.1, 4.0), st.integers(0, 1000), st.floats(1e-3, 1.0))
+def test_entries_are_never_negative_and_add_up(kind, alpha, scale, seed, clip) -> None:
+    student, teacher = (x.log_softmax(-1) for x in logits(seed, scale))
+    entries = divergence_entries(student, teacher, kind, alpha)
+    whole = token_divergence(student, teacher, kind=kind, alpha=alpha, support="full")
+    torch.testing.assert_close(entries.sum(-1), whole)
+    assert (entries > -1e-12).all()
+    clipped = token_divergence(student, teacher, kind=kind, alpha=alpha, k=99, entry_clip=clip)
+    torch.testing.assert_close(clipped, entries.clamp(max=clip).sum(-1))
+    assert (clipped > -1e-12).all() and (clipped < whole + 1e-12).all()
+
+
+def test_a_clipped_token_is_not_pushed_away_from_the_teacher() -> None:
+    """The last token is far too unlikely, and its entry alone is clipped. Raw terms would make it unlikelier."""
+    p = torch.tensor([[0.25, 0.25, 0.25, 0.2, 0.05]], dtype=torch.float64)
+    teacher = torch.tensor([[0.1, 0.1, 0.1, 0.05, 0.65]], dtype=torch.float64).log()
+    for kind, clip in (("forward_kl", 0.1), ("reverse_kl", 0.2), ("jsd", 0.1)):
+        student = p.log().requires_grad_()
+        loss = token_divergence(student, teacher, kind=kind, k=5, entry_clip=clip)  # type: ignore[arg-type]
+        loss.sum().backward()
+        assert loss > clip and student.grad is not None and student.grad[0, 4] < 0, kind
+    raw = p.log().requires_grad_()
+    terms = teacher.exp() * (teacher - raw.log_softmax(-1))
+    terms.clamp(max=0.1).sum().backward()
+    assert terms.clamp(max=0.1).sum() < 0 and raw.grad is not None and raw.grad[0, 4] > 0

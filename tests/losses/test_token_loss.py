@@ -1,6 +1,7 @@
 """The production loss against the plain reference, in every form, and what must not change it."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -50,7 +51,24 @@ CONTRASTS = [
     Divergence("forward_kl", 0.3, "teacher_topk", 99, contrast=1.0),
     Divergence("jsd", 0.5, "student_topk", 7, weights="sharper", contrast=1.0),
 ]
-DIVERGENCES += [*SHARPER, *CONTRASTS]
+WEIGHTED = [
+    *(
+        Divergence(kind, 0.3, support, 7, tail, weights=weights)  # type: ignore[arg-type]
+        for weights in ("student_entropy", "teacher_certainty", "divergence")
+        for kind, support, tail in [("jsd", "full", True), ("reverse_kl", "student_topk", True)]
+    ),
+    Divergence("forward_kl", 0.3, "teacher_topk", 7, tail=False, weights="student_entropy"),
+    Divergence("jsd", 0.3, "student_topk", 7, weights="divergence", contrast=0.5),
+    Divergence("forward_kl", support="teacher_topk", k=7, weights="divergence", entry_clip=0.2),
+]
+CLIPPED = [
+    *(
+        Divergence(kind, 0.3, "student_topk", k, tail, entry_clip=0.05)  # type: ignore[arg-type]
+        for kind in ("forward_kl", "reverse_kl", "jsd")
+        for k, tail in [(7, True), (7, False), (99, True)]
+    ),
+]
+DIVERGENCES += [*SHARPER, *CONTRASTS, *WEIGHTED, *CLIPPED]
 OTHERS = [SampledReverseKL(), PolicyGradient(), LogLikelihood()]
 FORMS = ["fused", "recomputed", "logits", "rows of logits"]
 
@@ -155,9 +173,11 @@ def test_chunks_change_nothing(objective: Objective, form: str, chunk_size: int,
     )
 
 
-@pytest.mark.parametrize("objective", [*DIVERGENCES, *OTHERS[:1]], ids=str)
+@pytest.mark.parametrize("objective", [o for o in [*DIVERGENCES, *OTHERS[:1]] if o not in WEIGHTED], ids=str)
 def test_gradcheck(objective: Objective) -> None:
-    """Of the per-token form. The score-function form is no function whose finite differences are its gradient."""
+    """Of the per-token form. The score-function form is no function whose finite differences are its gradient, and a
+    weight that has no gradient makes none of a divergence; `test_a_weight_scales_loss_and_gradient` has those.
+    """
     case = Case.make(rows=3)
     if isinstance(objective, SampledReverseKL):
         objective = LogLikelihood()
@@ -310,7 +330,7 @@ def test_signals_of_a_contrast_and_of_weights() -> None:
     p, q, f = (h @ w.T + b for h, w, b in (case.student, case.teacher, case.failures))
     p, q, f = p.softmax(-1), q.softmax(-1), f.softmax(-1)
     sampled = case.tokens.ids_T[:, None]
-    for objective in (CONTRASTS[0], SHARPER[2]):
+    for objective in (CONTRASTS[0], SHARPER[2], WEIGHTED[0]):
         found = token_loss(
             objective, Head(*case.student), case.tokens, Head(*case.teacher), watch=5, **case.contrast(objective)
         ).signals
@@ -318,6 +338,8 @@ def test_signals_of_a_contrast_and_of_weights() -> None:
         if objective.reads_contrast:
             wanted = (q.gather(-1, sampled) / f.gather(-1, sampled)).log().squeeze(-1)
             torch.testing.assert_close(found["teacher/contrast"], wanted)
+        elif objective is WEIGHTED[0]:
+            torch.testing.assert_close(found["token/weight"], -(p * p.log()).sum(-1) / math.log(V))
         else:
             wanted = -(q * q.log()).sum(-1) < -(p * p.log()).sum(-1)
             assert 0 < wanted.sum() < T
@@ -332,6 +354,36 @@ def test_tokens_at_which_the_teacher_is_not_sharper_give_no_gradient() -> None:
     assert 0 < kept.sum() < T
     torch.testing.assert_close(loss_T[kept], plain_T[kept])
     assert (hidden[~kept] == 0).all() and (hidden[kept] != 0).any(-1).all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("objective", WEIGHTED, ids=str)
+def test_a_weight_scales_loss_and_gradient(objective: Divergence, form: str) -> None:
+    case = Case.make()
+    loss_T, (hidden, *_) = produced(objective, case, form)
+    plain_T, (plain_hidden, *_) = produced(replace(objective, weights="none"), case, form)
+    weight_T = loss_T / plain_T
+    assert (weight_T > 0).all() and (weight_T < 1).all() and weight_T.std() > 0.01
+    torch.testing.assert_close(hidden, plain_hidden * weight_T[:, None])
+
+
+def test_a_weight_of_one_for_every_token_changes_no_bit() -> None:
+    case = Case.make()
+    hidden, weight, bias = case.teacher
+    case.teacher = (hidden, weight * 20, bias)  # a teacher that is sharper everywhere
+    (loss_T, gradients), (plain_T, plain) = (
+        produced(Divergence("jsd", 0.3, "student_topk", 7, weights=weights), case, "fused")  # type: ignore[arg-type]
+        for weights in ("sharper", "none")
+    )
+    assert torch.equal(loss_T, plain_T) and all(map(torch.equal, gradients, plain))
+
+
+def test_a_clip_that_nothing_reaches_changes_nothing() -> None:
+    case = Case.make()
+    for kind in ("forward_kl", "reverse_kl", "jsd"):
+        plain = produced(Divergence(kind, 0.3, "student_topk", 7), case, "fused")
+        clipped = produced(Divergence(kind, 0.3, "student_topk", 7, entry_clip=99.0), case, "fused")
+        torch.testing.assert_close(clipped, plain)
 
 
 def test_a_contrast_with_the_same_teacher_is_the_plain_divergence() -> None:

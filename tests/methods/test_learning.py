@@ -49,6 +49,7 @@ def settings_of(path: Path, settings: list[str]) -> list[str]:
         ["mopd"],
         ["mopd", "policy_gradient.weight=0.5", "train.num_updates_per_step=2"],
         ["mopd", "peers.failures=1", "divergence.contrast=0.5", "divergence.weights=sharper"],
+        ["mopd", "divergence.targets=failures", "divergence.weights=student_entropy", "divergence.entry_clip=0.05"],
         ["sdpo"],
         ["opd", TEACHER],
         ["gkd", TEACHER, "gkd.completions=COMPLETIONS"],

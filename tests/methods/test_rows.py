@@ -22,6 +22,9 @@ F1, F2 = ("7+5=3\n\\boxed{3}", 0.0), ("The result is 2.", 0.0)
 BROKEN = ("\\boxed{2}?", None)
 
 
+VERDICTS = ("failures", "successes")
+
+
 def config(*overrides: str) -> Config:
     return load_config(QUICKSTART, list(overrides))
 
@@ -103,6 +106,32 @@ def test_the_mean_is_over_taught_or_over_sampled_responses(
             expected = 1 / total if aggregation == "token_mean" else 1 / (count * length)
             assert weights[i] == pytest.approx(expected)
         assert [batch.examples[i].teacher_prompt_ids for i in term.zero_loss] == [None] * len(term.zero_loss)
+
+
+@pytest.mark.parametrize("method", ["mopd", "sdpo"])
+def test_only_failures_or_only_successes_are_learned_from(chat: Chat, groups: list[RolloutGroup], method: str) -> None:
+    everything = build(chat, groups, f"method={method}")
+    parts = {name: build(chat, groups, f"method={method}", f"divergence.targets={name}") for name in VERDICTS}
+    unjudged = {(0, 3)}
+    assert taught(parts["failures"]) == {(0, 1), (1, 0), (1, 2), (2, 0), (2, 1)} & taught(everything)
+    assert taught(parts["successes"]) | taught(parts["failures"]) == taught(everything) - unjudged
+    for name, part in parts.items():
+        assert part.metrics["signal"] == pytest.approx(len(taught(part)) / 12)
+        rows = {place(example): example for example in part.examples}
+        whole = {place(example): example for example in everything.examples}
+        assert all(rows[where] == whole[where] for where in taught(part)), name
+
+
+@pytest.mark.parametrize("targets", ["failures", "successes"])
+def test_rows_that_are_left_out_count_in_the_mean_of_all_that_were_sampled(
+    chat: Chat, groups: list[RolloutGroup], targets: str
+) -> None:
+    gate = f"divergence.targets={targets}"
+    few, every = (build(chat, groups, gate, f"train.denominator={name}") for name in ("taught", "sampled"))
+    assert taught(few) == taught(every) and len(every.examples) == 12
+    weights = every.token_weights(every.terms[0], "sequence_mean")
+    total = sum(weights[i] * len(every.examples[i].response_ids) for i in every.terms[0].examples)
+    assert total == pytest.approx(len(taught(every)) / 12)
 
 
 def test_no_teacher_no_term_whatever_the_denominator(chat: Chat) -> None:

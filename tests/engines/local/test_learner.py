@@ -329,7 +329,9 @@ def _clipped(student_TV: torch.Tensor, row: TrainExample) -> torch.Tensor:
     return importance_weights(logprobs_T, torch.tensor(row.sampled_logprobs).double(), 2.0)
 
 
-@pytest.mark.parametrize("setting", ["divergence.weights=sharper", "divergence.contrast=1.0"])
+@pytest.mark.parametrize(
+    "setting", ["divergence.weights=sharper", "divergence.weights=divergence", "divergence.contrast=1.0"]
+)
 def test_weights_and_contrasts_do_not_depend_on_micro_batches(make: Make, setting: str) -> None:
     found = []
     for budget in (40, 100_000):
@@ -342,9 +344,8 @@ def test_weights_and_contrasts_do_not_depend_on_micro_batches(make: Make, settin
         torch.testing.assert_close(value, second[name], atol=1e-5, rtol=1e-4)
     for name in one.keys() - COST:
         assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6), name
-    assert ("teacher/sharper" in one) == ("weights" in setting) and ("teacher/contrast" in one) == (
-        "contrast" in setting
-    )
+    signals = {"sharper": "teacher/sharper", "=divergence": "token/weight", "contrast": "teacher/contrast"}
+    assert {name for name in signals.values() if name in one} == {signals[key] for key in signals if key in setting}
 
 
 def test_the_second_prompt_alone_makes_a_contrast(make: Make) -> None:

@@ -102,7 +102,15 @@ def divergence_loss(settings: Config, vocab_size: int) -> DivergenceLoss:
     own = settings.divergence
     k = min(own.k, vocab_size)
     return DivergenceLoss(
-        Divergence(own.kind, alpha=own.alpha, support="teacher_topk", k=k, tail=own.tail, weights=own.weights),
+        Divergence(
+            own.kind,
+            alpha=own.alpha,
+            support="teacher_topk",
+            k=k,
+            tail=own.tail,
+            weights=own.weights,
+            entry_clip=own.entry_clip,
+        ),
         aggregation=settings.train.aggregation,
         vocab_size=vocab_size,
         watch=k,

@@ -36,6 +36,7 @@ SIGNALS = (
     "teacher/advantage",
     "teacher/contrast",
     "teacher/sharper",
+    "token/weight",
     "topk_overlap",
     "sampler/gap",
     "sampler/ratio",

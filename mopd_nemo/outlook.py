@@ -16,6 +16,7 @@ from mopd_nemo.config.plugins import method_class
 from mopd_nemo.data.load import judgeable, load_problems, num_available
 from mopd_nemo.embedded import resolve_model_path
 from mopd_nemo.engines.models import check_positions, check_vocabularies, load_chat, load_model_config
+from mopd_nemo.engines.served import ServedTeacher
 from mopd_nemo.files import DamagedError, free_space, in_bytes
 from mopd_nemo.methods.base import make_method
 from mopd_nemo.run.directory import RunDirectory
@@ -62,6 +63,9 @@ def look_ahead(config: Config) -> Outlook:
         found.errors += _room(config, found.lines.append)
     with found.collecting():
         chat = load_chat(config.model)
+        if config.teacher.kind == "server":
+            size = load_model_config(config.model.path, key="model.path").get_text_config().vocab_size
+            ServedTeacher(config, chat, size)
     problems = {}
     for split in ("train", "eval") if config.train.eval_every else ("train",):
         with found.collecting():
@@ -152,7 +156,7 @@ def _check_models(config: Config) -> None:
     if config.teacher.path is not None:
         check_vocabularies(config.model.path, config.teacher.path)
         model = load_model_config(config.teacher.path, key="teacher.path").get_text_config()
-    if config.teacher.kind != "none":
+    if config.teacher.kind not in ("none", "server"):
         check_positions(model, "the teacher", *teacher_prompt(config), response)
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from mopd_nemo.chat import with_prompt_ids
-from mopd_nemo.config import Config, TeacherConfig, UserError
+from mopd_nemo.config import Config, TeacherConfig, TeacherError, UserError
 from mopd_nemo.config.load import changed_settings
 from mopd_nemo.config.plugins import method_class
 from mopd_nemo.data.completions import read_completions
@@ -128,6 +128,9 @@ class Trainer:
         Returns:
             True when the run is complete, False when a signal, the deadline or the guard stopped it. It is saved,
             unless the guard did.
+
+        Raises:
+            TeacherError: a served teacher does not answer any more. The run is saved.
         """
         try:
             self._restore()
@@ -138,7 +141,11 @@ class Trainer:
                 self.display.say(line)
             self.trackers = make_trackers(self.config, self.run)
             with self.stop, self.display:
-                self._loop()
+                try:
+                    self._loop()
+                except TeacherError:  # nothing of the step that it was asked in has been learned
+                    self._save()
+                    raise
         finally:
             self.rollouts.stop()
             self.verifiers.close()
@@ -187,7 +194,7 @@ class Trainer:
                 continue
             if self.step == train.num_steps or self.step % train.checkpoint_every == 0:
                 self._save()
-        if self.step != self.saved_step and not self.halted:
+        if not self.halted:
             self._save()
 
     def _next_work(self) -> Literal["evaluation", "choice", "step"] | None:
@@ -323,16 +330,13 @@ class Trainer:
         return float(len(self.ever_solved))
 
     def _save(self) -> None:
+        if self.step == self.saved_step:
+            return
         self.display.phase("saving")
         state = {"step": self.step, "ever_solved": sorted(self.ever_solved)}
         with self.stop.timed("save"):  # which waits for the rollouts in flight
-            saved.save_checkpoint(
-                self.run.checkpoints,
-                self.step,
-                self.engine,
-                state,
-                rows={ahead.FILE: self.rollouts.rows(self.display.progress)},
-            )
+            rows = {ahead.FILE: self.rollouts.rows(self.step, self.display.progress)}
+            saved.save_checkpoint(self.run.checkpoints, self.step, self.engine, state, rows=rows)
         self.saved_step = self.step
         self._prune()
         self._look_for_room()

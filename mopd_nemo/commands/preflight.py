@@ -100,10 +100,10 @@ def _self_taught(config: Config) -> Config:
             f"divergence.contrast={config.divergence.contrast}: preflight measures contexts of one prompt, and a "
             "contrast reads two; set divergence.contrast=0"
         )
-    if config.teacher.kind == "external":
+    if (kind := config.teacher.kind) in ("external", "server"):
         raise UserError(
-            f"teacher.kind=external: preflight measures what a self-teacher makes of peers; for the teacher at "
-            f"{config.teacher.path} set teacher.kind=live and model.path to it"
+            f"teacher.kind={kind}: preflight measures what a self-teacher makes of peers; for the teacher "
+            f"{config.teacher.path or config.teacher.model or ''} set teacher.kind=live and model.path to it"
         )
     return config.model_copy(update={"teacher": TeacherConfig(kind="live")})
 

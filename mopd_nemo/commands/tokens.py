@@ -106,6 +106,11 @@ def _run_engine(
 
     config = run.read_config(overrides)
     changes: dict[str, Any] = {"generation": GenerationConfig()}
+    if config.teacher.kind == "server":
+        raise UserError(
+            f"{run.path}: teacher.kind=server tells a part of what a teacher says of a token: add "
+            "teacher.kind=external and teacher.path=DIR for the same model, or teacher.kind=live for the student"
+        )
     if config.teacher.kind == "none":
         changes["teacher"] = TeacherConfig(kind="live")
     if model is not None:

@@ -19,7 +19,7 @@ from rich.panel import Panel
 
 from mopd_nemo.commands import ConfigFile, OptionalConfigFile, Overrides
 from mopd_nemo.commands.report import compare_runs
-from mopd_nemo.config import Config, UserError
+from mopd_nemo.config import Config, TeacherError, UserError
 from mopd_nemo.config.load import load_config
 from mopd_nemo.files import WriteError
 from mopd_nemo.run.directory import RunDirectory
@@ -29,6 +29,8 @@ HALTED = 3
 """Exit code of a run that its guard has stopped. The launcher does not queue such a job again."""
 FULL = 4
 """Exit code of a run that could not write a file, mostly for want of room."""
+UNTAUGHT = 5
+"""Exit code of a run whose served teacher does not answer any more. It is saved."""
 
 
 def train(
@@ -72,7 +74,7 @@ def show_outlook(config: Config) -> int:
 
 
 def run_training(config_file: Path | None, resume: Path | None, overrides: Sequence[str]) -> int:
-    """Start or continue a run. Exit code: 0 complete, 3 stopped by the guard, 4 out of room, 130 by Ctrl-C."""
+    """Start or continue a run. Exit code: 0 complete, 3 stopped by the guard, 4 no room, 5 no teacher, 130 Ctrl-C."""
     started = time.monotonic()
     if (config_file is None) == (resume is None):
         raise UserError("give either --config FILE for a new run or --resume RUN_DIR to continue one")
@@ -87,21 +89,25 @@ def run_training(config_file: Path | None, resume: Path | None, overrides: Seque
         else:
             assert resume is not None
             trainer = Trainer.resumed(RunDirectory.open(resume), overrides, console, started)
-    full = False
+    code = None
     try:
         complete = trainer.fit()
     except WriteError as error:
         console.print(f"error: {error}", style="bold red", soft_wrap=True)
         console.print("The run stops here; steps since the last checkpoint are lost.")
-        complete, full = False, True
+        complete, code = False, FULL
+    except TeacherError as error:
+        console.print(f"error: {error}", style="bold red", soft_wrap=True)
+        console.print("The run is saved as it was before this step; start the teacher again, then continue it.")
+        complete, code = False, UNTAUGHT
     except KeyboardInterrupt:
         console.print("Stopped at once; steps since the last checkpoint are lost.")
         complete = False
     _say_where(trainer.run, complete, console)
     if complete:
         return 0
-    if full:
-        return FULL
+    if code is not None:
+        return code
     if trainer.halted:
         good = trainer.good_checkpoint
         start = f"start a new run from {good} (model.path)" if good else "start again from the model"

@@ -1,15 +1,15 @@
 """Every setting of a run. `schema` is the tree, `load` reads YAML into it, `checks` has the rules between sections."""
 
-from mopd_nemo.config.base import ConfigBlock, UserError
+from mopd_nemo.config.base import ConfigBlock, TeacherError, UserError
 from mopd_nemo.config.peers import PeersConfig, RequireConfig, Templates
 from mopd_nemo.config.schema import (
     Config,
     DivergenceConfig,
     ModelConfig,
     PolicyGradientConfig,
-    TeacherConfig,
     TrainConfig,
 )
+from mopd_nemo.config.teacher import TeacherConfig
 
 __all__ = [
     "Config",
@@ -20,6 +20,7 @@ __all__ = [
     "PolicyGradientConfig",
     "RequireConfig",
     "TeacherConfig",
+    "TeacherError",
     "Templates",
     "TrainConfig",
     "UserError",

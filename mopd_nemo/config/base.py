@@ -16,6 +16,13 @@ class UserError(Exception):
     """
 
 
+class TeacherError(Exception):
+    """A served teacher can no longer be asked, or what it says cannot be used. The message names its url.
+
+    `mopd train` saves the run, prints the message without a traceback and exits with code 5.
+    """
+
+
 class ConfigBlock(BaseModel):
     """A block of the config: frozen, with finite numbers, and an unknown key is an error."""
 

@@ -10,7 +10,8 @@ from pydantic import BaseModel
 from mopd_nemo.config.base import seconds_of
 from mopd_nemo.config.cluster import NemoConfig, ParallelConfig, sequence_multiple, training_gpus
 from mopd_nemo.config.plugins import METHODS, method_class
-from mopd_nemo.config.schema import Config, GenerationConfig, TeacherConfig
+from mopd_nemo.config.schema import Config, GenerationConfig
+from mopd_nemo.config.teacher import TeacherConfig
 
 OPTIONAL = (
     *("peers", "divergence", "policy_gradient", "sdpo", "gkd", "dpo", "simpo"),
@@ -30,6 +31,7 @@ def check(config: Config) -> None:
     _check_method(config)
     _check_peers(config)
     _check_choice(config)
+    _check_served(config)
     _check_lag(config)
     _check_token_signal(config)
     _check_best(config)
@@ -151,13 +153,43 @@ def _check_choice(config: Config) -> None:
             if getattr(peers, name) != type(peers).model_fields[name].default:
                 raise ValueError(f"peers.{name}={getattr(peers, name)!r} is unused by peers.choose=fixed: remove it")
         return
-    if config.teacher.kind == "external":
+    if (kind := config.teacher.kind) in ("external", "server"):
         raise ValueError(
-            "peers.choose=measured asks what the student makes of peers, and teacher.kind=external is another model: "
+            f"peers.choose=measured asks what the student makes of peers, and teacher.kind={kind} is another model: "
             "set peers.choose=fixed"
         )
     if peers.control != "none":
         raise ValueError(f"peers.choose=measured with peers.control={peers.control}: choose one of the two")
+
+
+def _check_served(config: Config) -> None:
+    """A server tells its likeliest tokens or the sampled one, and nothing of tokens that somebody else names."""
+    if config.teacher.kind != "server":
+        return
+    if config.engine == "nemo":
+        raise ValueError(
+            "teacher.kind=server does not go with engine=nemo yet: set engine=local or another teacher.kind"
+        )
+    divergence = config.divergence
+    why = {
+        "student_topk": "a server tells the teacher's likeliest tokens, not those that the student names",
+        "full": "a server tells a few log-probabilities of each token, not the whole vocabulary's",
+    }
+    if divergence.support in why:
+        raise ValueError(
+            f"divergence.support={divergence.support} does not go with teacher.kind=server: {why[divergence.support]}. "
+            "Set divergence.support=teacher_topk, or sampled with divergence.kind=reverse_kl"
+        )
+    if divergence.contrast:
+        raise ValueError(
+            f"divergence.contrast={divergence.contrast} asks what the teacher says of the same tokens after two "
+            "prompts, which teacher.kind=server cannot tell: set it to 0, or another teacher.kind"
+        )
+    if every := config.logging.save_token_signal_every:
+        raise ValueError(
+            f"logging.save_token_signal_every={every} needs a teacher's whole distribution, and teacher.kind=server "
+            "tells a part of it: remove it"
+        )
 
 
 def _check_lag(config: Config) -> None:

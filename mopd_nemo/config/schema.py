@@ -13,6 +13,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from mopd_nemo.config.base import ConfigBlock, Duration, Fraction, seconds_of
 from mopd_nemo.config.cluster import ClusterConfig, NemoConfig
 from mopd_nemo.config.peers import PeersConfig
+from mopd_nemo.config.teacher import TeacherConfig
 from mopd_nemo.config.verifiers import VerifierConfig
 
 
@@ -88,29 +89,6 @@ class GenerationConfig(ConfigBlock):
     """`local`: the engine's own sampler. `vllm`: vLLM in the same process, with new weights after every update."""
     gpu_memory_utilization: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
     """Fraction of GPU memory for vLLM's weights and cache. On CPUs, vLLM reads `VLLM_CPU_KVCACHE_SPACE` (GiB)."""
-
-
-class TeacherConfig(ConfigBlock):
-    """The model whose distribution the student learns."""
-
-    kind: Literal["live", "ema", "frozen", "external", "none"] = "ema"
-    """`live`: the student itself; `ema`: a moving average of it; `frozen`: its initial weights; `external`: `path`;
-    `none`: no teacher. Default: `ema` for mopd and sdpo, `external` for opd and gkd, `frozen` for dpo (its reference
-    model), else `none`."""
-    ema_rate: Fraction = 0.05
-    """After each step: teacher ← (1 - rate)·teacher + rate·student. The average is kept in float32."""
-    path: str | None = None
-    """Model directory or hub name of an external teacher, which must have the student's vocabulary."""
-
-    @model_validator(mode="after")
-    def _check_path(self) -> Self:
-        if self.kind == "external" and self.path is None:
-            raise ValueError("teacher.kind=external needs teacher.path: name the teacher's model directory")
-        if self.kind != "external" and self.path is not None:
-            raise ValueError(
-                f"teacher.path={self.path!r} is unused by teacher.kind={self.kind}: set teacher.kind=external"
-            )
-        return self
 
 
 class GuardConfig(ConfigBlock):

@@ -164,7 +164,7 @@ class ChunkLoss:
             names.append("teacher/contrast")
         if self._weights != "none":
             names.append("teacher/sharper" if self._weights == "sharper" else "token/weight")
-        if self.teacher is not None or self.topk is not None:
+        if self.teacher is not None or self.support == "given":
             names.append("topk_overlap")
         return [*names, "sampler/gap", "sampler/ratio"] if self.tokens.sampler_logprobs_T is not None else names
 
@@ -209,7 +209,7 @@ class ChunkLoss:
         sampled_DCN = support_DCK if self.support == "sampled" else sampled_DCN
         if watch is not None and len(chunks) > 1:
             teacher_top_CK = top_CK(1, watch)
-        elif watch is not None and topk is not None:
+        elif watch is not None and topk is not None and self.support == "given":
             teacher_top_CK = topk.ids_TK
         return ChunkStats(
             support_CK,

@@ -223,22 +223,23 @@ def _check(
     if objective.reads_contrast != (contrast is not None):
         raise ValueError(f"{objective} {'needs' if contrast is None else 'does not read'} a teacher after failures")
     if isinstance(teacher, TopK):
-        _check_topk(objective, teacher)
+        _check_topk(objective, teacher, tokens)
     if objective.reads_old_policy and tokens.advantages_T is None:
         raise ValueError("PolicyGradient needs tokens.advantages_T")
     if clip is not None and tokens.sampler_logprobs_T is None:
         raise ValueError("importance_clip needs tokens.sampler_logprobs_T")
 
 
-def _check_topk(objective: Objective, teacher: TopK) -> None:
-    """A teacher's likeliest tokens suffice for a divergence on just these tokens."""
+def _check_topk(objective: Objective, teacher: TopK, tokens: Tokens) -> None:
+    """A teacher's likeliest tokens suffice for a divergence on just these tokens, and the sampled one for its own."""
     match objective:
         case Divergence(reads_contrast=True):
             raise ValueError(
                 "a contrast needs the logits of both teachers: for TopK, apply `reference.contrasted` beforehand"
             )
         case SampledReverseKL():
-            raise ValueError("SampledReverseKL needs the teacher's log-probability of the sampled token: not TopK")
+            if not torch.equal(teacher.ids_TK, tokens.ids_T[:, None]):
+                raise ValueError("SampledReverseKL needs the teacher's log-probability of the sampled token: not TopK")
         case Divergence(support=support) if support != "teacher_topk":
             raise ValueError(f"support={support} needs a teacher's logits: give TopK with teacher_topk only")
         case Divergence(k=k) if teacher.ids_TK.shape[-1] != k:

@@ -23,7 +23,7 @@ from mopd_nemo.types import RolloutGroup
 class Mopd(Method):
     """Peer-conditioned distillation. Every row of the paper's context ablation is a setting of `peers`."""
 
-    teachers: ClassVar = ("ema", "live", "frozen", "external")
+    teachers: ClassVar = ("ema", "live", "frozen", "external", "server")
     uses: ClassVar = DISTILLATION | {"divergence.contrast", "peers", "policy_gradient"}
     reads_peers: ClassVar = True
 

@@ -28,7 +28,7 @@ class Opd(Method):
     that something else has changed: at the start the two are the same model.
     """
 
-    teachers: ClassVar = ("external", "frozen")
+    teachers: ClassVar = ("external", "frozen", "server")
     uses: ClassVar = DISTILLATION
 
     def build(self, groups: Sequence[RolloutGroup], step: int) -> TrainBatch:

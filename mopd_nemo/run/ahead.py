@@ -100,6 +100,8 @@ class RolloutSource:
         self._verifiers = verifiers
         self._completions = completions
         self._ahead: _Request | None = None
+        self._taken: _Request | None = None
+        """The last one that a step was given."""
 
     def of(self, step: int, on_progress: Progress) -> StepRollouts:
         """The rollouts of a step. With `rollout.lag: 1`, those of the next one begin to be drawn."""
@@ -109,7 +111,7 @@ class RolloutSource:
             request.samples = self._draw(request, on_progress)
         began = time.perf_counter()
         samples = request.wait(on_progress)
-        self._ahead = None
+        self._ahead, self._taken = None, request
         metrics = {"rollout/lag": float(step - 1 - request.weights)}
         if lagging:
             metrics["seconds/waiting"] = time.perf_counter() - began
@@ -120,10 +122,14 @@ class RolloutSource:
             self._ahead.drawing = self._engine.generate_ahead(*self._ahead.arguments, self._ahead.on_rollout)
         return StepRollouts(request.problems, samples, request.verdicts, metrics)
 
-    def rows(self, on_progress: Progress) -> list[dict[str, Any]]:
-        """The rollouts in flight as rows for a checkpoint, once they are drawn; none: nothing is in flight."""
-        request = self._ahead
-        if request is None:
+    def rows(self, step: int, on_progress: Progress) -> list[dict[str, Any]]:
+        """The rollouts in flight as rows for a checkpoint made after `step`, once they are drawn; none: nothing is.
+
+        A step that could not learn from its rollouts gives them back: older weights have drawn them.
+        """
+        found = (r for r in (self._taken, self._ahead) if r is not None and r.step == step + 1)
+        request = next(found, None)
+        if request is None or not self._config.rollout.lag:
             return []
         rows: list[dict[str, Any]] = [request.header() | {"weights": request.weights}]
         for problem, rollouts in zip(request.problems, request.wait(on_progress), strict=True):

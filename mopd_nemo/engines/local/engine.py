@@ -6,7 +6,7 @@ Shape suffixes: T response tokens laid end to end, R of one response, C tokens o
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,15 +15,17 @@ from torch import Tensor
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import Config, TeacherConfig, UserError
 from mopd_nemo.config.checks import teacher_prompt
-from mopd_nemo.engines.base import InFlight, OnRollout, Progress, Sampling, TokenCounts, TokenSignal
+from mopd_nemo.engines.base import InFlight, OnRollout, Progress, Sampling, TokenSignal
 from mopd_nemo.engines.local.learner import Learner
 from mopd_nemo.engines.local.model import DTYPES, LanguageModel, load_model, resolve_device
 from mopd_nemo.engines.local.sampler import sample
+from mopd_nemo.engines.local.targets import Target, read_by_model, read_by_server
 from mopd_nemo.engines.local.vllm_backend import VllmBackend, check_backend
 from mopd_nemo.engines.models import check_positions, check_vocabularies, load_chat
+from mopd_nemo.engines.served import ServedTeacher
 from mopd_nemo.engines.vllm import Numbered
 from mopd_nemo.methods.batch import TrainBatch
-from mopd_nemo.types import Rollout
+from mopd_nemo.types import Rollout, TrainExample
 
 SCORING_BATCH, SCORING_ROWS = 2, 4
 """A pass without gradients keeps the activations of one layer only. So its batches have twice the tokens of an update's
@@ -54,9 +56,9 @@ class LocalEngine:
             device=device,
             recompute=config.train.activation_checkpointing,
         )
-        self.teacher = Teacher(self.student, config)
+        self.teacher = Teacher(self.student, self.chat, config)
         self._check_lengths()
-        self._learner = Learner(self.student, self.teacher.model, config)
+        self._learner = Learner(self.student, config)
         self._eos_ids = _end_ids(self.student, self.chat)
         self.chat.check_end_of_turn(self._eos_ids)
         self._student_copy: LanguageModel | None = None
@@ -168,55 +170,28 @@ class LocalEngine:
     @torch.no_grad()
     def score(
         self, batch: TrainBatch, on_progress: Progress | None = None
-    ) -> tuple[list[Tensor | None], dict[str, float]]:
-        """Per example with a teacher prompt, the teacher's hidden states that predict its response: [tokens, H].
-
-        For an example with a contrast prompt, the hidden states after that prompt follow in each row: [tokens, 2·H].
-        `update` applies the teacher's head chunk by chunk, where the student's own top-k is known. That is the same
-        work, and no [tokens, vocabulary] tensor is kept.
-        """
-        hidden: list[Tensor | None] = [None] * len(batch.examples)
-        read = [
-            (i, prompt)
-            for i, example in enumerate(batch.examples)
-            for prompt in (example.teacher_prompt_ids, example.contrast_prompt_ids)
-            if prompt is not None
-        ]
-        if not read:
-            return hidden, {}
-        teacher = self.teacher.model
-        assert teacher is not None
-        scored, prompts = zip(*read, strict=True)
-        states: list[Tensor | None] = [None] * len(read)
-        responses = [batch.examples[i].response_ids for i in scored]
-        sequences = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
-        lengths = [len(sequence) for sequence in sequences]
-        micro_batches = teacher.batches([[sequence] for sequence in sequences], self._budget(lengths))
-        teacher.counts = TokenCounts()
-        for done, members in enumerate(micro_batches, start=1):
-            with teacher.computing():
-                hidden_TH = teacher.response_hidden_TH([prompts[m] for m in members], [responses[m] for m in members])
-            for member, part_TH in zip(members, hidden_TH.split([len(responses[m]) for m in members]), strict=True):
-                states[member] = part_TH
-            if on_progress:
-                on_progress(done / len(micro_batches))
-        for i, part_TH in zip(scored, states, strict=True):
-            assert part_TH is not None
-            first_TH = hidden[i]
-            hidden[i] = part_TH if first_TH is None else torch.cat([first_TH, part_TH], dim=-1)
-        return hidden, teacher.counts.metrics("score", sum(lengths))
+    ) -> tuple[list[Target | None], dict[str, float]]:
+        """Per example with a teacher prompt, what its teacher says of its response."""
+        targets: list[Target | None] = [None] * len(batch.examples)
+        taught = [i for i, example in enumerate(batch.examples) if example.teacher_prompt_ids is not None]
+        if not taught:
+            return targets, {}
+        found, metrics = self.teacher.score([batch.examples[i] for i in taught], self._budget, on_progress)
+        for i, target in zip(taught, found, strict=True):
+            targets[i] = target
+        return targets, metrics
 
     def update(
         self,
         batch: TrainBatch,
-        targets: Sequence[Tensor | None],
+        targets: Sequence[Target | None],
         learning_rate: float,
         on_progress: Progress | None = None,
     ) -> dict[str, float]:
         self._vllm_weights_outdated = True
         return self._learner.step(batch, targets, learning_rate, on_progress)
 
-    def token_signal(self, batch: TrainBatch, targets: Sequence[Tensor | None], top: int) -> list[TokenSignal | None]:
+    def token_signal(self, batch: TrainBatch, targets: Sequence[Target | None], top: int) -> list[TokenSignal | None]:
         return self._learner.token_signal(batch, targets, top)
 
     def response_logprobs(
@@ -271,19 +246,24 @@ def _stream_aside(device: torch.device) -> torch.cuda.Stream | None:
 
 
 class Teacher:
-    """The model whose distribution the student follows; `model` is None without a teacher.
+    """The model whose distribution the student follows; `model` is None without one in this process.
 
     `live` shares the student's weights, so it moves with every update. `ema` is a float32 copy. `frozen` and `external`
-    never move and are loaded from their model directory, so a checkpoint needs only the weights of `ema`.
+    never move and are loaded from their model directory, so a checkpoint needs only the weights of `ema`. Of `server`,
+    there is nothing here but its address.
     """
 
-    def __init__(self, student: LanguageModel, config: Config) -> None:
+    def __init__(self, student: LanguageModel, chat: Chat, config: Config) -> None:
         self._config: TeacherConfig = config.teacher
+        self._device = student.device
         self.model = self._make(student, config)
+        self.served: ServedTeacher | None = None
+        if self._config.kind == "server":
+            self.served = ServedTeacher(config, chat, student.head.weight.shape[0])
 
     def _make(self, student: LanguageModel, config: Config) -> LanguageModel | None:
         match self._config.kind:
-            case "none":
+            case "none" | "server":
                 return None
             case "live":
                 return student
@@ -297,6 +277,19 @@ class Teacher:
                 )
                 model.module.requires_grad_(False)
                 return model
+
+    def score(
+        self, examples: Sequence[TrainExample], budget: Callable[[Sequence[int]], int], on_progress: Progress | None
+    ) -> tuple[list[Target], dict[str, float]]:
+        """Targets of examples that all have a teacher prompt, and metrics.
+
+        Args:
+            budget: tokens of a batch, given the lengths of the sequences.
+        """
+        if self.served is not None:
+            return read_by_server(self.served, examples, self._device, on_progress)
+        assert self.model is not None
+        return read_by_model(self.model, examples, budget, on_progress)
 
     @torch.no_grad()
     def follow(self, student: LanguageModel) -> None:

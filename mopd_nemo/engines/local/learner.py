@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -17,28 +17,23 @@ from torch import Tensor
 from mopd_nemo.config import Config
 from mopd_nemo.engines.base import Progress, TokenCounts, TokenSignal
 from mopd_nemo.engines.local.model import LanguageModel
+from mopd_nemo.engines.local.targets import Target, joined, joined_hidden
 from mopd_nemo.losses.logits import Head, Tokens
-from mopd_nemo.losses.objectives import Divergence, LogLikelihood
+from mopd_nemo.losses.objectives import Divergence, LogLikelihood, Objective
 from mopd_nemo.losses.reference import pair_loss
 from mopd_nemo.losses.token_loss import token_loss
 from mopd_nemo.losses.token_signal import read_tokens
 from mopd_nemo.methods.batch import LossTerm, TrainBatch
 
-Targets = Sequence[Tensor | None]
-"""Per example with a teacher prompt, the teacher's hidden states that predict its response: [response tokens, H],
-or [response tokens, 2·H] with a second prompt."""
+Targets = Sequence[Target | None]
+"""Per example; None: no teacher scores it."""
 
 
 class Learner:
-    """AdamW over the student.
+    """AdamW over the student."""
 
-    Args:
-        teacher: its hidden states are the targets of `step`; None: no example has a teacher.
-    """
-
-    def __init__(self, student: LanguageModel, teacher: LanguageModel | None, config: Config) -> None:
+    def __init__(self, student: LanguageModel, config: Config) -> None:
         self._student = student
-        self._teacher = teacher
         self._config = config
         matrices = [p for p in student.module.parameters() if p.dim() >= 2]
         vectors = [p for p in student.module.parameters() if p.dim() < 2]
@@ -63,7 +58,7 @@ class Learner:
         updates = batch.updates(self._config.train.num_updates_per_step)
         if not updates:
             return {"update/skipped": 1.0}
-        passes = _Passes(self._student, self._teacher, batch, targets, self._config)
+        passes = _Passes(self._student, batch, targets, self._config)
         if len(updates) > 1 and any(term.objective.reads_old_policy for term in batch.terms):
             # The ratios refer to the policy before the first update.
             for micro_batch in self._micro_batches(batch, batch.terms):
@@ -81,11 +76,12 @@ class Learner:
         taught = tuple(i for i, target in enumerate(targets) if target is not None)
         distilled = (term.objective for term in batch.terms if isinstance(term.objective, Divergence))
         objective = next(distilled, Divergence("reverse_kl", support="full"))
-        passes = _Passes(self._student, self._teacher, batch, targets, self._config)
+        passes = _Passes(self._student, batch, targets, self._config)
         signals: list[TokenSignal | None] = [None] * len(targets)
         for micro_batch in self._micro_batches(batch, [LossTerm(objective, taught)]):
-            for i, signal in zip(micro_batch, passes.token_signal(micro_batch, objective, top), strict=True):
-                signals[i] = signal
+            for part in passes.by_teacher(micro_batch):
+                for i, signal in zip(part, passes.token_signal(part, objective, top), strict=True):
+                    signals[i] = signal
         return signals
 
     def _accumulate(
@@ -134,13 +130,11 @@ class _Passes:
     def __init__(
         self,
         student: LanguageModel,
-        teacher: LanguageModel | None,
         batch: TrainBatch,
         targets: Targets,
         config: Config,
     ) -> None:
         self._student = student
-        self._teacher = teacher
         self._examples = batch.examples
         self._targets = targets
         self._config = config
@@ -150,20 +144,20 @@ class _Passes:
     def remember_logprobs(self, micro_batch: Sequence[int]) -> None:
         """Keep the student's present log-probabilities, which the ratios of later updates refer to."""
         with self._student.computing():
-            student = self._head(self._student, self._hidden_TH(micro_batch))
+            student = self._head(self._hidden_TH(micro_batch))
             loss_T = token_loss(LogLikelihood(), student, self._tokens(micro_batch)).loss_T
         for i, part_T in zip(micro_batch, loss_T.split(self._lengths(micro_batch)), strict=True):
             self._old_logprobs[i] = -part_T
 
     def token_signal(self, micro_batch: Sequence[int], objective: Divergence, top: int) -> list[TokenSignal]:
-        """Of each example of a micro-batch."""
+        """Of each of some examples, whose teacher is one and in this process."""
         with self._student.computing():
             student, teacher, divergence_T = read_tokens(
                 objective,
-                self._head(self._student, self._hidden_TH(micro_batch)),
+                self._head(self._hidden_TH(micro_batch)),
                 self._tokens(micro_batch),
-                self._teacher_head(micro_batch),
-                contrast=self._teacher_head(micro_batch, second=True) if objective.reads_contrast else None,
+                joined_hidden(self._targets_of(micro_batch)),
+                contrast=self._contrast(objective, micro_batch),
                 top=top,
             )
         values = (student.sampled_T, teacher.sampled_T, divergence_T)
@@ -186,15 +180,9 @@ class _Passes:
         with self._student.computing():
             hidden_TH = self._hidden_TH(micro_batch)
             loss = hidden_TH.new_zeros((), dtype=torch.float32)
-            for number, (term, weights) in enumerate(terms):
-                members = set(term.examples)
-                some = [i for i in micro_batch if i in members]
-                if not some:
-                    continue
+            for number, term, weights, some in self._parts(micro_batch, terms):
                 all_of_it = len(some) == len(micro_batch)
-                student = self._head(
-                    self._student, hidden_TH if all_of_it else hidden_TH[self._positions(micro_batch, members)]
-                )
+                student = self._head(hidden_TH if all_of_it else hidden_TH[self._positions(micro_batch, set(some))])
                 if term.objective.pairs:
                     value, signals = self._pair_loss(term, some, student, weights), {}
                 else:
@@ -208,6 +196,25 @@ class _Passes:
         loss.backward()
         return totals
 
+    def by_teacher(self, some: Sequence[int]) -> list[list[int]]:
+        """Examples in parts, each with one teacher in this process, or with served ones."""
+        parts: dict[LanguageModel | None, list[int]] = {}
+        for i in some:
+            target = self._targets[i]
+            parts.setdefault(None if target is None else target.model, []).append(i)
+        return list(parts.values())
+
+    def _parts(
+        self, micro_batch: Sequence[int], terms: Sequence[tuple[LossTerm, dict[int, float]]]
+    ) -> Iterator[tuple[int, LossTerm, dict[int, float], list[int]]]:
+        """The examples of a micro-batch that a loss is computed on at once, with number, term and weights."""
+        for number, (term, weights) in enumerate(terms):
+            members = set(term.examples)
+            some = [i for i in micro_batch if i in members]
+            for part in self.by_teacher(some) if term.objective.reads_teacher else [some]:
+                if part:
+                    yield number, term, weights, part
+
     def _token_loss(
         self, term: LossTerm, some: Sequence[int], student: Head, weights: dict[int, float], watch: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -216,8 +223,8 @@ class _Passes:
             term.objective,
             student,
             self._tokens(some),
-            self._teacher_head(some) if term.objective.reads_teacher else None,
-            contrast=self._teacher_head(some, second=True) if term.objective.reads_contrast else None,
+            joined(self._targets_of(some)) if term.objective.reads_teacher else None,
+            contrast=self._contrast(term.objective, some),
             weights_T=torch.tensor(weights_M, device=self._student.device),
             importance_clip=self._config.rollout.importance_clip if term.objective.reads_sampler else None,
             watch=self._config.divergence.k if watch else None,
@@ -230,7 +237,7 @@ class _Passes:
         reference_2N = None
         if term.objective.reads_teacher:
             with torch.no_grad():
-                reference_2N = self._summed_2N(self._teacher_head(some), some)
+                reference_2N = self._summed_2N(joined_hidden(self._targets_of(some)), some)
         lengths_2N = torch.tensor(self._lengths(some), device=logprobs_2N.device)
         loss_N = pair_loss(term.objective, logprobs_2N, lengths_2N, reference_2N)
         return (loss_N * torch.tensor([weights[i] for i in some[::2]], device=loss_N.device)).sum()
@@ -244,16 +251,14 @@ class _Passes:
         examples = [self._examples[i] for i in micro_batch]
         return self._student.response_hidden_TH([e.prompt_ids for e in examples], [e.response_ids for e in examples])
 
-    def _head(self, model: LanguageModel, hidden_TH: Tensor) -> Head:
-        return Head(hidden_TH, model.head.weight, model.head.bias)
+    def _head(self, hidden_TH: Tensor) -> Head:
+        return Head(hidden_TH, self._student.head.weight, self._student.head.bias)
 
-    def _teacher_head(self, some: Sequence[int], second: bool = False) -> Head:
-        """The teacher after the first prompt of each example, or after its contrast prompt if it has one."""
-        assert self._teacher is not None
-        size = self._teacher.head.weight.shape[-1]
-        hidden = [self._targets[i] for i in some]
-        parts = [part[:, -size:] if second else part[:, :size] for part in hidden if part is not None]
-        return self._head(self._teacher, torch.cat(parts))
+    def _targets_of(self, some: Sequence[int]) -> list[Target]:
+        return [target for i in some if (target := self._targets[i]) is not None]
+
+    def _contrast(self, objective: Objective, some: Sequence[int]) -> Head | None:
+        return joined_hidden(self._targets_of(some), contrast=True) if objective.reads_contrast else None
 
     def _tokens(self, some: Sequence[int]) -> Tokens:
         device = self._student.device

@@ -10,6 +10,7 @@ import torch
 
 from mopd_nemo.engines.base import Sampling
 from mopd_nemo.engines.local.engine import LocalEngine
+from mopd_nemo.engines.local.targets import Target
 from mopd_nemo.losses.objectives import Divergence, Dpo, LogLikelihood, Objective, PolicyGradient, Simpo
 from mopd_nemo.losses.reference import importance_weights, token_divergence
 from mopd_nemo.methods.batch import LossTerm, TrainBatch
@@ -43,7 +44,7 @@ def update(engine: LocalEngine, batch: TrainBatch, learning_rate: float) -> dict
     return engine.update(batch, targets, learning_rate) | scored
 
 
-def score(engine: LocalEngine, rows: list[TrainExample]) -> list[torch.Tensor | None]:
+def score(engine: LocalEngine, rows: list[TrainExample]) -> list[Target | None]:
     return engine.score(TrainBatch(rows, []))[0]
 
 
@@ -74,7 +75,8 @@ def test_student_equal_to_teacher_without_peers_has_no_loss(make: Make, kind: st
 def test_teacher_rows_shifted_by_one_are_caught(make: Make) -> None:
     engine = make("teacher.kind=live")
     rows = make_rows(engine, PROMPTS)
-    shifted = [hidden_TH.roll(1, dims=0) for hidden_TH in score(engine, rows) if hidden_TH is not None]
+    targets = [(target, target.hidden_TH) for target in score(engine, rows) if target is not None]
+    shifted = [replace(t, hidden_TH=hidden_TH.roll(1, dims=0)) for t, hidden_TH in targets if hidden_TH is not None]
     assert engine.update(make_batch(rows, Divergence()), shifted, learning_rate=0.0)["loss"] > 1e-2
 
 
@@ -145,8 +147,8 @@ def test_non_finite_gradient_skips_the_update(make: Make) -> None:
     engine = make()
     rows = make_rows(engine, TEACHER_PROMPTS)
     targets = score(engine, rows)
-    assert targets[0] is not None
-    targets[0] = targets[0] * float("nan")
+    assert targets[0] is not None and targets[0].hidden_TH is not None
+    targets[0] = replace(targets[0], hidden_TH=targets[0].hidden_TH * float("nan"))
     before = weights(engine)
     assert engine.update(make_batch(rows, Divergence()), targets, learning_rate=1.0)["update/skipped"] == 1.0
     assert all(torch.equal(value, before[name]) for name, value in weights(engine).items())

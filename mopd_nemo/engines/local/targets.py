@@ -1,0 +1,101 @@
+"""What a teacher says of responses, in the form that the local engine's losses read.
+
+Shape suffixes: T response tokens, K likeliest tokens, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from mopd_nemo.engines.base import Progress, TokenCounts
+from mopd_nemo.engines.local.model import LanguageModel
+from mopd_nemo.engines.served import ServedTeacher
+from mopd_nemo.losses.logits import Head, TopK
+from mopd_nemo.types import TrainExample
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a teacher says of one response.
+
+    Of a teacher in this process, hidden states: its head is applied chunk by chunk, where the student's own top-k is
+    known. That is the same work, and no [tokens, vocabulary] tensor is kept. Of a served one, its likeliest tokens.
+    """
+
+    model: LanguageModel | None = None
+    """Whose head reads the hidden states."""
+    hidden_TH: Tensor | None = None
+    """After the teacher's prompt; they predict the response."""
+    contrast_TH: Tensor | None = None
+    """After the contrast prompt, if there is one."""
+    topk: TopK | None = None
+    """Of a served teacher: its likeliest tokens, or the sampled one."""
+
+
+def read_by_model(
+    teacher: LanguageModel,
+    examples: Sequence[TrainExample],
+    budget: Callable[[Sequence[int]], int],
+    on_progress: Progress | None,
+) -> tuple[list[Target], dict[str, float]]:
+    """Targets of examples that all have a teacher prompt, from a model in this process; and metrics of its passes.
+
+    Args:
+        budget: tokens of a batch, as `LanguageModel.batches` counts them, given the lengths of the sequences.
+    """
+    read = [(number, example.teacher_prompt_ids or ()) for number, example in enumerate(examples)]
+    read += [(n, example.contrast_prompt_ids) for n, example in enumerate(examples) if example.contrast_prompt_ids]
+    prompts, responses = [prompt for _, prompt in read], [examples[number].response_ids for number, _ in read]
+    sequences = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
+    lengths = [len(sequence) for sequence in sequences]
+    micro_batches = teacher.batches([[sequence] for sequence in sequences], budget(lengths))
+    teacher.counts = TokenCounts()
+    states: dict[int, Tensor] = {}
+    for done, members in enumerate(micro_batches, start=1):
+        with teacher.computing():
+            hidden_TH = teacher.response_hidden_TH([prompts[m] for m in members], [responses[m] for m in members])
+        states |= zip(members, hidden_TH.split([len(responses[m]) for m in members]), strict=True)
+        if on_progress:
+            on_progress(done / len(micro_batches))
+    targets = [Target(teacher, states[number]) for number in range(len(examples))]
+    for member in range(len(examples), len(read)):
+        number = read[member][0]
+        targets[number] = replace(targets[number], contrast_TH=states[member])
+    return targets, teacher.counts.metrics("score", sum(lengths))
+
+
+def read_by_server(
+    teacher: ServedTeacher, examples: Sequence[TrainExample], device: torch.device, on_progress: Progress | None
+) -> tuple[list[Target], dict[str, float]]:
+    """Targets of examples that all have a teacher prompt, from servers; and metrics of the requests."""
+    before = teacher.retries
+    answers = teacher.score([(e.teacher_prompt_ids or (), e.response_ids) for e in examples], on_progress)
+    targets = [
+        Target(topk=TopK(torch.tensor(answer.ids, device=device), torch.tensor(answer.logprobs, device=device)))
+        for answer in answers
+    ]
+    return targets, {"score/retries": teacher.retries - before, "score/replicas": teacher.num_replicas}
+
+
+def joined(targets: Sequence[Target]) -> Head | TopK:
+    """What the one teacher of several responses says, laid end to end; so may several served ones."""
+    if targets[0].model is not None:
+        return joined_hidden(targets)
+    found = [target.topk for target in targets if target.topk is not None]
+    return TopK(torch.cat([topk.ids_TK for topk in found]), torch.cat([topk.logprobs_TK for topk in found]))
+
+
+def joined_hidden(targets: Sequence[Target], contrast: bool = False) -> Head:
+    """What the one teacher in this process says of several responses.
+
+    Args:
+        contrast: after the contrast prompt of each, or the only one where there is none.
+    """
+    model = targets[0].model
+    assert model is not None  # `config.checks` refuses what only hidden states can answer
+    parts = [t.contrast_TH if contrast and t.contrast_TH is not None else t.hidden_TH for t in targets]
+    return Head(torch.cat([part for part in parts if part is not None]), model.head.weight, model.head.bias)

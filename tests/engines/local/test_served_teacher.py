@@ -1,0 +1,121 @@
+"""A served teacher through the whole local engine, beside the same model in this process."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mopd_nemo.config import TeacherError, UserError
+from mopd_nemo.engines import served
+from mopd_nemo.engines.local.engine import LocalEngine
+from mopd_nemo.types import TrainExample
+from tests.conftest import make_random_model
+from tests.engines.local.test_learner import TEACHER_PROMPTS, learn, make_rows
+from tests.engines.scripted_server import ScriptedServer
+
+Make = Callable[..., LocalEngine]
+SUPPORTS = {
+    "teacher_topk": ["divergence.support=teacher_topk", "divergence.k=20"],
+    "no tail": ["divergence.support=teacher_topk", "divergence.k=20", "divergence.tail=false"],
+    "reverse": ["divergence.support=teacher_topk", "divergence.k=20", "divergence.kind=reverse_kl"],
+    "sampled": ["divergence.support=sampled", "divergence.kind=reverse_kl"],
+}
+
+
+@pytest.fixture(autouse=True)
+def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served, "FIRST_WAIT", 0.001)
+
+
+@pytest.fixture(scope="module")
+def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_random_model(tmp_path_factory.mktemp("teacher"), seed=7)
+
+
+@pytest.fixture
+def server(other_model: Path) -> Iterator[ScriptedServer]:
+    with ScriptedServer(other_model) as server:
+        yield server
+
+
+def gradients(engine: LocalEngine, rows: list[TrainExample]) -> tuple[float, dict[str, Any]]:
+    """Loss and gradient of an update."""
+    found: dict[str, Any] = {}
+
+    def keep(*_: object) -> dict[str, float]:
+        found.update((name, p.grad) for name, p in engine.student.named_parameters().items())
+        return {}
+
+    engine._learner._apply = keep
+    return learn(engine, rows, 1e-3)["loss"], found
+
+
+def check_equal(*engines: LocalEngine) -> None:
+    """Loss and gradient of several engines, to 1e-5; of a gradient, of its largest entry."""
+    rows = make_rows(engines[0], TEACHER_PROMPTS)
+    (loss, expected), *others = [gradients(engine, rows) for engine in engines]
+    largest = max(value.abs().max().item() for value in expected.values())
+    assert abs(loss) > 1e-2 and largest > 1e-3
+    for other_loss, found in others:
+        assert other_loss == pytest.approx(loss, abs=1e-5, rel=0)
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, atol=1e-5 * largest, rtol=0)
+
+
+@pytest.mark.parametrize("support", SUPPORTS)
+def test_a_served_teacher_teaches_as_the_same_model_in_this_process(
+    make: Make, other_model: Path, server: ScriptedServer, support: str
+) -> None:
+    here = make("teacher.kind=external", f"teacher.path={other_model}", *SUPPORTS[support])
+    there = make("teacher.kind=server", f"teacher.urls=[{server.url}]", *SUPPORTS[support])
+    check_equal(here, there)
+
+
+def test_a_row_shifted_by_one_token_is_caught(make: Make, server: ScriptedServer) -> None:
+    engine = make("teacher.kind=server", f"teacher.urls=[{server.url}]", *SUPPORTS["teacher_topk"])
+    rows = make_rows(engine, TEACHER_PROMPTS)
+
+    def shift(answer: dict) -> None:
+        positions = answer["choices"][0]["prompt_logprobs"]
+        positions[1:] = [*positions[2:], positions[1]]
+
+    server.spoil = shift
+    with pytest.raises(TeacherError, match=rf"{server.url} cannot be used: token .* has no log-probability of token"):
+        learn(engine, rows, 1e-3)
+
+
+def test_metrics_say_how_it_went(make: Make, server: ScriptedServer) -> None:
+    engine = make("teacher.kind=server", f"teacher.urls=[{server.url}]", *SUPPORTS["teacher_topk"])
+    rows = make_rows(engine, TEACHER_PROMPTS)
+    server.statuses = [503, 429]
+    metrics = learn(engine, rows, 1e-3)
+    assert (metrics["score/retries"], metrics["score/replicas"]) == (2, 1)
+    assert 0 <= metrics["topk_overlap"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ([], "divergence.support=student_topk does not go with teacher.kind=server: a server tells the teacher's lik"),
+        (["divergence.support=full"], "divergence.support=full does not go with teacher.kind=server"),
+        (
+            [*SUPPORTS["teacher_topk"], "divergence.contrast=0.5", "peers.failures=1", "peers.when_no_success=skip"],
+            "divergence.contrast=0.5 asks",
+        ),
+        ([*SUPPORTS["teacher_topk"], "logging.save_token_signal_every=1"], "save_token_signal_every=1 needs"),
+        (
+            [*SUPPORTS["teacher_topk"], "teacher.urls=[http://u:hush@h:1]"],
+            "teacher.urls: the one of h holds a password",
+        ),
+        ([*SUPPORTS["teacher_topk"], "teacher.urls=[host:8000]"], "'host:8000' is no address"),
+        ([*SUPPORTS["teacher_topk"], "teacher.urls=[]"], "teacher.kind=server needs teacher.urls"),
+        ([*SUPPORTS["teacher_topk"], "teacher.kind=frozen"], "is unused by teacher.kind=frozen"),
+        ([*SUPPORTS["teacher_topk"], "method=dpo"], "teacher.kind=server does not go with method=dpo"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(make: Make, settings: list[str], message: str) -> None:
+    with pytest.raises(UserError) as refused:
+        make("teacher.kind=server", "teacher.urls=[http://127.0.0.1:1]", *settings)
+    assert message in str(refused.value) and "hush" not in str(refused.value)

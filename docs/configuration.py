@@ -38,8 +38,11 @@ def _section(prefix: str, model: type[BaseModel], sections: list[str]) -> None:
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             nested.append((f"{prefix}{name}", annotation))
             continue
+        if get_origin(annotation) is dict and issubclass(get_args(annotation)[1], BaseModel):
+            nested.append((f"{prefix}{name}.NAME", get_args(annotation)[1]))
         description = " ".join((field.description or "").split()).replace("|", "\\|")
-        default = _default(field.get_default(call_default_factory=True))
+        required = field.is_required()
+        default = "required" if required else _default(field.get_default(call_default_factory=True))
         own.append(f"| `{prefix}{name}` | {_values(annotation)} | `{default}` | {description} |")
     heading = prefix.removesuffix(".") or "Top level"
     lines = [f"## {heading}", "", " ".join(inspect.cleandoc(model.__doc__ or "").split()), ""]

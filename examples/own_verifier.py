@@ -5,7 +5,13 @@ Problems name it as `module:Name`. The module must be on the Python path or in t
     {"id": "1", "prompt": "Name the primary colours.", "answer": ["red", "yellow", "blue"],
      "task": "examples.own_verifier:Words"}
 
-A rollout is a success when its reward reaches `verifier.success_threshold`.
+or a config gives it a name of its own, with worker processes that limit its time and memory:
+
+    verifier:
+      custom: {words: {judge: "examples.own_verifier:Words", seconds: 5}}
+
+A function does, too, such as `share_of_words` below; what it returns is the reward. A rollout is a success when its
+reward reaches `verifier.success_threshold`.
 """
 
 from __future__ import annotations
@@ -36,3 +42,8 @@ class Words(Verifier):
         if not missing:
             return Verdict(reward, Outcome.CORRECT)
         return Verdict(reward, Outcome.WRONG, feedback=f"Not mentioned: {', '.join(missing)}.")
+
+
+def share_of_words(response: str, answer: Any, finished: bool) -> float:  # noqa: ARG001
+    """The same reward without an outcome or feedback of its own."""
+    return sum(word.lower() in response.lower() for word in answer) / len(answer)

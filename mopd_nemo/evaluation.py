@@ -62,7 +62,7 @@ def evaluation_metrics(groups: Sequence[RolloutGroup], n: int, verifiers: Verifi
     correct = [[verdict.success is True for verdict in group.verdicts] for group in groups]
     num_correct = [sum(flags) for flags in correct]
     low, high = bootstrap_interval([c / n for c in num_correct])
-    voting = [group for group in groups if verifier_class(group.problem.task).votes]
+    voting = [group for group in groups if verifiers.class_of(group.problem.task).votes]
     votes = [votes_of(group, verifiers) for group in voting]
     right = [[verdict.success is True for verdict in group.verdicts] for group in voting]
     observed = group_metrics(groups)
@@ -84,7 +84,9 @@ def check_votes(config: Config, problems: Sequence[Problem]) -> None:
         UserError: it does.
     """
     metric = config.train.keep_best or ""
-    if metric.startswith("maj@") and not any(verifier_class(problem.task).votes for problem in problems):
+    if metric.startswith("maj@") and not any(
+        verifier_class(problem.task, config.verifier).votes for problem in problems
+    ):
         raise UserError(
             f"train.keep_best={metric}: no task of data.eval={config.data.eval} has answers to vote on; choose "
             f"mean@{config.eval.num_samples}"

@@ -48,7 +48,12 @@ class _PendingRow:
 
 
 def verify(
-    task: Annotated[str, typer.Option(help="math, choice, tool, code or arithmetic.")],
+    task: Annotated[
+        str,
+        typer.Option(
+            help="math, choice, tool, code or arithmetic; one of verifier.custom or verifier.http; or module:Name."
+        ),
+    ],
     source: Annotated[
         Path,
         typer.Option("--input", "-i", help="JSONL with {id, response, answer}, or {id, response, tests} for code."),
@@ -74,7 +79,7 @@ def verify(
 
 def _verify_file(task: str, source: Path, output: Path, config: VerifierConfig, feedback: bool) -> Counter[str]:
     """Judge every row of `source`. Returns the number of rows by outcome."""
-    verifier_class(task, key="--task")
+    verifier_class(task, config, key="--task")
     if not source.is_file():
         raise UserError(f"--input {source}: no such file")
     total = sum(1 for _, line in text_lines(source) if line.strip())
@@ -121,7 +126,7 @@ def _begin(task: str, row: _Row, where: str, pool: VerifierPool) -> _PendingRow:
     if answer is None:
         return _PendingRow(row.id, None, f"{where}: {field}: missing")
     try:
-        verifier_class(task).check_answer(answer)
+        pool.class_of(task).check_answer(answer)
     except ValueError as error:
         return _PendingRow(row.id, None, f"{where}: {error}")
     return _PendingRow(row.id, pool.submit(task, row.response, answer, row.finished), where)

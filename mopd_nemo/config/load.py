@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -293,24 +293,36 @@ def _key_parts(location: Sequence[str | int], block: type[ConfigBlock]) -> list[
     fields are followed down the tree. Parts after the last field are kept only inside a list or a mapping.
     """
     parts: list[str] = []
+    annotation: Any = block
     for number, part in enumerate(location):
-        field = block.model_fields.get(str(part))
+        annotation = _below(annotation, str(part))
         parts.append(str(part))
-        annotation = field.annotation if field else None
-        if isinstance(annotation, type) and issubclass(annotation, ConfigBlock):
-            block = annotation
+        if get_origin(annotation) is dict and _is_block(get_args(annotation)[1]):
+            continue
+        if _is_block(annotation):
             continue
         rest = location[number + 1 :]
         return parts + [str(part) for part in rest if isinstance(part, int) or get_origin(annotation) is dict]
     return parts
 
 
+def _below(annotation: Any, part: str) -> Any:
+    """The type of what a block or a mapping has under a name; None where it has nothing."""
+    if get_origin(annotation) is dict:
+        return get_args(annotation)[1]
+    field = annotation.model_fields.get(part) if _is_block(annotation) else None
+    return field.annotation if field else None
+
+
+def _is_block(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, ConfigBlock)
+
+
 def _did_you_mean(location: list[str], block: type[ConfigBlock]) -> str:
+    annotation: Any = block
     for part in location[:-1]:
-        annotation = block.model_fields[part].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, ConfigBlock)
-        block = annotation
-    names = list(block.model_fields)
+        annotation = _below(annotation, part)
+    names = list(annotation.model_fields)
     close = difflib.get_close_matches(location[-1], names, n=1, cutoff=0.75)
     if close:
         return f"; did you mean {'.'.join([*location[:-1], close[0]])}?"

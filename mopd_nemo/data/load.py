@@ -13,11 +13,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from mopd_nemo.config import Config, UserError
+from mopd_nemo.config.verifiers import VerifierConfig
 from mopd_nemo.data.arithmetic import SIZES, make_problems
 from mopd_nemo.data.rows import BadRows
 from mopd_nemo.files import explain, read_models, text_lines, write_rows
 from mopd_nemo.types import Message, Problem
-from mopd_nemo.verifiers import verifier_class
+from mopd_nemo.verifiers import check_judges, verifier_class
 from mopd_nemo.verifiers.pool import VerifierPool
 
 
@@ -33,7 +34,8 @@ def load_problems(config: Config, split: Literal["train", "eval"]) -> list[Probl
     if source == "arithmetic":
         problems = make_problems(split, min(limit or SIZES[split], SIZES[split]))
     else:
-        problems = read_problems(source, f"data.{split}", BadRows(config.data.on_bad_row))[:limit]
+        bad = BadRows(config.data.on_bad_row)
+        problems = read_problems(source, f"data.{split}", bad, config.verifier)[:limit]
     code = config.verifier.code
     counts_tests = config.eval.paper_metrics and split == "eval" and any(problem.task == "code" for problem in problems)
     if counts_tests and not code.all_tests and code.mode != "paper":
@@ -142,28 +144,39 @@ class _Row(BaseModel):
         asked = self.messages[-1]["content"] if self.messages else self.prompt or ""
         if not asked.strip():
             raise ValueError("the prompt is empty: `prompt`, or the last of `messages`, must say something")
+        return self
+
+    def check_answer(self, config: VerifierConfig) -> None:
+        """Find out whether its task's verifier can judge by its answer.
+
+        Raises:
+            ValueError: it cannot, or the task has no verifier.
+        """
         try:
-            verifier = verifier_class(self.task)
+            verifier = verifier_class(self.task, config)
         except UserError as error:
             raise ValueError(str(error)) from error
         verifier.check_answer(self.answer)
-        return self
 
     def to_problem(self) -> Problem:
         messages = self.messages if self.messages is not None else [Message(role="user", content=self.prompt or "")]
         return Problem(id=self.id, messages=tuple(messages), answer=self.answer, task=self.task)
 
 
-def read_problems(path: str, key: str, bad: BadRows | None = None) -> list[Problem]:
+def read_problems(
+    path: str, key: str, bad: BadRows | None = None, verifiers: VerifierConfig | None = None
+) -> list[Problem]:
     """All problems of a file, in file order. `key` is the config key that named the file, used in errors.
 
     Args:
+        verifiers: settings of the verifiers, which may name further tasks. None: the defaults.
         bad: the treatment of a malformed row or a repeated id. None: stop.
 
     Raises:
         UserError: no such file, no rows, or a bad row (with line and field) with a policy to stop.
     """
-    bad = bad or BadRows("stop")
+    bad, verifiers = bad or BadRows("stop"), verifiers or VerifierConfig()
+    check_judges(verifiers)
     file = Path(path)
     if not file.is_file():
         raise UserError(f"{key}={path}: no such file; name a JSONL file, or `arithmetic` for the built-in task")
@@ -171,7 +184,13 @@ def read_problems(path: str, key: str, bad: BadRows | None = None) -> list[Probl
     for number, _, row in read_models(file, _Row):
         if isinstance(row, ValidationError):
             bad.report(path, f"line {number}", explain(row))
-        elif row.id in problems:
+            continue
+        try:
+            row.check_answer(verifiers)
+        except ValueError as error:
+            bad.report(path, f"line {number}", str(error))
+            continue
+        if row.id in problems:
             bad.report(path, f"line {number}", f"id {row.id!r} appears twice; ids must be unique")
         else:
             problems[row.id] = row.to_problem()

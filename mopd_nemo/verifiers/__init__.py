@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from mopd_nemo.config import UserError
 from mopd_nemo.config.plugins import load_class
-from mopd_nemo.verifiers.base import Verifier
+from mopd_nemo.config.verifiers import VerifierConfig
+from mopd_nemo.verifiers.base import Verifier, of_function
 
 TASKS = {
     "arithmetic": "mopd_nemo.verifiers.answers:ArithmeticVerifier",
@@ -20,13 +21,52 @@ TASKS = {
 """`task` of a problem: subclasses of `mopd_nemo.verifiers.base.Verifier`."""
 
 
-def verifier_class(task: str, key: str = "task") -> type[Verifier]:
-    """The verifier of a task: a built-in one, or your own, which a problem names as `module:Name`.
+SERVED = "mopd_nemo.verifiers.served:ServedVerifier"
+
+
+def verifier_class(task: str, config: VerifierConfig, key: str = "task") -> type[Verifier]:
+    """The verifier of a task: a built-in one, one that `verifier.custom` or `verifier.http` names, or `module:Name`.
+
+    Args:
+        key: that names the task, for errors.
 
     Raises:
-        UserError: there is neither.
+        UserError: there is none, or it cannot be imported.
     """
-    found = load_class(task, TASKS, key)
+    if task in TASKS and (task in config.custom or task in config.http):
+        block = "custom" if task in config.custom else "http"
+        raise UserError(f"verifier.{block}.{task}: a built-in task has this name; choose another")
+    if task in config.custom:
+        return _custom_class(task, config.custom[task].judge)
+    if task in config.http:
+        return load_class("served", {"served": SERVED}, key)
+    known = TASKS | {name: name for name in (*config.custom, *config.http)}
+    found = load_class(task, known, key)
     if not hasattr(found, "check_answer"):
         raise UserError(f"{key}={task}: not a Verifier: derive it from mopd_nemo.verifiers.base.Verifier")
     return found
+
+
+def check_judges(config: VerifierConfig) -> None:
+    """Import every judge of the config.
+
+    Raises:
+        UserError: one cannot be imported. The message names its key.
+    """
+    for task in (*config.custom, *config.http):
+        verifier_class(task, config)
+
+
+def _custom_class(task: str, path: str) -> type[Verifier]:
+    key = f"verifier.custom.{task}"
+    try:
+        found = load_class(path, {}, key)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the user's module does when it is imported
+        raise UserError(f"{key}={path}: its module cannot be imported: {type(error).__name__}: {error}") from error
+    if hasattr(found, "check_answer"):
+        return found
+    if isinstance(found, type) or not callable(found):
+        raise UserError(f"{key}={path}: neither a Verifier nor a function (response, answer, finished)")
+    return of_function(found)

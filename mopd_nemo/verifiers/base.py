@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -27,6 +29,11 @@ class Verifier(ABC):
 
     def __init__(self, config: VerifierConfig) -> None:
         self._config = config
+
+    @classmethod
+    def of(cls, task: str, config: VerifierConfig) -> Verifier:
+        """The verifier of a task, by the name that problems give it."""
+        return cls(config)
 
     @abstractmethod
     def judge(self, response: str, answer: Any, finished: bool) -> Verdict:
@@ -71,6 +78,35 @@ class Verifier(ABC):
 
     def close(self) -> None:  # noqa: B027
         """End the processes that the verifier started. By default there are none."""
+
+
+def of_function(function: Callable[[str, Any, bool], Any]) -> type[Verifier]:
+    """A verifier whose `judge` is a function of response, answer and whether the response is finished."""
+
+    class FunctionVerifier(Verifier):
+        def judge(self, response: str, answer: Any, finished: bool) -> Verdict:
+            return as_verdict(function(response, answer, finished), self._config.success_threshold)
+
+    return FunctionVerifier
+
+
+def as_verdict(given: Any, threshold: float) -> Verdict:
+    """What a judge returned, as a verdict: a number or a truth value is a reward.
+
+    Raises:
+        TypeError: it is something else.
+        ValueError: the reward is no finite number. It would count as a failure of the model.
+    """
+    verdict = given
+    if not isinstance(given, Verdict):
+        if not hasattr(given, "__float__"):
+            raise TypeError(f"the judge returned {given!r}: return a Verdict, a number, or true or false")
+        reward = float(given)
+        verdict = Verdict(reward, Outcome.CORRECT if reward >= threshold else Outcome.WRONG, informative=False)
+    reward = float(verdict.reward)
+    if not math.isfinite(reward):
+        raise ValueError(f"the judge gave the reward {reward}, which is no finite number")
+    return replace(verdict, reward=reward)
 
 
 class AnswerError(ValueError):

@@ -23,7 +23,7 @@ from mopd_nemo.chat import OPEN, Chat, opens_thinking
 from mopd_nemo.config.verifiers import VerifierConfig
 from mopd_nemo.types import Outcome, Problem, Rollout, Verdict
 from mopd_nemo.verifiers import verifier_class
-from mopd_nemo.verifiers.base import AnswerError, decide
+from mopd_nemo.verifiers.base import AnswerError, Verifier, as_verdict, decide
 from mopd_nemo.verifiers.sandbox.layers import Choice, choose
 from mopd_nemo.verifiers.worker import UndecidedError, Worker, WorkerEndedError
 
@@ -48,8 +48,15 @@ class VerifierPool:
             code = config.code.model_copy(update={"sandbox": self.sandbox.layer})
             config = config.model_copy(update={"code": code})
         self._config = config
-        self._inline = {task: verifier_class(task)(config) for task in tasks if not verifier_class(task).needs_worker}
-        remote = sorted(task for task in tasks if verifier_class(task).needs_worker)
+        self._classes = {task: verifier_class(task, config) for task in tasks}
+        remote = sorted(task for task, found in self._classes.items() if found.needs_worker or task in config.custom)
+        self._inline = {task: found.of(task, config) for task, found in self._classes.items() if task not in remote}
+        self._asking = {
+            task: ThreadPoolExecutor(config.http[task].in_flight, thread_name_prefix=f"verifier-{task}")
+            for task in self._inline
+            if task in config.http
+        }
+        """Threads that wait for served judges."""
         self._workers: list[Worker] = []
         self._idle: SimpleQueue[Worker] = SimpleQueue()
         self._threads: ThreadPoolExecutor | None = None
@@ -76,11 +83,13 @@ class VerifierPool:
         if self._threads is not None and task not in self._inline:
             header = {"ask": "verdict", "task": task, "response": response, "finished": finished}
             return self._threads.submit(self._with_worker, lambda worker: self._verdict(worker, header, answer))
+        if task in self._asking:
+            return self._asking[task].submit(self._judge_here, task, response, answer, finished)
         return _done(self._judge_here(task, response, answer, finished))
 
     def gold_fault(self, task: str, answer: Any) -> Future[str]:
         """Why nothing can be compared with a gold answer of the right form. Empty: it can. Computed once each."""
-        if verifier_class(task).is_sound(answer):
+        if self.class_of(task).is_sound(answer):
             return _done("")
         if self._threads is not None and task not in self._inline:
             return self._threads.submit(self._with_worker, lambda worker: self._gold_fault(worker, task, answer))
@@ -105,10 +114,18 @@ class VerifierPool:
 
         return self._threads.submit(self._with_worker, ask)
 
+    def class_of(self, task: str) -> type[Verifier]:
+        """The verifier of a task."""
+        return self._classes.get(task) or verifier_class(task, self._config)
+
     def close(self) -> None:
         """Kill the workers. Verdicts in progress are lost."""
         for worker in self._workers:
             worker.close()
+        for verifier in self._inline.values():
+            verifier.close()
+        for threads in self._asking.values():
+            threads.shutdown(wait=True, cancel_futures=True)
         if self._threads is not None:
             self._threads.shutdown(wait=True, cancel_futures=True)
 
@@ -122,6 +139,7 @@ class VerifierPool:
         started = time.monotonic()
         try:
             verdict = self._inline[task].judge(response, answer, finished)
+            verdict = as_verdict(verdict, self._config.success_threshold)
         except Exception as error:  # the verifier failed, not the model
             verdict = verifier_error(f"{type(error).__name__}: {error}")
         return decide(replace(verdict, seconds=time.monotonic() - started), self._config.success_threshold)
@@ -151,7 +169,7 @@ class VerifierPool:
     def _undecided(self, worker: Worker, task: str, answer: Any, error: Exception) -> Verdict:
         """The verdict on a response that was not decided in time: wrong if the gold answer is sound, else an error."""
         fault = str(error)
-        if verifier_class(task).compares:
+        if self.class_of(task).compares:
             fault = self._gold_fault(worker, task, answer)
             if not fault:
                 details = {"undecided": str(error)}
@@ -201,11 +219,16 @@ class _EncodedAnswers:
             key = (task, id(answer))
             if key not in self._entries:
                 encoded = json.dumps(answer).encode()
-                self._entries[key] = answer, encoded, verifier_class(task).seconds_to_judge(answer, self._config)
+                self._entries[key] = answer, encoded, self._seconds(task, answer)
                 if len(self._entries) > _KEPT_ANSWERS:
                     self._entries.popitem(last=False)
             _, encoded, seconds = self._entries[key]
             return encoded, seconds
+
+    def _seconds(self, task: str, answer: Any) -> float:
+        if task in self._config.custom:
+            return self._config.custom[task].seconds
+        return verifier_class(task, self._config).seconds_to_judge(answer, self._config)
 
 
 def verifier_error(reason: str) -> Verdict:

@@ -24,11 +24,11 @@ from typing import Any
 from mopd_nemo.config import UserError
 from mopd_nemo.config.verifiers import VerifierConfig
 from mopd_nemo.verifiers import verifier_class
-from mopd_nemo.verifiers.base import Verifier
+from mopd_nemo.verifiers.base import Verifier, as_verdict
 
 _START_SECONDS = 120.0
-_MEMORY_BYTES = 8 << 30
-"""Memory limit of a worker: 9^(9^(9^9)) would fill the machine's memory before the deadline."""
+_MEMORY_MB = 8 << 10
+"""Limit of a worker's memory: 9^(9^(9^9)) would fill the machine's before the deadline."""
 
 
 class UndecidedError(Exception):
@@ -154,40 +154,55 @@ def main() -> None:
     """Make the verifiers, say so, and judge."""
     channel, lifeline, config_json, tasks = sys.argv[1:]
     _end_with(int(lifeline))
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, hard))
+    _limit_memory(_MEMORY_MB)
     connection = Connection(int(channel))
     config = VerifierConfig.model_validate_json(config_json)
-    try:
-        verifiers = {task: verifier_class(task)(config) for task in tasks.split(",")}
-    except Exception as error:
-        connection.send_bytes(json.dumps({"error": _describe(error)}).encode())
-        return
+    verifiers: dict[str, Verifier] = {}
+    for task in tasks.split(","):
+        try:
+            verifiers[task] = verifier_class(task, config).of(task, config)
+        except Exception as error:
+            key = f"verifier.custom.{task}" if task in config.custom else f"task {task}"
+            connection.send_bytes(json.dumps({"error": f"{key}: {_describe(error)}"}).encode())
+            return
     connection.send_bytes(json.dumps({"ready": True}).encode())
     while True:
         try:
             request = json.loads(connection.recv_bytes()) | {"answer": json.loads(connection.recv_bytes())}
         except EOFError:
             break
-        connection.send_bytes(json.dumps(_judge(verifiers, request)).encode())
+        custom = config.custom.get(request["task"])
+        _limit_memory(custom.memory_mb if custom else _MEMORY_MB)
+        connection.send_bytes(_reply(verifiers, request, config.success_threshold))
+        _limit_memory(_MEMORY_MB)
     for verifier in verifiers.values():
         verifier.close()
 
 
-def _judge(verifiers: dict[str, Verifier], request: dict[str, Any]) -> dict[str, Any]:
-    """Answer a request: judge a response, check a gold answer, or compare two answers found in responses."""
-    verifier = verifiers[request["task"]]
+def _reply(verifiers: dict[str, Verifier], request: dict[str, Any], threshold: float) -> bytes:
+    """JSON. An exception of the verifier is its failure, not the model's; so is a verdict that is no JSON."""
     try:
-        match request["ask"]:
-            case "gold":
-                verifier.check_gold(request["answer"])
-                return {}
-            case "same":
-                return {"same": verifier.same(*request["answer"])}
-        verdict = verifier.judge(request["response"], request["answer"], request["finished"])
-    except Exception as error:  # the verifier failed, not the model
-        return {"error": _describe(error)}
-    return asdict(verdict)
+        return json.dumps(_judge(verifiers[request["task"]], request, threshold)).encode()
+    except Exception as error:
+        return json.dumps({"error": _describe(error)}).encode()
+
+
+def _judge(verifier: Verifier, request: dict[str, Any], threshold: float) -> dict[str, Any]:
+    """Answer a request: judge a response, check a gold answer, or compare two answers found in responses."""
+    match request["ask"]:
+        case "gold":
+            verifier.check_gold(request["answer"])
+            return {}
+        case "same":
+            return {"same": verifier.same(*request["answer"])}
+    verdict = verifier.judge(request["response"], request["answer"], request["finished"])
+    return asdict(as_verdict(verdict, threshold))
+
+
+def _limit_memory(megabytes: int) -> None:
+    """The soft limit, of this process and of those that it starts."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (megabytes << 20 if hard < 0 else min(megabytes << 20, hard), hard))
 
 
 def _describe(error: Exception) -> str:

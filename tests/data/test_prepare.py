@@ -337,5 +337,5 @@ def test_skipping_bad_rows_is_a_setting_of_the_reader(tmp_path: Path) -> None:
 def test_every_source_names_a_task_that_exists() -> None:
     config = VerifierConfig()
     for task in ("choice", "tool", "arithmetic"):
-        verifier_class(task)(config).close()
+        verifier_class(task, config)(config).close()
     assert set(TASKS) == {"math", "choice", "tool", "code", "arithmetic"}

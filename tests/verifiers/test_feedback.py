@@ -26,13 +26,14 @@ GOLD_CALLS = [{"Action": "find", "Action_Input": '{"name": "x"}'}]
 def test_feedback_is_informative_where_it_says_more_than_wrong(
     task: str, answer: object, response: str, informative: bool
 ) -> None:
-    verdict = verifier_class(task)(VerifierConfig()).judge(response, answer, True)
+    verdict = verifier_class(task, VerifierConfig())(VerifierConfig()).judge(response, answer, True)
     assert verdict.outcome is not Outcome.CORRECT and verdict.feedback
     assert verdict.informative == informative
 
 
 @pytest.mark.parametrize("task", ["choice", "math", "arithmetic"])
 def test_a_revealed_answer_informs(task: str) -> None:
-    verifier = verifier_class(task)(VerifierConfig(feedback=FeedbackConfig(reveal_gold=True)))
+    config = VerifierConfig(feedback=FeedbackConfig(reveal_gold=True))
+    verifier = verifier_class(task, config)(config)
     answer, response = ("A", "<answer>B</answer>") if task == "choice" else ("2", r"\boxed{3}")
     assert verifier.judge(response, answer, True).informative

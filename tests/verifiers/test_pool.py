@@ -247,7 +247,7 @@ def test_feedback_holds_the_gold_answer_in_no_task_unless_asked(best_layer: Laye
     revealing = config(best_layer).model_copy(update={"feedback": FeedbackConfig(reveal_gold=True)})
     for task, (response, answer) in cases.items():
         for settings, shown in ((config(best_layer), False), (revealing, True)):
-            verifier = verifier_class(task)(settings)
+            verifier = verifier_class(task, settings)(settings)
             verdict = verifier.judge(response, answer, True)
             verifier.close()
             assert verdict.outcome is Outcome.WRONG and verdict.feedback

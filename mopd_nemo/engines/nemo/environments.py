@@ -41,10 +41,12 @@ class ResponseJudge:
     """
 
     def __init__(self, cfg: Mapping[str, Any]) -> None:
-        if cfg.get("task") not in TASKS:
-            raise UserError(f"task={cfg.get('task')!r}: unknown; choose one of {', '.join(TASKS)}")
+        config = VerifierConfig.model_validate(cfg.get("verifier", {}))
+        known = [*TASKS, *config.custom, *config.http]
+        if cfg.get("task") not in known:
+            raise UserError(f"task={cfg.get('task')!r}: unknown; choose one of {', '.join(known)}")
         self.task: str = cfg["task"]
-        self.pool = VerifierPool(VerifierConfig.model_validate(cfg.get("verifier", {})), [self.task])
+        self.pool = VerifierPool(config, [self.task])
         self.num_judged = 0
         self.num_errors = 0
 

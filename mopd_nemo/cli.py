@@ -11,6 +11,7 @@ import typer
 from mopd_nemo import __version__
 from mopd_nemo.commands import (
     analyze,
+    chat,
     data,
     doctor,
     export,
@@ -48,6 +49,7 @@ for command in (
     app.command()(command)
 app.command("eval")(sample.evaluate)
 app.command()(export.export)
+app.command()(chat.chat)
 app.command()(sample.complete)
 app.command()(preflight.preflight)
 app.command()(submit.submit)

@@ -28,6 +28,7 @@ from mopd_nemo.run import checkpoints as saved
 from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.run.display import Display, PhaseTimer
 from mopd_nemo.run.guard import Signs, best_evaluation, errors_over_problems, missing_steps, remarks, signs
+from mopd_nemo.run.launches import record_launch
 from mopd_nemo.run.rollouts import read_groups, rollout_records, solved_fraction
 from mopd_nemo.run.stop import TIME_IS_UP, StopRequest
 from mopd_nemo.run.token_signal import write_token_signal
@@ -135,6 +136,7 @@ class Trainer:
         try:
             self._restore()
             self.run.write_config(self.config)
+            record_launch(self.run, self.config, self.step)
             self._look_for_room()
             start = f"step {self.step}" if self.step else "the beginning"
             for line in summary(self.config, self.run.path, start):

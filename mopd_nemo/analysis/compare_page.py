@@ -14,14 +14,12 @@ from mopd_nemo.analysis import plots
 from mopd_nemo.analysis.compare import Comparison, rows
 from mopd_nemo.analysis.contrasts import interval_cell
 from mopd_nemo.analysis.page import markdown_table, svgs, write_page
-from mopd_nemo.analysis.plots import COLOURS, LINES, MARKERS, new_axes, save_figure
+from mopd_nemo.analysis.plots import COLOURS, LINES, MARKERS, legend_below, new_axes, save_figure
 from mopd_nemo.analysis.statistics import Estimate
 from mopd_nemo.files import write_text
 from mopd_nemo.run.display import PHASES, WARM_UP_STEPS
 
 _SIZE = (7.2, 4.2)
-_LEGEND_CHARACTERS = 100
-"""That fit beside each other below the axes."""
 _ACCURACY_NOTE = (
     "Percent at the last evaluation, means over seeds. Whole curve: the mean of all evaluations after the first, "
     "high for what learns early and stays. Ever solved: training problems solved at least once."
@@ -134,9 +132,7 @@ def _curves(comparison: Comparison, metric: str, kind: str, title: str, unit: st
         line = LINES[number // len(COLOURS) % len(LINES)]
         axes.plot(steps, means, line, color=colour, marker=marker, markersize=4, linewidth=1.5, label=setting.label)
         axes.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
-    longest = max((len(setting.label) for setting in comparison.settings), default=1)
-    columns = min(max(_LEGEND_CHARACTERS // (longest + 6), 1), 3)
-    figure.legend(frameon=False, fontsize=8, ncols=columns, loc="outside lower center")
+    legend_below(axes)
     return figure
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -28,7 +28,13 @@ COLOURS = ("#3a6ea5", "#d9730d", "#3b8750", "#8b5fa3", "#c0392b", "#7a6a53", "#2
 MARKERS = "os^Dvx*P"
 LINES = ("-", "--", "-.", ":")
 
+_EQUAL = " = "
+"""Between the names of runs that share a curve."""
+_CHARACTERS_PER_INCH, _LEGEND_ROW = 14, 0.16
+"""Of a legend; the height of a row in inches."""
+
 _numbers = count()
+_Value = TypeVar("_Value")
 
 Rows = Sequence[Mapping[str, Any]]
 Runs = Mapping[str, Rows]
@@ -41,7 +47,7 @@ def held_out(runs: Runs) -> Figure | None:
     if not runs:
         return None
     figure, axes = new_axes("held-out problems", "step", "%")
-    for number, (label, rows) in enumerate(runs.items()):
+    for number, (label, rows) in enumerate(_equal_as_one(runs, _accuracies).items()):
         mean = mean_name(rows[0])
         n = mean.removeprefix("mean@")
         several = [name for name in (mean, f"pass@{n}", f"maj@{n}") if name in rows[0]]
@@ -50,8 +56,9 @@ def held_out(runs: Runs) -> Figure | None:
         low, high = ([100 * row[f"{mean}/{end}"] for row in rows] for end in ("low", "high"))
         band = "95 % interval of the mean" if len(runs) == 1 else None
         axes.fill_between(steps, low, high, color=COLOURS[number % len(COLOURS)], alpha=0.15, linewidth=0, label=band)
+        label = f"{label}, {mean}"
         for offset, name in enumerate(names):
-            text = name if len(runs) == 1 else f"{label}, {name}"
+            text = name if len(runs) == 1 else label
             axes.plot(steps, [100 * row[name] for row in rows], label=text, markersize=4, **_style(number + offset))
     axes.set_ylim(0, 103)
     _finish(axes)
@@ -63,27 +70,42 @@ def curve(
 ) -> Figure | None:
     """Metrics over steps. `names` maps metric names to labels; steps without a metric are skipped.
 
-    With several runs and several metrics, colour distinguishes runs, and line style metrics.
+    With several runs, colour distinguishes them, and line style the metrics; of one metric, both distinguish the runs.
+    Runs with equal values are one curve, named after all of them.
     """
+    several = len(runs) > 1
     lines: list[tuple[int, int, str, list[tuple[float, float]]]] = []
-    for r, (run, rows) in enumerate(runs.items()):
-        for m, (name, text) in enumerate(names.items()):
-            points = [(row["step"], scale * row[name]) for row in rows if name in row]
-            label = ", ".join(part for part in (run if len(runs) > 1 else "", text if len(names) > 1 else "") if part)
-            if points:
-                lines.append((r, m, label or text, points))
+    for m, (name, text) in enumerate(names.items()):
+        points = {run: [(row["step"], scale * row[name]) for row in rows if name in row] for run, rows in runs.items()}
+        for run, drawn in _equal_as_one({run: p for run, p in points.items() if p}, tuple).items():
+            label = ", ".join(part for part in (run if several else "", text if len(names) > 1 else "") if part)
+            lines.append((list(runs).index(run.split(_EQUAL)[0]), m, label or text, drawn))
     if not lines:
         return None
     figure, axes = new_axes(title, "step", unit)
     for r, m, label, points in lines:
-        style = {"color": COLOURS[(r if len(runs) > 1 else m) % len(COLOURS)], "linestyle": LINES[m % len(LINES)]}
+        style = {"color": COLOURS[(r if several else m) % len(COLOURS)]}
+        style["linestyle"] = LINES[(r if several and len(names) == 1 else m) % len(LINES)]
         marker = "o" if len(points) == 1 else None
         axes.plot(*zip(*points, strict=True), linewidth=1.4, marker=marker, label=label, **style)
     if from_zero:
         highest = max(y for *_, points in lines for _, y in points)
         axes.set_ylim(bottom=0, top=None if highest > 0 else 1)
-    _finish(axes, legend=len(lines) > 1)
+    _finish(axes, legend=several or len(lines) > 1)
     return figure
+
+
+def _equal_as_one(values: Mapping[str, _Value], content: Callable[[_Value], Hashable]) -> dict[str, _Value]:
+    """Values by label, of equal ones the first, under all of their labels: else one curve would hide the other."""
+    labels: dict[Hashable, list[str]] = {}
+    for label, value in values.items():
+        labels.setdefault(content(value), []).append(label)
+    return {_EQUAL.join(equal): values[equal[0]] for equal in labels.values()}
+
+
+def _accuracies(rows: Rows) -> Hashable:
+    mean = mean_name(rows[0])
+    return tuple((row["step"], row[mean], row[f"{mean}/low"], row[f"{mean}/high"]) for row in rows)
 
 
 def ever_solved(runs: Runs, tried: Sequence[tuple[float, float]] = ()) -> Figure | None:
@@ -92,7 +114,8 @@ def ever_solved(runs: Runs, tried: Sequence[tuple[float, float]] = ()) -> Figure
     Args:
         tried: (step, problems sampled at least once so far), drawn as the upper limit; see `problems_tried`.
     """
-    figure = curve(runs, "problems solved at least once", "problems", {"ever_solved": "solved"}, from_zero=True)
+    title = "training problems solved at least once"
+    figure = curve(runs, title, "problems", {"ever_solved": "solved"}, from_zero=True)
     if figure is not None and tried:
         axes = figure.axes[0]
         axes.plot(*zip(*tried, strict=True), color=SOFT, linewidth=1, linestyle=":", label="tried")
@@ -231,7 +254,21 @@ def _style(number: int) -> dict[str, Any]:
 def _finish(axes: Axes, legend: bool = True) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if legend:
-        axes.legend(frameon=False, fontsize=8)
+        legend_below(axes)
+
+
+def legend_below(axes: Axes) -> None:
+    """Name the curves below the axes, where the legend hides none. The figure grows by what that takes."""
+    figure = axes.figure
+    assert isinstance(figure, Figure)
+    for old in figure.legends:
+        old.remove()
+    handles, names = axes.get_legend_handles_labels()
+    longest = max(map(len, names), default=1)
+    columns = min(max(int(_CHARACTERS_PER_INCH * figure.get_figwidth()) // (longest + 6), 1), len(names), 4)
+    rows = -(-len(names) // max(columns, 1))
+    figure.set_figheight(figure.get_figheight() + _LEGEND_ROW * (rows - 1))
+    figure.legend(handles, names, frameon=False, fontsize=8, ncols=max(columns, 1), loc="outside lower center")
 
 
 def new_axes(title: str, x: str, y: str, size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:

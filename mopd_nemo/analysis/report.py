@@ -11,52 +11,90 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from mopd_nemo.analysis import plots
+from mopd_nemo.analysis.answers import cards, cost, describe_method, signed, trained, worked
+from mopd_nemo.analysis.findings import findings, in_order
 from mopd_nemo.analysis.groups import sample_groups
-from mopd_nemo.analysis.page import svgs, write_page
+from mopd_nemo.analysis.page import link_to, svgs, write_page
+from mopd_nemo.analysis.records import Records, Rows
 from mopd_nemo.analysis.teacher_signal import RESULT_FILE
 from mopd_nemo.config import Config
 from mopd_nemo.config.load import flatten
-from mopd_nemo.config.plugins import method_class
 from mopd_nemo.files import read_rows
-from mopd_nemo.run.checkpoints import best_saved
 from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.run.display import PHASES, WARM_UP_STEPS
-from mopd_nemo.run.guard import signs
 from mopd_nemo.types import Outcome
 
 _NOT_COMPARED = ("name", "run_dir")
-
-Rows = Sequence[Mapping[str, Any]]
 
 
 def write_report(runs: Sequence[RunDirectory], output: Path | None = None) -> Path:
     """Write a page about the records of runs; parts without data are left out.
 
-    Several runs share their figures, with a table of results and a table of the settings that differ.
+    Several runs share their figures, with a table of results, what they share and what differs in their settings.
 
     Args:
         output: default: report.html in the run's directory or, of several runs, in the working directory.
     """
-    labelled = label_runs(runs)
-    configs = {label: run.read_config() for label, run in labelled.items()}
-    recorded = {label: read_metrics(run) for label, run in labelled.items()}
-    metrics = {label: rows for label, (rows, _) in recorded.items()}
-    evals = {label: rows for label, (_, rows) in recorded.items()}
-    if len(runs) == 1:
-        (run,), (config,) = runs, configs.values()
-        single = _single(run, config, *next(iter(recorded.values())))
-        names, limit = [config.name], _tried(config, next(iter(metrics.values())))
-    else:
-        single, names, limit = {}, list(labelled), []
+    labelled = {label: Records.read(run) for label, run in label_runs(runs).items()}
+    if len(labelled) == 1:
+        (records,) = labelled.values()
+        return _write_single(records, output or records.run.report_file)
+    return _write_several(labelled, output or Path("report.html"))
+
+
+def _write_single(records: Records, output: Path) -> Path:
+    run, metrics, evals = records.run, records.metrics, records.evals
+    found = findings(records)
+    remedies: dict[str, dict[str, None]] = {}
+    for finding in found:
+        if finding.setting:
+            remedies.setdefault(finding.setting, {})[finding.remedy] = None
     return write_page(
-        output or (runs[0].report_file if len(runs) == 1 else Path("report.html")),
+        output,
         "report.html.j2",
-        names=names,
-        paths={label: run.path for label, run in labelled.items()},
-        summary=summary_table(metrics, evals),
+        name=records.config.name,
+        path=run.path,
+        recorded=bool(metrics or evals),
+        method=describe_method(records),
+        worked=worked(records),
+        cards=cards(records),
+        trained=trained(records),
+        cost=cost(records),
+        worries=[finding for finding in found if finding.worry],
+        in_order=in_order(records),
+        remedies={setting: "; ".join(texts) for setting, texts in remedies.items()},
+        figures=svgs(run_figures({"": metrics}, {"": evals}, _tried(records.config, metrics))),
+        n=plots.mean_name(evals[0]).removeprefix("mean@") if evals else "",
+        choices=read_rows(run.choices_file) if run.choices_file.exists() else [],
+        signal=_signal(run.path / "teacher_signal"),
+        samples=sample_groups(run),
+        taught=records.config.teacher.kind != "none",
+        outcomes=_outcomes(metrics, evals),
+        seconds=_mean_seconds(metrics),
+        config_text=run.config_file.read_text(),
+    )
+
+
+def _write_several(labelled: Mapping[str, Records], output: Path) -> Path:
+    configs = {label: records.config for label, records in labelled.items()}
+    metrics = {label: records.metrics for label, records in labelled.items()}
+    evals = {label: records.evals for label, records in labelled.items()}
+    return write_page(
+        output,
+        "overlay.html.j2",
+        runs={
+            label: {
+                "path": records.run.path,
+                "link": link_to(records.run.report_file, output),
+                "worked": worked(records),
+                "worries": [finding for finding in findings(records) if finding.worry],
+            }
+            for label, records in labelled.items()
+        },
+        summary=summary_table(labelled),
         differences=setting_differences(configs),
-        figures=svgs(run_figures(metrics, evals, limit)),
-        single=single,
+        shared=shared_settings(configs),
+        figures=svgs(run_figures(metrics, evals)),
     )
 
 
@@ -66,23 +104,18 @@ def label_runs(runs: Sequence[RunDirectory]) -> dict[str, RunDirectory]:
     return {name if names.count(name) == 1 else str(run.path): run for name, run in zip(names, runs, strict=True)}
 
 
-def read_metrics(run: RunDirectory) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of metrics.jsonl and of eval.jsonl; empty where a file is missing."""
-    files = (run.metrics_file, run.eval_file)
-    metrics, evals = (read_rows(file) if file.exists() else [] for file in files)
-    return metrics, evals
-
-
 def run_figures(
     metrics: plots.Runs, evals: plots.Runs, tried: Sequence[tuple[float, float]] = ()
 ) -> list[Figure | None]:
     """The curves of one run or of several. `tried`: see `plots.ever_solved`."""
-    alone = len(metrics) == 1
-    curves = [
-        plots.curve(metrics, curve.title, curve.unit, names, curve.scale, from_zero=curve.from_zero)
-        for curve in (*_CURVES, _outcome_curve(metrics))
-        if (names := curve.names if alone else curve.of_several)
-    ]
+    several = len(metrics) > 1
+    curves = []
+    for curve in (*_CURVES, _outcome_curve(metrics)):
+        if names := curve.of_several if several else curve.names:
+            label = next(iter(names.values()))
+            title = f"{curve.title}: {label}" if several and label != curve.title else curve.title
+            drawn = plots.curve(metrics, title, curve.unit, names, curve.scale, from_zero=curve.from_zero)
+            curves.append(drawn)
     return [plots.held_out(evals), plots.ever_solved(metrics, tried), *curves, plots.phase_seconds(metrics)]
 
 
@@ -115,6 +148,13 @@ _CURVES = (
         {"student/entropy": "student"},
     ),
     _Curve(
+        "the teacher's log Q − log P",
+        "nats, mean over sampled tokens",
+        {"teacher/advantage": "the teacher's log Q − log P"},
+        {"teacher/advantage": "the teacher's log Q − log P"},
+        from_zero=False,
+    ),
+    _Curve(
         "groups",
         "% of groups",
         {"group/all_failed": "all failed", "group/lone_success": "one success", "group/all_succeeded": "all right"},
@@ -139,12 +179,13 @@ def _outcome_curve(metrics: plots.Runs) -> _Curve:
     return _Curve("outcomes", "% of rollouts", names, {}, 100)
 
 
-def summary_table(metrics: plots.Runs, evals: plots.Runs) -> dict[str, Any]:
+def summary_table(labelled: Mapping[str, Records]) -> dict[str, Any]:
     """`head` and `rows`: one row per run."""
-    sizes = {plots.mean_name(rows[0]).removeprefix("mean@") for rows in evals.values() if rows}
+    sizes = {plots.mean_name(r.evals[0]).removeprefix("mean@") for r in labelled.values() if r.evals}
     n = sizes.pop() if len(sizes) == 1 else "n"
-    head = ["run", "steps", f"held-out mean@{n}, %", "95 % interval", f"pass@{n}, %", "ever solved", "seconds a step"]
-    return {"head": head, "rows": [[label, *_summary_row(metrics[label], evals[label])] for label in metrics]}
+    head = ["run", "steps", f"held-out mean@{n}, %", "95 % interval", "change, points", f"pass@{n}, %"]
+    rows = [[label, *_summary_row(records)] for label, records in labelled.items()]
+    return {"head": [*head, "ever solved", "seconds a step"], "rows": rows}
 
 
 def setting_differences(configs: Mapping[str, Config]) -> list[list[str]]:
@@ -158,50 +199,34 @@ def setting_differences(configs: Mapping[str, Config]) -> list[list[str]]:
     ]
 
 
-def _summary_row(metrics: Rows, evals: Rows) -> list[str]:
-    cells = [str(metrics[-1]["step"]) if metrics else "0"]
+def shared_settings(configs: Mapping[str, Config]) -> list[list[str]]:
+    """Settings that all runs share and that are not the defaults: key and value."""
+    first, *others = (flatten(config) for config in configs.values())
+    usual = flatten(Config())
+    return [
+        [key, str(value)]
+        for key, value in first.items()
+        if key not in _NOT_COMPARED and value != usual.get(key) and all(flat.get(key) == value for flat in others)
+    ]
+
+
+def _summary_row(records: Records) -> list[str]:
+    metrics, evals = records.metrics, records.evals
+    cells = [f"{records.step} of {records.config.train.num_steps}"]
     if evals:
         first, last = evals[0], evals[-1]
         mean = plots.mean_name(first)
         best = mean.replace("mean", "pass")
+        change = records.change(first["step"], last["step"]) if first is not last else None
         cells += [f"{100 * first[mean]:.1f} → {100 * last[mean]:.1f}"]
         cells += [f"{100 * last[f'{mean}/low']:.1f} to {100 * last[f'{mean}/high']:.1f}"]
-        cells += [f"{100 * first[best]:.1f} → {100 * last[best]:.1f}"]
+        interval = f"{signed(change.mean)} ({signed(change.low)} to {signed(change.high)})" if change else "–"
+        cells += [interval, f"{100 * first[best]:.1f} → {100 * last[best]:.1f}"]
     else:
-        cells += ["–"] * 3
+        cells += ["–"] * 4
     cells.append(f"{metrics[-1]['ever_solved']:.0f}" if metrics and "ever_solved" in metrics[-1] else "–")
     cells.append(f"{fmean(row['seconds/step'] for row in metrics):.2f}" if metrics else "–")
     return cells
-
-
-def _single(run: RunDirectory, config: Config, metrics: Rows, evals: Rows) -> dict[str, Any]:
-    """The parts of the page that exist for one run only."""
-    return {
-        "description": _describe(config),
-        "config_text": run.config_file.read_text(),
-        "cards": _cards(metrics, evals) + _best_card(run, config, evals),
-        "signal": _signal(run.path / "teacher_signal"),
-        "outcomes": _outcomes(metrics, evals),
-        "seconds": _mean_seconds(metrics),
-        "choices": read_rows(run.choices_file) if run.choices_file.exists() else [],
-        "alarm": _alarm(metrics, evals),
-        "samples": sample_groups(run),
-        "taught": config.teacher.kind != "none",
-    }
-
-
-def _describe(config: Config) -> str:
-    """The main settings in one line."""
-    uses, peers = method_class(config.method).uses, config.peers
-    parts = [f"method {config.method}"]
-    if config.teacher.kind != "none":
-        parts.append(f"teacher {config.teacher.kind}")
-    if "divergence" in uses:
-        parts.append(f"{config.divergence.kind} on {config.divergence.support}")
-    if "peers" in uses:
-        fixed = f"successes {peers.successes}, failures {peers.failures}"
-        parts.append(f"peers: {fixed if peers.choose == 'fixed' else 'measured'}")
-    return " · ".join([*parts, f"seed {config.seed}"])
 
 
 def _tried(config: Config, metrics: Rows) -> list[tuple[float, float]]:
@@ -209,37 +234,6 @@ def _tried(config: Config, metrics: Rows) -> list[tuple[float, float]]:
     if not metrics or config.data.num_train is None:
         return []
     return plots.problems_tried(metrics[-1]["step"], config.rollout.num_prompts_per_step, config.data.num_train)
-
-
-def _cards(metrics: Rows, evals: Rows) -> list[tuple[str, str]]:
-    """The few numbers at the top of the page: (label, value)."""
-    items: list[tuple[str, str]] = []
-    if evals:
-        first, last = evals[0], evals[-1]
-        n = plots.mean_name(first).removeprefix("mean@")
-        for name in (name for name in (f"mean@{n}", f"pass@{n}", f"maj@{n}") if name in first):
-            change = f"{100 * first[name]:.1f} → {100 * last[name]:.1f} %"
-            items.append((f"held-out {name}, step {first['step']} → {last['step']}", change))
-    if metrics:
-        items.append(("steps done", str(metrics[-1]["step"])))
-        if "ever_solved" in metrics[-1]:
-            items.append(("training problems solved at least once", f"{metrics[-1]['ever_solved']:.0f}"))
-        items.append(("seconds per step", f"{fmean(row['seconds/step'] for row in metrics):.2f}"))
-        errors = [row["outcome/verifier_error"] for row in metrics if "outcome/verifier_error" in row]
-        if errors:
-            items.append(("verifier errors", f"{fmean(errors):.2%}"))
-    return items
-
-
-def _best_card(run: RunDirectory, config: Config, evals: Rows) -> list[tuple[str, str]]:
-    """The evaluation whose checkpoint `train.keep_best` keeps."""
-    metric = config.train.keep_best
-    best = best_saved(run.checkpoints, evals, metric) if metric else None
-    return (
-        [(f"best checkpoint, by {metric}", f"{best[0].name} · {100 * best[1][metric]:.1f} %")]
-        if best and metric
-        else []
-    )
 
 
 def _signal(directory: Path) -> dict[str, Any] | None:
@@ -250,16 +244,6 @@ def _signal(directory: Path) -> dict[str, Any] | None:
     from mopd_nemo.analysis.teacher_signal.output import page_values
 
     return page_values(file)
-
-
-def _alarm(metrics: Rows, evals: Rows) -> dict[str, Any] | None:
-    """The first step at which the guard found the run ruined, and why."""
-    for number, row in enumerate(metrics, start=1):
-        if row.get("guard/alarm"):
-            known = [evaluation for evaluation in evals if evaluation["step"] < row["step"]]
-            return {"step": row["step"], "reasons": signs(metrics[:number], known).reasons}
-    last = signs(metrics, evals)
-    return {"step": metrics[-1]["step"], "reasons": last.reasons} if metrics and last.alarm else None
 
 
 def _outcomes(metrics: Rows, evals: Rows) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ run.lock              host and process that train here
 config.yaml           every setting, defaults included
 metrics.jsonl         one row a step
 eval.jsonl            one row an evaluation
+launches.jsonl        one row a process that trained here: `launches`
 choices.jsonl         one row a choice of peers, with `peers.choose: measured`
 rollouts/             step_*.jsonl: samples, verdicts and teacher prompts; eval_*.jsonl: held-out samples
 checkpoints/step_*/   Hugging Face model, teacher, optimiser, trainer state: `checkpoints`
@@ -39,6 +40,7 @@ class RunDirectory:
         self.path = path
         self.metrics_file = path / "metrics.jsonl"
         self.eval_file = path / "eval.jsonl"
+        self.launches_file = path / "launches.jsonl"
         self.choices_file = path / "choices.jsonl"
         self.config_file = path / "config.yaml"
         self.problems_file = path / "problems.json"

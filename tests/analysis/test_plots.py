@@ -11,26 +11,47 @@ from mopd_nemo.analysis.plots import save_figure, to_svg
 from mopd_nemo.run.display import PHASES
 
 STEPS = [{"step": s, "ever_solved": 10 * s, "loss": 1 / s, **{f"seconds/{p}": 1.0 for p in PHASES}} for s in (1, 2, 3)]
+OTHERS = [row | {"loss": 2.0} for row in STEPS]
 EVALS = [{"step": s, "mean@4": 0.5, "mean@4/low": 0.4, "mean@4/high": 0.6, "pass@4": 0.9, "maj@4": 0.7} for s in (0, 2)]
 
 
 def labels(figure: plots.Figure | None) -> list[str]:
     assert figure is not None
-    legend = figure.axes[0].get_legend()
-    return [text.get_text() for text in legend.get_texts()] if legend else []
+    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
 
 
 def test_one_run_is_not_named_and_several_are() -> None:
     alone = plots.curve({"a": STEPS}, "loss", "nats", {"loss": "divergence"})
-    both = plots.curve({"a": STEPS, "b": STEPS}, "loss", "nats", {"loss": "divergence"})
+    both = plots.curve({"a": STEPS, "b": OTHERS}, "loss", "nats", {"loss": "divergence"})
     assert labels(alone) == [] and labels(both) == ["a", "b"]
-    two = plots.curve({"a": STEPS, "b": STEPS}, "x", "y", {"loss": "divergence", "ever_solved": "solved"})
-    assert labels(two) == ["a, divergence", "a, solved", "b, divergence", "b, solved"]
+    two = plots.curve({"a": STEPS, "b": OTHERS}, "x", "y", {"loss": "divergence", "ever_solved": "solved"})
+    assert labels(two) == ["a, divergence", "b, divergence", "a = b, solved"]
+
+
+def test_equal_curves_do_not_hide_each_other() -> None:
+    three = plots.curve({"a": STEPS, "b": OTHERS, "c": STEPS}, "loss", "nats", {"loss": "divergence"})
+    assert labels(three) == ["a = c", "b"]
+    assert three is not None
+    first, second = three.axes[0].get_lines()
+    assert first.get_color() != second.get_color() and first.get_linestyle() != second.get_linestyle()
+    assert labels(plots.held_out({"a": EVALS, "b": EVALS, "c": EVALS[:1]})) == ["a = b, mean@4", "c, mean@4"]
+
+
+def test_legend_leaves_the_axes_their_room() -> None:
+    runs = {
+        f"a run with quite a long name, number {i}": [{"step": 1, "loss": i}, {"step": 2, "loss": i}] for i in range(12)
+    }
+    figure = plots.curve(runs, "loss", "nats", {"loss": "loss"})
+    assert figure is not None and len(labels(figure)) == 12
+    figure.draw_without_rendering()
+    assert figure.axes[0].get_position().height * figure.get_figheight() > 2.0
+    legend = figure.legends[0].get_window_extent()
+    assert legend.x0 >= 0 and legend.x1 <= figure.bbox.width and legend.y1 <= figure.axes[0].get_window_extent().y0
 
 
 def test_held_out_shows_all_metrics_of_one_run_and_the_mean_of_several() -> None:
     assert labels(plots.held_out({"a": EVALS})) == ["95 % interval of the mean", "mean@4", "pass@4", "maj@4"]
-    assert labels(plots.held_out({"a": EVALS, "b": EVALS, "none yet": []})) == ["a, mean@4", "b, mean@4"]
+    assert labels(plots.held_out({"a": EVALS, "b": EVALS[:1], "none yet": []})) == ["a, mean@4", "b, mean@4"]
 
 
 def test_without_data_there_is_no_figure() -> None:

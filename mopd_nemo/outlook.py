@@ -13,7 +13,8 @@ from mopd_nemo.chat import Chat, with_prompt_ids
 from mopd_nemo.config import Config, UserError
 from mopd_nemo.config.checks import teacher_prompt
 from mopd_nemo.config.plugins import method_class
-from mopd_nemo.data.load import judgeable, load_problems, num_available
+from mopd_nemo.config.teacher import key_of
+from mopd_nemo.data.load import judgeable, load_problems, num_available, with_teachers
 from mopd_nemo.embedded import resolve_model_path
 from mopd_nemo.engines.models import check_positions, check_vocabularies, load_chat, load_model_config
 from mopd_nemo.engines.served import ServedTeacher
@@ -63,15 +64,19 @@ def look_ahead(config: Config) -> Outlook:
         found.errors += _room(config, found.lines.append)
     with found.collecting():
         chat = load_chat(config.model)
-        if config.teacher.kind == "server":
-            size = load_model_config(config.model.path, key="model.path").get_text_config().vocab_size
-            ServedTeacher(config, chat, size)
+        size = load_model_config(config.model.path, key="model.path").get_text_config().vocab_size
+        for name, teacher in config.every_teacher.items():
+            if teacher.kind == "server":
+                with found.collecting():
+                    ServedTeacher(config, name, chat, size)
     problems = {}
     for split in ("train", "eval") if config.train.eval_every else ("train",):
         with found.collecting():
             problems[split] = load_problems(config, split)
             with VerifierPool(config.verifier, {problem.task for problem in problems[split]}) as verifiers:
                 problems[split] = judgeable(problems[split], verifiers, config, split)
+            if split == "train":
+                problems[split] = with_teachers(problems[split], config)
             if chat is not None:
                 problems[split] = tokenized(problems[split], chat, config)
                 lengths = [len(problem.prompt_ids) for problem in problems[split]]
@@ -153,11 +158,14 @@ def _check_models(config: Config) -> None:
     response = config.rollout.max_response_tokens
     model = load_model_config(config.model.path, key="model.path").get_text_config()
     check_positions(model, "model.path", "data.max_prompt_tokens", config.data.max_prompt_tokens, response)
-    if config.teacher.path is not None:
-        check_vocabularies(config.model.path, config.teacher.path)
-        model = load_model_config(config.teacher.path, key="teacher.path").get_text_config()
-    if config.teacher.kind not in ("none", "server"):
-        check_positions(model, "the teacher", *teacher_prompt(config), response)
+    for name, teacher in config.every_teacher.items():
+        own = model
+        if teacher.path is not None:
+            key = f"{key_of(name)}.path"
+            check_vocabularies(config.model.path, teacher.path, key)
+            own = load_model_config(teacher.path, key=key).get_text_config()
+        if teacher.kind not in ("none", "server"):
+            check_positions(own, "the teacher", *teacher_prompt(config), response)
 
 
 def _room(config: Config, say: Callable[[str], None]) -> Iterator[str]:

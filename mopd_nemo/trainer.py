@@ -15,7 +15,7 @@ from mopd_nemo.config import Config, TeacherConfig, TeacherError, UserError
 from mopd_nemo.config.load import changed_settings
 from mopd_nemo.config.plugins import method_class
 from mopd_nemo.data.completions import read_completions
-from mopd_nemo.data.load import changes, fingerprints, judgeable, load_problems, recorded_fingerprints
+from mopd_nemo.data.load import changes, fingerprints, judgeable, load_problems, recorded_fingerprints, with_teachers
 from mopd_nemo.engines import make_engine
 from mopd_nemo.evaluation import change_since, check_votes, evaluate
 from mopd_nemo.files import append_row, write_json, write_rows
@@ -53,7 +53,7 @@ class Trainer:
         self.problems = load_problems(config, "train")
         self.eval_problems = load_problems(config, "eval") if config.train.eval_every else []
         self.verifiers = VerifierPool(config.verifier, {p.task for p in [*self.problems, *self.eval_problems]})
-        self.problems = judgeable(self.problems, self.verifiers, config, "train")
+        self.problems = with_teachers(judgeable(self.problems, self.verifiers, config, "train"), config)
         self.eval_problems = judgeable(self.eval_problems, self.verifiers, config, "eval")
         check_votes(config, self.eval_problems)
         if len(self.problems) < config.rollout.num_prompts_per_step:

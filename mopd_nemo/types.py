@@ -40,6 +40,8 @@ class Problem:
     """Name of the verifier."""
     prompt_ids: tuple[int, ...] = ()
     """`messages` under the student's chat template; empty until `chat.with_prompt_ids`."""
+    teacher: str = ""
+    """Name of its teacher among several; empty with a single one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,3 +127,5 @@ class TrainExample:
     """Of the whole response, for policy gradients."""
     contrast_prompt_ids: tuple[int, ...] | None = None
     """Prompt with failures alone: the teacher's distribution after it is the other side of a contrast."""
+    teacher: str = ""
+    """Name of the teacher that scores it; empty with a single one."""

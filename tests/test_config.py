@@ -33,7 +33,7 @@ def test_dump_reads_back_to_the_same_config(tmp_path: Path) -> None:
         ("", ["peers.sucesses=1"], r"unknown key peers.sucesses; did you mean peers.successes\?"),
         ("", ["colour=red"], "unknown key colour; known here: name, run_dir"),
         ("seed: -1", [], "seed=-1: input should be greater than or equal to 0"),
-        ("teacher: {kind: best}", [], "teacher.kind='best': input should be 'live', 'ema', .* 'server' or"),
+        ("teacher: {kind: best}", [], "teacher.kind='best': input should be 'live', 'ema', .* 'several' or"),
         ("", ["teacher.kind=external"], "teacher.kind=external needs teacher.path"),
         ("", ["teacher.path=x"], "teacher.path='x' is unused by teacher.kind=ema"),
         (

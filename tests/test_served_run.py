@@ -1,5 +1,6 @@
 """Runs whose teacher is served: what is left when its servers die, and that nothing secret is written."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 from mopd_nemo.commands.train import UNTAUGHT, run_training
 from mopd_nemo.embedded import resolve_model_path
 from mopd_nemo.engines import served
-from mopd_nemo.files import read_rows
+from mopd_nemo.files import read_rows, write_rows
 from mopd_nemo.run.checkpoints import checkpoints
 from mopd_nemo.run.directory import RunDirectory
 from tests.conftest import QUICKSTART
@@ -120,3 +121,33 @@ def test_a_key_is_in_no_file_and_on_no_screen(
     assert server.url in shown and KEY not in shown
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert len(files) > 5 and not any(KEY.encode() in file.read_bytes() for file in files)
+
+
+def write_rows_of_two_tasks(file: Path) -> None:
+    rows = [
+        {"id": f"{task}{i}", "prompt": f"{task} {i}", "answer": "4", "task": task} | more
+        for task, more in (("math", {}), ("arithmetic", {}), ("math", {"teacher": "other"}))
+        for i in range(100 * bool(more), 100 * bool(more) + 3)
+    ]
+    write_rows(file, rows)
+
+
+def test_two_servers_get_the_rows_of_their_tasks(tmp_path: Path, server: ScriptedServer) -> None:
+    """Or those that name them."""
+    write_rows_of_two_tasks(tmp_path / "data.jsonl")
+    with new_server() as other:
+        settings = [setting for setting in SMALL if not setting.startswith(("teacher.", "data.", "train.num_steps"))]
+        settings += [
+            f"teachers.math={{kind: server, urls: [{server.url}]}}",
+            f"teachers.other={{kind: server, urls: [{other.url}], tasks: [arithmetic]}}",
+            f"data.train={tmp_path / 'data.jsonl'}",
+            "rollout.num_prompts_per_step=9",
+            "train.num_steps=1",
+        ]
+        assert run_training(QUICKSTART, None, [f"run_dir={tmp_path / 'run'}", *settings]) == 0
+        asked = []
+        for one in (server, other):
+            texts = [one.chat.decode(ids) for ids in one.asked[2:]]  # after two that try it out
+            asked.append(Counter(" ".join(text.split()[1:3]) for text in texts))
+    assert asked[0] == {f"math {i}": 2 for i in range(3)}
+    assert asked[1] == {f"arithmetic {i}": 2 for i in range(3)} | {f"math {i}": 2 for i in range(100, 103)}

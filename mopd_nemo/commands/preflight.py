@@ -100,7 +100,7 @@ def _self_taught(config: Config) -> Config:
             f"divergence.contrast={config.divergence.contrast}: preflight measures contexts of one prompt, and a "
             "contrast reads two; set divergence.contrast=0"
         )
-    if (kind := config.teacher.kind) in ("external", "server"):
+    if (kind := config.teacher.kind) in ("external", "server", "several"):
         raise UserError(
             f"teacher.kind={kind}: preflight measures what a self-teacher makes of peers; for the teacher "
             f"{config.teacher.path or config.teacher.model or ''} set teacher.kind=live and model.path to it"

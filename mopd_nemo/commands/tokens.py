@@ -106,10 +106,10 @@ def _run_engine(
 
     config = run.read_config(overrides)
     changes: dict[str, Any] = {"generation": GenerationConfig()}
-    if config.teacher.kind == "server":
+    if (kind := config.teacher.kind) in ("server", "several"):
         raise UserError(
-            f"{run.path}: teacher.kind=server tells a part of what a teacher says of a token: add "
-            "teacher.kind=external and teacher.path=DIR for the same model, or teacher.kind=live for the student"
+            f"{run.path}: teacher.kind={kind}: no one model here reads every context. Add settings that name one: "
+            "teacher.kind=live for the student, or teacher.kind=external and teacher.path=DIR"
         )
     if config.teacher.kind == "none":
         changes["teacher"] = TeacherConfig(kind="live")

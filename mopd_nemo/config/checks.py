@@ -31,6 +31,7 @@ def check(config: Config) -> None:
     _check_method(config)
     _check_peers(config)
     _check_choice(config)
+    _check_teachers(config)
     _check_served(config)
     _check_lag(config)
     _check_token_signal(config)
@@ -61,7 +62,7 @@ def _check_method(config: Config) -> None:
     """Refuse settings that the method does not use."""
     method, kind = config.method, config.teacher.kind
     teachers, idle = method_class(method).teachers, method_class(method).idle(config)
-    if kind not in teachers:
+    if kind not in teachers and not (kind == "several" and "server" in teachers):
         raise ValueError(f"teacher.kind={kind} does not go with method={method}: it works with {' or '.join(teachers)}")
     if kind != "ema" and config.teacher.ema_rate != TeacherConfig.model_fields["ema_rate"].default:
         raise ValueError(f"teacher.ema_rate={config.teacher.ema_rate} is unused by teacher.kind={kind}: remove it")
@@ -153,7 +154,7 @@ def _check_choice(config: Config) -> None:
             if getattr(peers, name) != type(peers).model_fields[name].default:
                 raise ValueError(f"peers.{name}={getattr(peers, name)!r} is unused by peers.choose=fixed: remove it")
         return
-    if (kind := config.teacher.kind) in ("external", "server"):
+    if (kind := config.teacher.kind) in ("external", "server", "several"):
         raise ValueError(
             f"peers.choose=measured asks what the student makes of peers, and teacher.kind={kind} is another model: "
             "set peers.choose=fixed"
@@ -162,14 +163,33 @@ def _check_choice(config: Config) -> None:
         raise ValueError(f"peers.choose=measured with peers.control={peers.control}: choose one of the two")
 
 
+def _check_teachers(config: Config) -> None:
+    """Several teachers stand in place of one, and no two of them teach the same task."""
+    if (config.teacher.kind == "several") != bool(config.teachers):
+        raise ValueError(
+            f"teacher.kind={config.teacher.kind} with {len(config.teachers)} teachers: several are named in teachers, "
+            "and teacher is then left out"
+        )
+    taught: dict[str, str] = {}
+    for name, teacher in config.teachers.items():
+        if teacher.ema_rate != TeacherConfig.model_fields["ema_rate"].default:
+            raise ValueError(f"teachers.{name}.ema_rate={teacher.ema_rate} is unused by kind={teacher.kind}: remove it")
+        for task in teacher.tasks or (name,):
+            if task in taught:
+                raise ValueError(
+                    f"teachers.{name}.tasks: {task} is taught by teachers.{taught[task]} too; name it in one of them"
+                )
+            taught[task] = name
+
+
 def _check_served(config: Config) -> None:
     """A server tells its likeliest tokens or the sampled one, and nothing of tokens that somebody else names."""
-    if config.teacher.kind != "server":
+    if config.engine == "nemo" and config.has_teacher("server"):
+        raise ValueError("a served teacher does not go with engine=nemo yet: set engine=local")
+    if config.engine == "nemo" and config.teachers:
+        raise ValueError("teachers: engine=nemo has one teacher: name it in teacher, or set engine=local")
+    if not config.has_teacher("server"):
         return
-    if config.engine == "nemo":
-        raise ValueError(
-            "teacher.kind=server does not go with engine=nemo yet: set engine=local or another teacher.kind"
-        )
     divergence = config.divergence
     why = {
         "student_topk": "a server tells the teacher's likeliest tokens, not those that the student names",
@@ -183,7 +203,7 @@ def _check_served(config: Config) -> None:
     if divergence.contrast:
         raise ValueError(
             f"divergence.contrast={divergence.contrast} asks what the teacher says of the same tokens after two "
-            "prompts, which teacher.kind=server cannot tell: set it to 0, or another teacher.kind"
+            "prompts, which a served teacher cannot tell: set it to 0, or another teacher.kind"
         )
     if every := config.logging.save_token_signal_every:
         raise ValueError(

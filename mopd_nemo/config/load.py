@@ -118,7 +118,8 @@ def _with_teacher(values: dict[str, Any]) -> dict[str, Any]:
     method, teacher = values.get("method", "mopd"), values.get("teacher", {})
     if not isinstance(method, str) or not isinstance(teacher, dict) or "kind" in teacher:
         return values
-    return {**values, "teacher": {**teacher, "kind": method_class(method).teachers[0]}}
+    kind = "several" if values.get("teachers") else method_class(method).teachers[0]
+    return {**values, "teacher": {**teacher, "kind": kind}}
 
 
 def _read_values(path: str | os.PathLike[str] | None, overrides: Sequence[str]) -> _Values:
@@ -279,7 +280,8 @@ def _explain(item: Any, root: type[ConfigBlock]) -> tuple[str, str]:
     if item["type"] == "extra_forbidden":
         return f"unknown key {key}", _did_you_mean(location, root)
     if item["type"] == "value_error":
-        return "", reason_of(item)
+        reason = reason_of(item)
+        return "", reason.replace("teacher.", f"teachers.{location[1]}.") if location[:1] == ["teachers"] else reason
     if item["type"] == "missing":
         return f"{key}: ", reason_of(item)
     shown = repr(item["input"])

@@ -6,6 +6,7 @@ Defaults are the paper's (section 5.1) where it states them. `docs/configuration
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -13,7 +14,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from mopd_nemo.config.base import ConfigBlock, Duration, Fraction, seconds_of
 from mopd_nemo.config.cluster import ClusterConfig, NemoConfig
 from mopd_nemo.config.peers import PeersConfig
-from mopd_nemo.config.teacher import TeacherConfig
+from mopd_nemo.config.teacher import NamedTeacherConfig, TeacherConfig
 from mopd_nemo.config.verifiers import VerifierConfig
 
 
@@ -323,6 +324,9 @@ class Config(ConfigBlock):
     verifier: VerifierConfig = VerifierConfig()
     peers: PeersConfig = PeersConfig()
     teacher: TeacherConfig = TeacherConfig()
+    teachers: dict[str, NamedTeacherConfig] = Field(default_factory=dict)
+    """Several teachers by name, in place of `teacher`: blocks of its keys, with `kind` `frozen`, `external` or
+    `server`, and `tasks`, the tasks that each one teaches. A row of the data may name its own with `teacher`."""
     guard: GuardConfig = GuardConfig()
     divergence: DivergenceConfig = DivergenceConfig()
     sdpo: SdpoConfig = SdpoConfig()
@@ -336,3 +340,12 @@ class Config(ConfigBlock):
     logging: LoggingConfig = LoggingConfig()
     nemo: NemoConfig = NemoConfig()
     cluster: ClusterConfig = ClusterConfig()
+
+    @property
+    def every_teacher(self) -> Mapping[str, TeacherConfig]:
+        """By name; the name of a single one is empty."""
+        return self.teachers or {"": self.teacher}
+
+    def has_teacher(self, *kinds: str) -> bool:
+        """Whether one of them is of one of these kinds."""
+        return any(teacher.kind in kinds for teacher in self.every_teacher.values())

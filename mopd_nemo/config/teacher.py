@@ -13,10 +13,11 @@ from mopd_nemo.config.base import ConfigBlock, Fraction
 class TeacherConfig(ConfigBlock):
     """The model whose distribution the student learns. What each kind needs: docs/teachers.md."""
 
-    kind: Literal["live", "ema", "frozen", "external", "server", "none"] = "ema"
+    kind: Literal["live", "ema", "frozen", "external", "server", "several", "none"] = "ema"
     """`live`: the student itself; `ema`: a moving average of it; `frozen`: its initial weights; `external`: `path`;
-    `server`: the model at `urls`; `none`: no teacher. Default: `ema` for mopd and sdpo, `external` for opd and gkd,
-    `frozen` for dpo (its reference model), else `none`."""
+    `server`: the model at `urls`; `several`: those of `teachers`; `none`: no teacher. Default: `several` where
+    `teachers` names some; `ema` for mopd and sdpo, `external` for opd and gkd, `frozen` for dpo (its reference model),
+    else `none`."""
     ema_rate: Fraction = 0.05
     """After each step: teacher ← (1 - rate)·teacher + rate·student. The average is kept in float32."""
     path: str | None = None
@@ -72,3 +73,17 @@ class TeacherConfig(ConfigBlock):
                 f"teacher.urls={list(self.urls)} names a server twice: raise teacher.max_in_flight instead"
             )
         return self
+
+
+class NamedTeacherConfig(TeacherConfig):
+    """One of several teachers."""
+
+    kind: Literal["frozen", "external", "server"] = "external"  # type: ignore[assignment]
+    """As `teacher.kind`."""
+    tasks: tuple[str, ...] = ()
+    """Tasks whose responses it teaches. Default: the one that is called as it is."""
+
+
+def key_of(name: str) -> str:
+    """The config key of a teacher's block, given its name among several; that of a single one is empty."""
+    return f"teachers.{name}" if name else "teacher"

@@ -75,6 +75,36 @@ def judgeable(
     return kept
 
 
+def with_teachers(problems: Sequence[Problem], config: Config) -> list[Problem]:
+    """The problems with the name of their teacher, if there are several: the row's own, or the one of their task.
+
+    Raises:
+        UserError: a problem has no teacher, or a teacher no problem.
+    """
+    if not config.teachers:
+        return [replace(problem, teacher="") for problem in problems]
+    of_task = {task: name for name, teacher in config.teachers.items() for task in teacher.tasks or (name,)}
+    found = [replace(problem, teacher=problem.teacher or of_task.get(problem.task, "")) for problem in problems]
+    names = ", ".join(config.teachers)
+    for problem in found:
+        if not problem.teacher:
+            raise UserError(
+                f"teachers: none of {names} teaches task {problem.task!r} of data.train={config.data.train} (id "
+                f"{problem.id!r}): name it in the tasks of one of them"
+            )
+        if problem.teacher not in config.teachers:
+            raise UserError(
+                f"data.train={config.data.train}: row {problem.id!r} asks for teacher {problem.teacher!r}, which is "
+                f"none of {names}"
+            )
+    if idle := config.teachers.keys() - {problem.teacher for problem in found}:
+        raise UserError(
+            f"teachers.{min(idle)}: it teaches no problem of data.train={config.data.train}: remove it, or name "
+            "tasks of the data in its tasks"
+        )
+    return found
+
+
 def _with_suffix(problem: Problem, suffix: str) -> Problem:
     *before, user = problem.messages
     return replace(problem, messages=(*before, Message(role="user", content=user["content"] + suffix)))
@@ -96,7 +126,11 @@ def fingerprints(problems: Sequence[Problem]) -> dict[str, str]:
     """By id, in order: what identifies a problem's messages, answer and task."""
     return {
         problem.id: hashlib.sha256(
-            json.dumps([problem.messages, problem.answer, problem.task], sort_keys=True, default=repr).encode()
+            json.dumps(
+                [problem.messages, problem.answer, problem.task, *filter(None, [problem.teacher])],
+                sort_keys=True,
+                default=repr,
+            ).encode()
         ).hexdigest()[:16]
         for problem in problems
     }
@@ -131,6 +165,7 @@ class _Row(BaseModel):
     messages: list[Message] | None = None
     answer: Any
     task: str
+    teacher: str = ""
 
     @model_validator(mode="after")
     def _check(self) -> _Row:
@@ -160,7 +195,7 @@ class _Row(BaseModel):
 
     def to_problem(self) -> Problem:
         messages = self.messages if self.messages is not None else [Message(role="user", content=self.prompt or "")]
-        return Problem(id=self.id, messages=tuple(messages), answer=self.answer, task=self.task)
+        return Problem(self.id, tuple(messages), self.answer, self.task, teacher=self.teacher)
 
 
 def read_problems(

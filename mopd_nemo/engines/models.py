@@ -92,24 +92,27 @@ def load_chat(model: ModelConfig) -> Chat:
     return chat
 
 
-def check_vocabularies(student: str, teacher: str) -> None:
+def check_vocabularies(student: str, teacher: str, key: str = "teacher.path") -> None:
     """Student and teacher have the same vocabulary. Reads tokenizers and configs, no weights.
+
+    Args:
+        key: config key that named the teacher, used in errors.
 
     Raises:
         UserError: they differ.
     """
-    pair = {"model.path": student, "teacher.path": teacher}
-    vocabularies = [load_tokenizer(path, key=key).get_vocab() for key, path in pair.items()]
+    pair = {"model.path": student, key: teacher}
+    vocabularies = [load_tokenizer(path, key=named).get_vocab() for named, path in pair.items()]
     if vocabularies[0] != vocabularies[1]:
         differing = len(set(vocabularies[0].items()) ^ set(vocabularies[1].items()))
         raise UserError(
-            f"teacher.path={teacher}: its tokenizer differs from that of model.path={student} in {differing} entries; "
+            f"{key}={teacher}: its tokenizer differs from that of model.path={student} in {differing} entries; "
             "token-level distillation needs one vocabulary: choose a teacher of the student's family"
         )
-    sizes = [load_model_config(path, key=key).get_text_config().vocab_size for key, path in pair.items()]
+    sizes = [load_model_config(path, key=named).get_text_config().vocab_size for named, path in pair.items()]
     if sizes[0] != sizes[1]:
         raise UserError(
-            f"teacher.path={teacher}: its head has {sizes[1]} tokens, that of model.path={student} {sizes[0]}; "
+            f"{key}={teacher}: its head has {sizes[1]} tokens, that of model.path={student} {sizes[0]}; "
             "choose a teacher with the same vocab_size"
         )
 

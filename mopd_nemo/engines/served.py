@@ -14,6 +14,7 @@ import httpx
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import Config, TeacherConfig, TeacherError, UserError
 from mopd_nemo.config.checks import teacher_prompt
+from mopd_nemo.config.teacher import key_of
 from mopd_nemo.engines.base import SHOWN_EVERY, Progress
 from mopd_nemo.engines.serving import SERVINGS, Answer, AnswerError, Json, Question
 
@@ -50,6 +51,7 @@ class ServedTeacher:
 
     Args:
         config: of the run.
+        name: of the teacher among several; empty for a single one.
         chat: the student's.
         vocab_size: of the student's head.
 
@@ -57,8 +59,8 @@ class ServedTeacher:
         UserError: a server is not there, refuses, or serves a model with another vocabulary.
     """
 
-    def __init__(self, config: Config, chat: Chat, vocab_size: int) -> None:
-        self._config, key = config.teacher, "teacher"
+    def __init__(self, config: Config, name: str, chat: Chat, vocab_size: int) -> None:
+        self._config, key = config.every_teacher[name], key_of(name)
         self._longest = (*teacher_prompt(config), config.rollout.max_response_tokens)
         self._k = config.divergence.k if config.divergence.support == "teacher_topk" else 0
         """Of the likeliest tokens, how many to ask for; 0: for the sampled token alone."""

@@ -72,6 +72,7 @@ def train_example(
         sampled_logprobs=rollout.logprobs,
         teacher_prompt_ids=teacher_prompt_ids,
         contrast_prompt_ids=contrast_prompt_ids,
+        teacher=group.problem.teacher,
         advantage=advantage,
     )
 

@@ -9,7 +9,15 @@ import pytest
 from mopd_nemo.config import UserError
 from mopd_nemo.config.load import load_config
 from mopd_nemo.data.arithmetic import make_problems
-from mopd_nemo.data.load import changes, fingerprints, judgeable, load_problems, problems_of_step, read_problems
+from mopd_nemo.data.load import (
+    changes,
+    fingerprints,
+    judgeable,
+    load_problems,
+    problems_of_step,
+    read_problems,
+    with_teachers,
+)
 from mopd_nemo.verifiers.pool import VerifierPool
 from tests.conftest import QUICKSTART
 
@@ -159,3 +167,40 @@ def test_what_has_changed_between_problems_is_counted() -> None:
     assert changes(before, fingerprints([PROBLEMS[1], edited, *PROBLEMS[3:9]])) == "1 gone, 3 new, 1 changed"
     renamed = replace(PROBLEMS[0], id="renamed")
     assert changes(before, fingerprints([renamed, *PROBLEMS[1:6]])) == "1 gone, 1 new"
+
+
+def routed(*settings: str) -> list[str]:
+    problems = [replace(make_problems("train", 1)[0], id=task, task=task) for task in ("math", "choice", "code")]
+    problems.append(replace(problems[0], id="own", teacher="b"))
+    return [problem.teacher for problem in with_teachers(problems, load_config(QUICKSTART, settings))]
+
+
+def test_a_problem_has_the_teacher_of_its_task_or_the_one_that_its_row_names() -> None:
+    several = ("teachers.math={kind: frozen}", "teachers.b={kind: frozen, tasks: [choice, code]}")
+    assert routed(*several) == ["math", "b", "b", "b"]
+    assert routed() == [""] * 4, "with one teacher, the column says nothing"
+
+
+@pytest.mark.parametrize(
+    ("teachers", "message"),
+    [
+        (
+            ["b={kind: frozen, tasks: [math, choice]}"],
+            "none of b teaches task 'code' of data.train=arithmetic .id 'code'",
+        ),
+        (["a={kind: frozen, tasks: [math, choice, code]}"], "row 'own' asks for teacher 'b', which is none of a"),
+        (
+            ["b={kind: frozen, tasks: [math, choice, code]}", "tool={kind: frozen}"],
+            "teachers.tool: it teaches no problem of data.train=arithmetic",
+        ),
+    ],
+)
+def test_every_task_needs_a_teacher_and_every_teacher_a_task(teachers: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        routed(*(f"teachers.{teacher}" for teacher in teachers))
+
+
+def test_another_teacher_of_a_row_is_a_change_of_the_problem() -> None:
+    (problem,) = make_problems("train", 1)
+    other = replace(problem, teacher="b")
+    assert changes(fingerprints([problem]), fingerprints([other])) == "1 changed"

@@ -54,7 +54,7 @@ def config(*servers: ScriptedServer, settings: tuple[str, ...] = ()) -> Config:
 
 def teacher_of(model: Path, *servers: ScriptedServer, settings: tuple[str, ...] = ()) -> ServedTeacher:
     chat = Chat(load_tokenizer(str(model), key="model.path"))
-    teacher = ServedTeacher(config(*servers, settings=settings), chat, len(chat.tokenizer))
+    teacher = ServedTeacher(config(*servers, settings=settings), "", chat, len(chat.tokenizer))
     for server in servers:
         server.asked.clear()
     return teacher

@@ -15,11 +15,12 @@ from torch import Tensor
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import Config, TeacherConfig, UserError
 from mopd_nemo.config.checks import teacher_prompt
+from mopd_nemo.config.teacher import key_of
 from mopd_nemo.engines.base import InFlight, OnRollout, Progress, Sampling, TokenSignal
 from mopd_nemo.engines.local.learner import Learner
 from mopd_nemo.engines.local.model import DTYPES, LanguageModel, load_model, resolve_device
 from mopd_nemo.engines.local.sampler import sample
-from mopd_nemo.engines.local.targets import Target, read_by_model, read_by_server
+from mopd_nemo.engines.local.targets import Target, added, read_by_model, read_by_server
 from mopd_nemo.engines.local.vllm_backend import VllmBackend, check_backend
 from mopd_nemo.engines.models import check_positions, check_vocabularies, load_chat
 from mopd_nemo.engines.served import ServedTeacher
@@ -45,8 +46,9 @@ class LocalEngine:
         self._config = config
         path, dtype = config.model.path, DTYPES[config.model.dtype]
         device = resolve_device(config.model.device)
-        if config.teacher.path is not None:
-            check_vocabularies(path, config.teacher.path)
+        for name, teacher in config.every_teacher.items():
+            if teacher.path is not None:
+                check_vocabularies(path, teacher.path, f"{key_of(name)}.path")
         self.chat = load_chat(config.model)
         self.student = load_model(
             path,
@@ -56,7 +58,7 @@ class LocalEngine:
             device=device,
             recompute=config.train.activation_checkpointing,
         )
-        self.teacher = Teacher(self.student, self.chat, config)
+        self.teachers = {name: Teacher(self.student, self.chat, config, name) for name in config.every_teacher}
         self._check_lengths()
         self._learner = Learner(self.student, config)
         self._eos_ids = _end_ids(self.student, self.chat)
@@ -176,10 +178,14 @@ class LocalEngine:
         taught = [i for i, example in enumerate(batch.examples) if example.teacher_prompt_ids is not None]
         if not taught:
             return targets, {}
-        found, metrics = self.teacher.score([batch.examples[i] for i in taught], self._budget, on_progress)
-        for i, target in zip(taught, found, strict=True):
-            targets[i] = target
-        return targets, metrics
+        told: list[dict[str, float]] = []
+        for name, teacher in self.teachers.items():
+            own = [i for i in taught if batch.examples[i].teacher == name]
+            if own:
+                found, metrics = teacher.score([batch.examples[i] for i in own], self._budget, on_progress)
+                targets = [dict(zip(own, found, strict=True)).get(i, target) for i, target in enumerate(targets)]
+                told.append(metrics)
+        return targets, added(told)
 
     def update(
         self,
@@ -202,6 +208,11 @@ class LocalEngine:
     ) -> list[tuple[float, ...]]:
         budget = self._budget([len(p) + len(r) for p, r in zip(prompts, responses, strict=True)])
         return response_logprobs(self.student, prompts, responses, max_tokens=budget, on_progress=on_progress)
+
+    @property
+    def teacher(self) -> Teacher:
+        """The only one, or the first of several."""
+        return next(iter(self.teachers.values()))
 
     def update_teacher(self) -> None:
         self.teacher.follow(self.student)
@@ -232,8 +243,9 @@ class LocalEngine:
         response = config.rollout.max_response_tokens
         prompt = config.data.max_prompt_tokens
         check_positions(self.student.module.config, "model.path", "data.max_prompt_tokens", prompt, response)
-        if self.teacher.model is not None:
-            check_positions(self.teacher.model.module.config, "the teacher", *teacher_prompt(config), response)
+        for teacher in self.teachers.values():
+            if teacher.model is not None:
+                check_positions(teacher.model.module.config, "the teacher", *teacher_prompt(config), response)
 
 
 def _stream_aside(device: torch.device) -> torch.cuda.Stream | None:
@@ -253,17 +265,17 @@ class Teacher:
     there is nothing here but its address.
     """
 
-    def __init__(self, student: LanguageModel, chat: Chat, config: Config) -> None:
-        self._config: TeacherConfig = config.teacher
+    def __init__(self, student: LanguageModel, chat: Chat, config: Config, name: str) -> None:
+        self._config: TeacherConfig = config.every_teacher[name]
         self._device = student.device
-        self.model = self._make(student, config)
+        self.model = self._make(student, config, f"{key_of(name)}.path")
         self.served: ServedTeacher | None = None
         if self._config.kind == "server":
-            self.served = ServedTeacher(config, chat, student.head.weight.shape[0])
+            self.served = ServedTeacher(config, name, chat, student.head.weight.shape[0])
 
-    def _make(self, student: LanguageModel, config: Config) -> LanguageModel | None:
+    def _make(self, student: LanguageModel, config: Config, key: str) -> LanguageModel | None:
         match self._config.kind:
-            case "none" | "server":
+            case "none" | "server" | "several":
                 return None
             case "live":
                 return student
@@ -272,9 +284,7 @@ class Teacher:
             case "external":
                 dtype = DTYPES[config.model.dtype]
                 assert self._config.path is not None
-                model = load_model(
-                    self._config.path, key="teacher.path", dtype=dtype, weights=dtype, device=student.device
-                )
+                model = load_model(self._config.path, key=key, dtype=dtype, weights=dtype, device=student.device)
                 model.module.requires_grad_(False)
                 return model
 

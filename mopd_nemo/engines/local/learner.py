@@ -87,19 +87,19 @@ class Learner:
     def _accumulate(
         self, passes: _Passes, batch: TrainBatch, terms: Sequence[LossTerm], on_progress: Progress | None
     ) -> dict[str, float]:
-        """Gradient of one update; its loss, and the signals' means over the tokens of its first term."""
+        """Gradient of one update; its loss, and the signals' means over the tokens of its first term that have them."""
         self.optimizer.zero_grad(set_to_none=True)
         weighted = [(term, batch.token_weights(term, self._config.train.aggregation)) for term in terms]
         totals: defaultdict[str, float] = defaultdict(float)
+        watched: defaultdict[str, list[Tensor]] = defaultdict(list)
         micro_batches = self._micro_batches(batch, terms)
         self._student.counts = TokenCounts()
         for done, micro_batch in enumerate(micro_batches, start=1):
-            for name, value in passes.backward(micro_batch, weighted).items():
+            for name, value in passes.backward(micro_batch, weighted, watched).items():
                 totals[name] += value
             if on_progress:
                 on_progress(done / len(micro_batches))
-        num_tokens = sum(len(batch.examples[i].response_ids) for i in terms[0].examples)
-        metrics = {name: total if name.startswith("loss") else total / num_tokens for name, total in totals.items()}
+        metrics = totals | {name: torch.cat(parts).double().mean().item() for name, parts in watched.items()}
         members = [batch.examples[i] for micro_batch in micro_batches for i in micro_batch]
         alone = sum(len(example.prompt_ids) + len(example.response_ids) for example in members)
         return metrics | self._student.counts.metrics("update", alone)
@@ -166,15 +166,19 @@ class _Passes:
         return [TokenSignal(*(part.numpy() for part in own)) for own in zip(*parts, strict=True)]
 
     def backward(
-        self, micro_batch: Sequence[int], terms: Sequence[tuple[LossTerm, dict[int, float]]]
+        self,
+        micro_batch: Sequence[int],
+        terms: Sequence[tuple[LossTerm, dict[int, float]]],
+        watched: dict[str, list[Tensor]],
     ) -> dict[str, float]:
         """Accumulate the gradient of a micro-batch.
 
         Args:
             terms: each with its weights, as `TrainBatch.token_weights` gives them.
+            watched: is given the signals of the first term's tokens.
 
         Returns:
-            The losses of `Learner.step`, and sums of the signals over the tokens of the first term.
+            The losses of `Learner.step`.
         """
         totals: defaultdict[str, float] = defaultdict(float)
         with self._student.computing():
@@ -192,7 +196,7 @@ class _Passes:
                 if len(terms) > 1:
                     totals[f"loss/{term.objective.name}"] += value.item()
                 for name, signal_M in signals.items():
-                    totals[name] += signal_M.sum().item()
+                    watched[name].append(signal_M)
         loss.backward()
         return totals
 

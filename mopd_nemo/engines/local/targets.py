@@ -81,6 +81,18 @@ def read_by_server(
     return targets, {"score/retries": teacher.retries - before, "score/replicas": teacher.num_replicas}
 
 
+def added(metrics: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Of several teachers: sums, but for `score/padding`, a share of the computed positions."""
+    totals: dict[str, float] = {}
+    for own in metrics:
+        for name, value in own.items():
+            weight = own["score/tokens"] if name == "score/padding" else 1
+            totals[name] = totals.get(name, 0) + weight * value
+    if "score/padding" in totals:
+        totals["score/padding"] /= totals["score/tokens"]
+    return totals
+
+
 def joined(targets: Sequence[Target]) -> Head | TopK:
     """What the one teacher of several responses says, laid end to end; so may several served ones."""
     if targets[0].model is not None:

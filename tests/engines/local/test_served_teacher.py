@@ -1,6 +1,7 @@
 """A served teacher through the whole local engine, beside the same model in this process."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +120,80 @@ def test_settings_that_cannot_work_are_refused(make: Make, settings: list[str], 
     with pytest.raises(UserError) as refused:
         make("teacher.kind=server", "teacher.urls=[http://127.0.0.1:1]", *settings)
     assert message in str(refused.value) and "hush" not in str(refused.value)
+
+
+# --- several teachers ------------------------------------------------------------------------------------------------
+
+
+def rows_of(engine: LocalEngine, *teachers: str) -> list[TrainExample]:
+    """Rows of four problems, which the teachers share in turn."""
+    rows = make_rows(engine, TEACHER_PROMPTS)
+    return [replace(row, teacher=teachers[row.group_index % len(teachers)]) for row in rows]
+
+
+def loss_and_gradient(engine: LocalEngine, rows: list[TrainExample]) -> tuple[float, dict[str, Any], int]:
+    return *gradients(engine, rows), sum(len(row.response_ids) for row in rows)
+
+
+def several(**teachers: str) -> list[str]:
+    return [f"teachers.{name}={{{block}}}" for name, block in teachers.items()]
+
+
+@pytest.mark.parametrize("where", ["served", "external", "mixed"])
+def test_every_row_is_taught_by_its_own_teacher(
+    make: Make, other_model: Path, server: ScriptedServer, tmp_path: Path, where: str
+) -> None:
+    """Loss and gradient of one batch are the mean of those of each teacher alone on its rows."""
+    third_model = make_random_model(tmp_path, seed=8)
+    support = SUPPORTS["teacher_topk"]
+    with ScriptedServer(third_model) as second:
+        first = f"kind: external, path: {other_model}" if where != "served" else f"kind: server, urls: [{server.url}]"
+        other = f"kind: external, path: {third_model}" if where == "external" else f"kind: server, urls: [{second.url}]"
+        both = make(*several(one=first, other=other), *support)
+        rows = rows_of(both, "one", "other")
+        found, gradient, total = loss_and_gradient(both, rows)
+        expected, parts = 0.0, []
+        for name, path in (("one", other_model), ("other", third_model)):
+            alone = make("teacher.kind=external", f"teacher.path={path}", *support)
+            own = [replace(row, teacher="") for row in rows if row.teacher == name]
+            loss, part, tokens = loss_and_gradient(alone, own)
+            expected += loss * tokens / total
+            parts.append({weight: value * tokens / total for weight, value in part.items()})
+    assert found == pytest.approx(expected, abs=1e-5)
+    for weight, value in gradient.items():
+        torch.testing.assert_close(value, parts[0][weight] + parts[1][weight], atol=1e-7, rtol=1e-4)
+
+
+def test_signals_of_a_part_of_the_teachers_are_means_over_their_tokens(
+    make: Make, other_model: Path, server: ScriptedServer
+) -> None:
+    here, there = f"kind: external, path: {other_model}", f"kind: server, urls: [{server.url}]"
+    mixed = make(*several(here=here, there=there), *SUPPORTS["teacher_topk"])
+    rows = rows_of(mixed, "here", "there")
+    alone = make("teacher.kind=external", f"teacher.path={other_model}", *SUPPORTS["teacher_topk"])
+    own = [replace(row, teacher="") for row in rows if row.teacher == "here"]
+    expected = learn(alone, own, 0.0)["teacher/entropy"]
+    metrics = learn(mixed, rows, 0.0)
+    assert metrics["teacher/entropy"] == pytest.approx(expected, rel=1e-5)
+    assert metrics["score/replicas"] == 1 and metrics["score/tokens"] > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["teachers.a={kind: server}"], "teachers.a.urls"),
+        (["teachers.a={kind: ema}"], "teachers.a.kind='ema'"),
+        (["teachers.a={kind: frozen, pth: x}"], "unknown key teachers.a.pth; did you mean teachers.a.path?"),
+        (["teachers.a={kind: frozen, ema_rate: 0.5}"], "teachers.a.ema_rate=0.5 is unused by kind=frozen"),
+        (["teachers.a={kind: frozen, tasks: [math]}", "teachers.math={kind: frozen}"], "math is taught by teachers.a"),
+        (["teachers.a={kind: frozen}", "teacher.kind=ema"], "teacher.kind=ema with 1 teachers"),
+        (["teacher.kind=several"], "teacher.kind=several with 0 teachers"),
+        (["teachers.a={kind: frozen}", "method=dpo"], "teacher.kind=several does not go with method=dpo"),
+        (["teachers.a={kind: frozen}", "peers.choose=measured"], "teacher.kind=several is another model"),
+        (["teachers.a={kind: server, urls: [http://127.0.0.1:1]}"], "divergence.support=student_topk does not go with"),
+    ],
+)
+def test_blocks_of_several_teachers_that_cannot_work_are_refused(make: Make, settings: list[str], message: str) -> None:
+    with pytest.raises(UserError) as refused:
+        make(*settings)
+    assert message in str(refused.value)

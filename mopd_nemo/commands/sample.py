@@ -11,7 +11,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from mopd_nemo.commands import ConfigFile, Overrides, check_output
-from mopd_nemo.config import Config, TeacherConfig, UserError
+from mopd_nemo.config import Config, LoraConfig, TeacherConfig, UserError
 from mopd_nemo.config.load import load_config
 from mopd_nemo.files import write_json, write_rows
 from mopd_nemo.terminal import Terminal
@@ -118,9 +118,9 @@ def complete(
 
 
 def _alone(config: Config, model: str) -> Config:
-    """The config of an engine that has this model as its student, and no teacher."""
+    """The config of an engine that has this model as its student, without adapters, and no teacher."""
     student = config.model.model_copy(update={"path": model})
-    return config.model_copy(update={"model": student, "teacher": TeacherConfig(kind="none")})
+    return config.model_copy(update={"model": student, "lora": LoraConfig(), "teacher": TeacherConfig(kind="none")})
 
 
 def _tokenized(problems: Sequence[Problem], engine: Engine, config: Config) -> list[Problem]:

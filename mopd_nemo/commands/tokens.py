@@ -12,7 +12,7 @@ import typer
 
 from mopd_nemo.commands import Overrides, check_output
 from mopd_nemo.config import Config, TeacherConfig, UserError
-from mopd_nemo.config.schema import GenerationConfig
+from mopd_nemo.config.schema import GenerationConfig, LoraConfig
 from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.terminal import Terminal
 
@@ -116,7 +116,8 @@ def _run_engine(
     if model is not None:
         if checkpoint is not None:
             raise UserError("--model and --checkpoint both name weights: give one of them")
-        changes |= {"model": config.model.model_copy(update={"path": model}), "engine": "local"}
+        student = config.model.model_copy(update={"path": model})
+        changes |= {"model": student, "lora": LoraConfig(), "engine": "local"}
     elif config.engine != "local":
         raise UserError(
             f"{run.path}: engine={config.engine} tells no signal of single tokens: name weights that one process can "

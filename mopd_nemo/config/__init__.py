@@ -5,6 +5,7 @@ from mopd_nemo.config.peers import PeersConfig, RequireConfig, Templates
 from mopd_nemo.config.schema import (
     Config,
     DivergenceConfig,
+    LoraConfig,
     ModelConfig,
     PolicyGradientConfig,
     TrainConfig,
@@ -15,6 +16,7 @@ __all__ = [
     "Config",
     "ConfigBlock",
     "DivergenceConfig",
+    "LoraConfig",
     "ModelConfig",
     "PeersConfig",
     "PolicyGradientConfig",

@@ -29,6 +29,7 @@ def check(config: Config) -> None:
         ValueError: names the keys, their values and the remedy.
     """
     _check_method(config)
+    _check_lora(config)
     _check_peers(config)
     _check_choice(config)
     _check_teachers(config)
@@ -80,6 +81,15 @@ def _check_method(config: Config) -> None:
         elif users := [name for name in METHODS if name != method and uses(name, key)]:
             hint = f", or choose method={' or '.join(users)}"
         raise ValueError(f"{key}={value!r} is unused by method={method}: remove it{hint}")
+
+
+def _check_lora(config: Config) -> None:
+    if config.lora.rank:
+        if config.engine == "nemo":
+            raise ValueError(f"lora.rank={config.lora.rank} is for engine=local: remove it, or set engine=local")
+        return
+    for key, value in _changed(config.lora, "lora."):
+        raise ValueError(f"{key}={value!r} is unused by lora.rank=0: set a rank, such as lora.rank=16, or remove it")
 
 
 def _changed(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:

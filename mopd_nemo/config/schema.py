@@ -24,7 +24,7 @@ class ModelConfig(ConfigBlock):
     path: str = "embedded:arithmetic"
     """Hugging Face model directory or hub name; `embedded:arithmetic` is the tiny model that ships with the package."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Compute precision. Master weights and optimiser state are float32 in both."""
+    """Compute precision. What is trained, and its optimiser state, are float32 in both."""
     device: str = "auto"
     """`auto` (CUDA when there is one, else CPU), `cpu`, `cuda` or `cuda:N`."""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
@@ -32,6 +32,19 @@ class ModelConfig(ConfigBlock):
     end_tokens: tuple[str, ...] = ()
     """Tokens that end a response, in addition to the tokenizer's own. They must include the token that ends a turn in
     the chat template: base models often need `["<|im_end|>"]`."""
+
+
+class LoraConfig(ConfigBlock):
+    """Adapters beside a model that stays as it is: docs/one-gpu.md."""
+
+    rank: NonNegativeInt = 0
+    """Rows of each adapter's first matrix. Adapters are trained in float32; the model's own weights are kept in
+    `model.dtype` alone. 0: no adapters, all weights are trained."""
+    alpha: PositiveInt = 32
+    """An adapter's output is multiplied by alpha / rank."""
+    targets: Literal["all"] | tuple[str, ...] = "all"
+    """Layers that get an adapter. `all`: every linear layer except the head. Names, such as `[q_proj, v_proj]`: the
+    layers whose names end so."""
 
 
 class DataConfig(ConfigBlock):
@@ -318,6 +331,7 @@ class Config(ConfigBlock):
     engine: Literal["local", "nemo"] = "local"
     """`local`: one process with torch and transformers. `nemo`: a cluster with NeMo-RL."""
     model: ModelConfig = ModelConfig()
+    lora: LoraConfig = LoraConfig()
     data: DataConfig = DataConfig()
     rollout: RolloutConfig = RolloutConfig()
     generation: GenerationConfig = GenerationConfig()

@@ -5,7 +5,6 @@ Shape suffixes: T response tokens laid end to end, R of one response, C tokens o
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from mopd_nemo.config.checks import teacher_prompt
 from mopd_nemo.config.teacher import key_of
 from mopd_nemo.engines.base import InFlight, OnRollout, Progress, Sampling, TokenSignal
 from mopd_nemo.engines.local.learner import Learner
+from mopd_nemo.engines.local.lora import AdaptedModel
 from mopd_nemo.engines.local.model import DTYPES, LanguageModel, load_model, resolve_device
 from mopd_nemo.engines.local.sampler import sample
 from mopd_nemo.engines.local.targets import Target, added, read_by_model, read_by_server
@@ -54,10 +54,12 @@ class LocalEngine:
             path,
             key="model.path",
             dtype=dtype,
-            weights=torch.float32,
+            weights=dtype if config.lora.rank else torch.float32,
             device=device,
             recompute=config.train.activation_checkpointing,
         )
+        if config.lora.rank:
+            self.student = AdaptedModel(self.student, config.lora, path, str(config.seed))
         self.teachers = {name: Teacher(self.student, self.chat, config, name) for name in config.every_teacher}
         self._check_lengths()
         self._learner = Learner(self.student, config)
@@ -119,11 +121,9 @@ class LocalEngine:
     def _copied_student(self) -> LanguageModel:
         """The student's present weights, in memory of their own, which stays reserved for the next time."""
         if self._student_copy is None:
-            self._student_copy = LanguageModel(
-                copy.deepcopy(self.student.module).requires_grad_(False), self.student.dtype
-            )
+            self._student_copy = self.student.copy()
         copies = self._student_copy.named_parameters()
-        for name, weights in self.student.named_parameters().items():
+        for name, weights in self.student.trained().items():
             copies[name].copy_(weights)
         return self._student_copy
 
@@ -218,18 +218,18 @@ class LocalEngine:
         self.teacher.follow(self.student)
 
     def save(self, directory: Path) -> None:
-        self.student.module.save_pretrained(directory)
+        self.student.save(directory)
         self.chat.tokenizer.save_pretrained(directory)
         self.teacher.save(directory)
         torch.save(self._learner.optimizer.state_dict(), directory / "optimizer.pt")
 
     def checkpoint_bytes(self) -> int:
-        own_teacher = self.teacher.model if self._config.teacher.kind == "ema" else None
-        return 3 * _bytes_of(self.student) + _bytes_of(own_teacher)  # with Adam's two averages
+        copies = 3 + (self._config.teacher.kind == "ema")  # with Adam's two averages
+        return copies * sum(p.numel() * p.element_size() for p in self.student.trained().values())
 
     def load(self, directory: Path) -> None:
         self._vllm_weights_outdated = True
-        load_weights(self.student, directory)
+        self.student.load(directory)
         self.teacher.load(directory)
         state = torch.load(directory / "optimizer.pt", map_location=self.student.device, weights_only=True)
         self._learner.optimizer.load_state_dict(state)
@@ -260,9 +260,10 @@ def _stream_aside(device: torch.device) -> torch.cuda.Stream | None:
 class Teacher:
     """The model whose distribution the student follows; `model` is None without one in this process.
 
-    `live` shares the student's weights, so it moves with every update. `ema` is a float32 copy. `frozen` and `external`
-    never move and are loaded from their model directory, so a checkpoint needs only the weights of `ema`. Of `server`,
-    there is nothing here but its address.
+    `live` shares the student's weights, so it moves with every update. `ema` is a float32 copy of those that are
+    trained. `frozen` and `external` never move and are loaded from their model directory, so a checkpoint needs only
+    the weights of `ema`. Weights that are not trained, below adapters, are the student's own in all but `external`. Of
+    `server`, there is nothing here but its address.
     """
 
     def __init__(self, student: LanguageModel, chat: Chat, config: Config, name: str) -> None:
@@ -279,8 +280,10 @@ class Teacher:
                 return None
             case "live":
                 return student
-            case "ema" | "frozen":
-                return LanguageModel(copy.deepcopy(student.module).requires_grad_(False), student.dtype)
+            case "ema":
+                return student.copy()
+            case "frozen":
+                return student.initial()
             case "external":
                 dtype = DTYPES[config.model.dtype]
                 assert self._config.path is not None
@@ -307,29 +310,19 @@ class Teacher:
         if self._config.kind != "ema":
             return
         assert self.model is not None
-        current = student.named_parameters()
-        for name, average in self.model.named_parameters().items():
-            average.lerp_(current[name], self._config.ema_rate)
+        averages = self.model.named_parameters()
+        for name, current in student.trained().items():
+            averages[name].lerp_(current, self._config.ema_rate)
 
     def save(self, directory: Path) -> None:
-        """Write an `ema` teacher as a Hugging Face model. The other kinds are found elsewhere on a resume."""
+        """Write an `ema` teacher in the form of the student. The other kinds are found elsewhere on a resume."""
         if self._config.kind == "ema" and self.model is not None:
-            self.model.module.save_pretrained(directory / "teacher")
+            self.model.save(directory / "teacher")
 
     def load(self, directory: Path) -> None:
         """Continue from `save`."""
         if self._config.kind == "ema" and self.model is not None:
-            load_weights(self.model, directory / "teacher")
-
-
-def load_weights(model: LanguageModel, directory: Path) -> None:
-    """Copy the weights of a saved Hugging Face model into one that is already built, without changing their type."""
-    saved = type(model.module).from_pretrained(directory, dtype=next(model.module.parameters()).dtype)
-    model.module.load_state_dict(saved.state_dict())
-
-
-def _bytes_of(model: LanguageModel | None) -> int:
-    return sum(p.numel() * p.element_size() for p in model.module.parameters()) if model is not None else 0
+            self.model.load(directory / "teacher")
 
 
 def _end_ids(model: LanguageModel, chat: Chat) -> frozenset[int]:

@@ -30,13 +30,13 @@ Targets = Sequence[Target | None]
 
 
 class Learner:
-    """AdamW over the student."""
+    """AdamW over what is trained of the student."""
 
     def __init__(self, student: LanguageModel, config: Config) -> None:
         self._student = student
         self._config = config
-        matrices = [p for p in student.module.parameters() if p.dim() >= 2]
-        vectors = [p for p in student.module.parameters() if p.dim() < 2]
+        trained = student.trained().values()
+        matrices, vectors = [p for p in trained if p.dim() >= 2], [p for p in trained if p.dim() < 2]
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": matrices, "weight_decay": config.optimizer.weight_decay},

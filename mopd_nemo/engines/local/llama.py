@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 from torch.nn.utils.rnn import pad_sequence
 
+from mopd_nemo.engines.local.lora import merged_weight
 from mopd_nemo.engines.local.model import LanguageModel
 
 LIKE_LLAMA = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
@@ -36,11 +37,15 @@ def is_like_llama(module: Any) -> bool:
     """Whether `LlamaLayers` computes the model's own forward pass. Tests compare the two for every class listed."""
     if type(module).__name__ not in LIKE_LLAMA:
         return False
-    matrices = [type(m) for m in module.modules() if isinstance(m, nn.Linear | nn.Embedding)]
+    matrices = [
+        type(m)
+        for name, m in module.named_modules()
+        if isinstance(m, nn.Linear | nn.Embedding) and ".lora_" not in name
+    ]
     return (
         getattr(module.config, "sliding_window", None) is None
         and module.config.rope_parameters["rope_type"] in ROPES
-        and len(matrices) == 2 + 7 * len(module.base_model.layers)  # no adapters
+        and len(matrices) == 2 + 7 * len(module.base_model.layers)  # nothing beside them but adapters
         and set(matrices) == {nn.Linear, nn.Embedding}  # not quantised
     )
 
@@ -205,7 +210,7 @@ def move_rows(cache_L2BKCD: Tensor, order_B: Tensor) -> None:
 
 
 class LlamaLayers:
-    """A snapshot of a model's weights in the precision of its computation.
+    """A snapshot of a model's weights, adapters merged into them, in the precision of its computation.
 
     Args:
         num_positions: most positions of a sequence.
@@ -260,7 +265,8 @@ class _Product:
     """
 
     def __init__(self, modules: list[nn.Linear], dtype: torch.dtype, norm_H: Tensor | None = None) -> None:
-        weights = (module.weight if norm_H is None else module.weight * norm_H for module in modules)
+        merged = (merged_weight(module) for module in modules)
+        weights = (weight if norm_H is None else weight * norm_H for weight in merged)
         self._weight = _joined([weight.to(dtype) for weight in weights])
         self._bias = _joined([m.bias.to(dtype) for m in modules]) if modules[0].bias is not None else None
 

@@ -5,10 +5,12 @@ Shape suffixes: B sequences, S positions, R chosen positions, T response tokens,
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 from mopd_nemo.config import UserError
 from mopd_nemo.embedded import resolve_model_path
 from mopd_nemo.engines.base import TokenCounts
+from mopd_nemo.engines.local import adapters
 from mopd_nemo.engines.local.prefix_tree import (
     ATTENTION,
     MIN_SHARED,
@@ -57,8 +60,8 @@ class LanguageModel:
 
     def computing(self) -> AbstractContextManager[Any]:
         """The context for forward passes: autocast when weights are wider than `dtype`."""
-        weights = next(self.module.parameters()).dtype
-        return nullcontext() if weights == self.dtype else torch.autocast(self.device.type, self.dtype)
+        plain = all(weights.dtype == self.dtype for weights in self.module.parameters())
+        return nullcontext() if plain else torch.autocast(self.device.type, self.dtype)
 
     def hidden_BSH(self, ids_BS: Tensor) -> Tensor:
         """Last hidden states of right-padded sequences. Causal attention never reads padding on the right."""
@@ -115,6 +118,45 @@ class LanguageModel:
         """Parameters by name, tied ones once."""
         return dict(self.module.named_parameters())
 
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that an optimiser moves, by name."""
+        return {name: weights for name, weights in self.module.named_parameters() if weights.requires_grad}
+
+    def sampled_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The weights that a sampler needs, by the names of the model's files."""
+        yield from ((name, weights.detach()) for name, weights in self.module.named_parameters())
+
+    def copy(self) -> LanguageModel:
+        """A model with the present weights, of which nothing is trained. It shares what is not trained here either."""
+        shared = {id(weights): weights for weights in self.module.parameters() if not weights.requires_grad}
+        twin = copy.copy(self)
+        twin.module = copy.deepcopy(self.module, shared).requires_grad_(False)
+        twin.head = twin.module.get_output_embeddings()
+        twin.counts = TokenCounts()
+        return twin
+
+    def initial(self) -> LanguageModel:
+        """The model as it is before its first update; training does not move it."""
+        return self.copy()
+
+    def save(self, directory: Path) -> None:
+        """Write what `load` continues from."""
+        self.module.save_pretrained(directory)
+
+    def load(self, directory: Path) -> None:
+        """Take the weights of a saved model, without changing their type.
+
+        Raises:
+            UserError: it is a model of another form.
+        """
+        if (directory / adapters.CONFIG).is_file():
+            raise UserError(
+                f"{directory}: holds adapters, and lora.rank=0: resume with the lora settings of the run, or start a "
+                "new run from it (model.path)"
+            )
+        saved = type(self.module).from_pretrained(directory, dtype=next(self.module.parameters()).dtype)
+        self.module.load_state_dict(saved.state_dict())
+
 
 def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     """Indices of rows in batches of at most `max_tokens` padded tokens, longest first.
@@ -140,7 +182,7 @@ def _read(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) 
 def load_model(
     path: str, *, key: str, dtype: torch.dtype, weights: torch.dtype, device: torch.device, recompute: bool = False
 ) -> LanguageModel:
-    """Load a model directory or hub name.
+    """Load a model directory or hub name. Adapters are merged into the weights of their model.
 
     Args:
         key: config key that named the path, used in errors.
@@ -154,8 +196,14 @@ def load_model(
     """
     transformers_logging.disable_progress_bar()  # it would break the live display
     check_directory(path, key)
+    directory = Path(resolve_model_path(path))
     try:
-        module = AutoModelForCausalLM.from_pretrained(resolve_model_path(path), dtype=weights).to(device)
+        if (directory / adapters.CONFIG).is_file():
+            module = adapters.load_merged(directory, weights).to(device)
+        else:
+            module = AutoModelForCausalLM.from_pretrained(resolve_model_path(path), dtype=weights).to(device)
+    except UserError:
+        raise
     except Exception as error:  # damaged files make libraries raise anything
         raise UserError(f"{key}={path}: cannot load a causal language model: {first_line(error)}") from error
     if recompute and not _layers(module):

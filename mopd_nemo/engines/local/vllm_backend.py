@@ -58,8 +58,7 @@ class VllmBackend:
 
     def refresh(self, student: LanguageModel) -> None:
         """Copy the student's weights into the engine, and drop the keys and values of the old weights."""
-        weights = ((name, parameter.detach()) for name, parameter in student.named_parameters().items())
-        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": student.sampled_weights()})
         if student.module.config.tie_word_embeddings:
             self.llm.apply_model(_repack_head)
         if not self.llm.reset_prefix_cache():

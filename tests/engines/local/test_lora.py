@@ -1,0 +1,250 @@
+"""Adapters against what they stand for: full matrices, and the model that they are merged into."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from mopd_nemo.config import LoraConfig, UserError
+from mopd_nemo.engines.base import Sampling
+from mopd_nemo.engines.local import llama
+from mopd_nemo.engines.local.engine import LocalEngine
+from mopd_nemo.engines.local.lora import AdaptedModel
+from mopd_nemo.engines.local.model import LanguageModel, load_model
+from mopd_nemo.losses.objectives import Divergence
+from mopd_nemo.methods.batch import LossTerm, TrainBatch
+from mopd_nemo.types import TrainExample
+
+Make = Callable[..., LocalEngine]
+CPU = torch.device("cpu")
+IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12]])
+ROWS = [
+    TrainExample(0, r, (5, 6, 7), (8 + r, 9, 10, 11), (-2.0,) * 4, (50, 51, *range(20, 40), 5, 6, 7), 1.0 - 2 * r)
+    for r in range(2)
+]
+LORA = ("lora.rank=4", "lora.alpha=8")
+
+
+def update(engine: LocalEngine, learning_rate: float = 1e-2) -> dict[str, float]:
+    batch = TrainBatch(ROWS, [LossTerm(Divergence(support="full"), (0, 1))])
+    targets, _ = engine.score(batch)
+    metrics = engine.update(batch, targets, learning_rate)
+    engine.update_teacher()
+    return metrics
+
+
+def logits(model: LanguageModel) -> Tensor:
+    with torch.no_grad(), model.computing():
+        return model.head(model.hidden_BSH(IDS)).float()
+
+
+def stored(*models: LanguageModel | None) -> int:
+    """Bytes of all weights of some models, shared ones once."""
+    storages = {
+        p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for m in models if m for p in m.module.parameters()
+    }
+    return sum(storages.values())
+
+
+def trained_bytes(model: LanguageModel) -> int:
+    return sum(p.numel() * p.element_size() for p in model.trained().values())
+
+
+@pytest.mark.parametrize("kind", ["live", "frozen", "ema"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_no_teacher_holds_a_second_copy_of_the_base(make: Make, kind: str, dtype: str) -> None:
+    engine = make(*LORA, f"teacher.kind={kind}", f"model.dtype={dtype}")
+    teacher = engine.teacher.model
+    adapters = trained_bytes(engine.student)
+    assert all(".lora_" in name and p.dtype == torch.float32 for name, p in engine.student.trained().items())
+    assert stored(engine.student, teacher) == stored(engine.student) + adapters * (kind == "ema")
+    width = {"float32": 4, "bfloat16": 2}[dtype]
+    whole = stored(make("teacher.kind=none", "method=grpo").student)
+    assert stored(engine.student) - adapters == whole * width // 4, "the base is kept once, in the compute precision"
+
+
+def test_only_adapters_move_and_teachers_follow_as_they_should(make: Make) -> None:
+    for kind in ("live", "frozen", "ema"):
+        engine = make(*LORA, f"teacher.kind={kind}")
+        assert isinstance(engine.student, AdaptedModel)
+        base = {name: p.clone() for name, p in engine.student.base.named_parameters().items()}
+        before = {name: p.detach().clone() for name, p in engine.student.trained().items()}
+        initial = logits(engine.student)
+        assert engine.teacher.model is not None
+        assert torch.equal(logits(engine.teacher.model), initial), "B begins at 0"
+        metrics = update(engine)
+        assert metrics["update/skipped"] == 0.0
+        for name, p in engine.student.base.named_parameters().items():
+            assert torch.equal(p, base[name])
+        after = engine.student.trained()
+        assert all(not torch.equal(after[name], before[name]) for name in after if "lora_B" in name)
+        assert not torch.allclose(logits(engine.student), initial, atol=1e-3)
+        if kind == "live":
+            assert engine.teacher.model is engine.student
+        elif kind == "frozen":
+            assert torch.equal(logits(engine.teacher.model), initial)
+        else:
+            for name, average in engine.teacher.model.named_parameters().items():
+                if name in before:
+                    torch.testing.assert_close(average, before[name].lerp(after[name], engine._config.teacher.ema_rate))
+
+
+def test_merged_weights_give_the_logits_of_adapters(make: Make, random_model: Path) -> None:
+    engine = make(*LORA)
+    for _ in range(3):
+        update(engine)
+    plain = load_model(str(random_model), key="model.path", dtype=torch.float32, weights=torch.float32, device=CPU)
+    before, adapted = logits(plain), logits(engine.student)
+    state = dict(engine.student.sampled_weights())
+    assert state.keys() == plain.named_parameters().keys()
+    plain.module.load_state_dict(state, strict=False)
+    assert (logits(plain) - adapted).abs().max() < 1e-5 * adapted.abs().max()
+    assert (before - adapted).abs().max() > 1e-2 * adapted.abs().max()
+
+
+def test_the_sampler_and_the_learner_agree_on_adapters(make: Make) -> None:
+    engine = make(*LORA)
+    for _ in range(3):
+        update(engine)
+    assert llama.is_like_llama(engine.student.module), "else the sampler would be the slow one"
+    groups = engine.generate([(5, 6, 7)], 8, Sampling(12), "a")
+    found = engine.response_logprobs([(5, 6, 7)] * 8, [rollout.response_ids for rollout in groups[0]])
+    for rollout, logprobs in zip(groups[0], found, strict=True):
+        assert rollout.logprobs == pytest.approx(logprobs, abs=1e-4)
+
+
+def test_prefix_trees_see_adapters(make: Make) -> None:
+    engine = make(*LORA)
+    for _ in range(3):
+        update(engine)
+    student = engine.student
+    assert student.reads_trees
+    rows = [list(range(40))] * 3, [[50, 51, 52], [53, 54], [55]]
+    torch.testing.assert_close(student.hidden_by_tree_TH(*rows), student.hidden_by_row_TH(*rows), atol=1e-4, rtol=1e-4)
+
+
+def test_full_rank_is_full_training_of_those_matrices(make: Make) -> None:
+    """With A held at the identity, W + B moves as W does: Adam starts both from a zero moment."""
+    settings = ("optimizer.weight_decay=0", "teacher.kind=frozen", "train.num_steps=3")
+    targets = ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"]  # of which the inputs are the hidden states
+    full = make(*settings)
+    size = full.student.module.config.hidden_size
+    low = make(*settings, f"lora.rank={size}", f"lora.alpha={size}", f"lora.targets=[{','.join(targets)}]")
+    with torch.no_grad():
+        for name, p in low.student.trained().items():
+            if "lora_A" in name:
+                p.requires_grad_(False).copy_(torch.eye(size))
+    for name, p in full.student.named_parameters().items():
+        p.requires_grad_(any(f"{target}.weight" in name for target in targets))
+    start = {name: p.detach().clone() for name, p in full.student.named_parameters().items()}
+    for _ in range(3):
+        losses = [update(engine, learning_rate=1e-3)["loss"] for engine in (full, low)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    moved = 0.0
+    for name, weights in low.student.sampled_weights():
+        trained = full.student.named_parameters()[name].detach()
+        assert (weights - trained).abs().max() < 1e-5
+        moved = max(moved, (trained - start[name]).abs().max().item())
+    assert moved > 1e-3
+
+
+def test_layers_that_are_computed_again_give_the_same_update(make: Make) -> None:
+    engines = [make(*LORA, f"train.activation_checkpointing={again}") for again in ("false", "true")]
+    assert engines[1].student._recompute
+    for _ in range(2):
+        first, second = [update(engine) for engine in engines]
+        assert first == pytest.approx(second, rel=1e-6)
+    for name, p in engines[0].student.trained().items():
+        torch.testing.assert_close(p, engines[1].student.trained()[name])
+
+
+def test_the_first_matrices_are_a_function_of_the_seed(make: Make) -> None:
+    first, again, other = (make(*LORA, f"seed={seed}").student.trained() for seed in (1, 1, 2))
+    assert all(torch.equal(p, again[name]) for name, p in first.items())
+    assert all(not torch.equal(p, other[name]) for name, p in first.items() if "lora_A" in name)
+    widest = max(p.abs().max().item() * p.shape[1] ** 0.5 for name, p in first.items() if "lora_A" in name)
+    assert 0.9 < widest <= 1.0
+
+
+def test_unknown_targets_are_told_what_there_is(make: Make) -> None:
+    with pytest.raises(UserError, match=r"lora.targets=\[q_porj\].*are down_proj, gate_proj.*v_proj, and not q_porj"):
+        make("lora.rank=4", "lora.targets=[q_porj]")
+    with pytest.raises(UserError, match=r"and not lm_head"):
+        make("lora.rank=4", "lora.targets=[lm_head]")
+    with pytest.raises(UserError, match=r"lora.alpha=7 is unused by lora.rank=0"):
+        make("lora.alpha=7")
+
+
+def test_a_layer_can_be_named_alone(make: Make) -> None:
+    names = make("lora.rank=2", "lora.targets=[0.self_attn.q_proj]").student.trained()
+    assert len(names) == 2
+    assert all("layers.0.self_attn.q_proj.lora_" in name for name in names)
+
+
+def test_peft_loads_what_is_saved_and_a_model_path_may_be_it(make: Make, random_model: Path, tmp_path: Path) -> None:
+    engine = make(*LORA, "teacher.kind=ema")
+    for _ in range(2):
+        update(engine)
+    engine.save(tmp_path)
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(random_model), str(tmp_path))
+    with torch.no_grad():
+        assert torch.allclose(loaded(IDS).logits, logits(engine.student), atol=1e-5)
+    for directory, model in ((tmp_path, engine.student), (tmp_path / "teacher", engine.teacher.model)):
+        assert model is not None
+        read = load_model(str(directory), key="model.path", dtype=torch.float32, weights=torch.float32, device=CPU)
+        assert (
+            read.named_parameters().keys()
+            == load_model(str(random_model), key="model.path", dtype=torch.float32, weights=torch.float32, device=CPU)
+            .named_parameters()
+            .keys()
+        )
+        assert torch.allclose(logits(read), logits(model), atol=1e-5)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_save_is_continued_exactly_and_only_on_its_base(make: Make, random_model: Path, tmp_path: Path) -> None:
+    settings = (*LORA, "teacher.kind=ema", "model.dtype=bfloat16")
+    engine = make(*settings)
+    update(engine)
+    engine.save(tmp_path)
+    resumed = make(*settings, "seed=7")
+    resumed.load(tmp_path)
+    for a, b in ((engine.student, resumed.student), (engine.teacher.model, resumed.teacher.model)):
+        assert a is not None
+        assert b is not None
+        assert all(torch.equal(p, b.named_parameters()[name]) for name, p in a.named_parameters().items())
+    assert update(engine) == update(resumed)
+    assert all(torch.equal(p, resumed.student.trained()[name]) for name, p in engine.student.trained().items())
+
+    for change, message in (
+        ("lora.rank=2", r"lora.rank=4, and the run's are of 2"),
+        ("lora.alpha=16", r"lora.alpha=8, and the run's are of 16"),
+        ("lora.targets=[q_proj]", r"lora.targets=\[down_proj, .*are of \[q_proj\]"),
+    ):
+        with pytest.raises(UserError, match=message):
+            make(*settings, change).load(tmp_path)
+    with pytest.raises(UserError, match=r"holds adapters, and lora.rank=0"):
+        make("teacher.kind=ema").load(tmp_path)
+    with pytest.raises(UserError, match=r"and lora.rank=4 would train others on top"):
+        make(*LORA, f"model.path={tmp_path}")
+    other = make(*settings)
+    with torch.no_grad():
+        next(other.student.module.parameters())[0, 0] += 1  # type: ignore[index]
+    with pytest.raises(UserError, match="belong to another base model than this one"):
+        other.load(tmp_path)
+
+
+def test_a_full_checkpoint_is_refused(make: Make, tmp_path: Path) -> None:
+    make("teacher.kind=live").save(tmp_path)
+    with pytest.raises(UserError, match=r"holds all weights of a model and no adapters, and lora.rank=4"):
+        make(*LORA, "teacher.kind=live").load(tmp_path)
+
+
+def test_a_model_without_names_for_its_layers_is_refused(random_model: Path) -> None:
+    base = load_model(str(random_model), key="model.path", dtype=torch.float32, weights=torch.float32, device=CPU)
+    with pytest.raises(UserError, match=r"lora.targets=\[\]: the linear layers of .* are down_proj"):
+        AdaptedModel(base, LoraConfig(rank=1, targets=()), str(random_model), "0")

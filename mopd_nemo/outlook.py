@@ -174,7 +174,10 @@ def _room(config: Config, say: Callable[[str], None]) -> Iterator[str]:
     if config.engine == "nemo" or not count:
         return
     own_teacher = config.teacher.kind in ("ema", "frozen")
-    need, free = count * (BYTES_TRAINED + BYTES_TEACHER * own_teacher), free_memory(config)
+    need, free = (
+        count * (BYTES_TRAINED + BYTES_TEACHER * (own_teacher + (config.reference.kl > 0))),
+        free_memory(config),
+    )
     parameters = f"{count / 1e6:.3g} M parameters"
     say(f"memory      {in_bytes(need)} for {parameters}, before caches and activations; {in_bytes(free)} are free")
     if need > free:

@@ -14,7 +14,7 @@ from mopd_nemo.config.schema import Config, GenerationConfig
 from mopd_nemo.config.teacher import TeacherConfig
 
 OPTIONAL = (
-    *("peers", "divergence", "policy_gradient", "sdpo", "gkd", "dpo", "simpo"),
+    *("peers", "divergence", "policy_gradient", "reference", "sdpo", "gkd", "dpo", "simpo", "suppress"),
     *("rollout.importance_clip", "train.denominator"),
 )
 """Settings that not every method uses. Every method uses the others."""
@@ -256,11 +256,9 @@ def _check_token_signal(config: Config) -> None:
 
 def _check_best(config: Config) -> None:
     """The best checkpoint is chosen by something that evaluations measure."""
-    metric, rates = config.train.keep_best, config.eval.rates
+    metric, n, rates = config.train.keep_best, config.eval.num_samples, config.eval.rates
     if metric is not None and metric not in rates:
-        raise ValueError(
-            f"train.keep_best={metric}: with eval.num_samples={config.eval.num_samples} choose {', '.join(rates)}"
-        )
+        raise ValueError(f"train.keep_best={metric}: with eval.num_samples={n} choose {', '.join(rates)}")
     if metric is not None and not config.train.eval_every:
         raise ValueError(f"train.keep_best={metric} needs evaluations, and train.eval_every=0: raise the latter")
 
@@ -279,6 +277,11 @@ def _check_cluster(config: Config) -> None:
 
 def _check_nemo(config: Config) -> None:
     nemo = config.nemo
+    if config.reference.kl:
+        raise ValueError(
+            f"reference.kl={config.reference.kl}: engine=nemo keeps one teacher, and no copy of the initial weights "
+            "beside it: set reference.kl=0, or engine=local"
+        )
     if config.generation != GenerationConfig():
         raise ValueError("generation is for engine=local; engine=nemo has nemo.generation: remove generation")
     _check_gpus(nemo)

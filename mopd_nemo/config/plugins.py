@@ -21,6 +21,7 @@ METHODS = {
     "grpo": "mopd_nemo.methods.grpo:Grpo",
     "dpo": "mopd_nemo.methods.preference:Dpo",
     "simpo": "mopd_nemo.methods.preference:Simpo",
+    "suppress": "mopd_nemo.methods.suppress:Suppress",
     "verified_sft": "mopd_nemo.methods.sft:VerifiedSft",
 }
 """`method` of the config: subclasses of `mopd_nemo.methods.base.Method`."""

@@ -179,6 +179,22 @@ class SdpoConfig(ConfigBlock):
     that the target failed, such as a failed test's input. `all`: whatever it says. `none`: such a target is skipped."""
 
 
+class SuppressConfig(ConfigBlock):
+    """A control without a teacher: every unlikely token of the student's own responses is made less likely."""
+
+    below: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
+    """A token is unlikely if the student gives it less probability than this. It has the advantage -1, others 0."""
+
+
+class ReferenceConfig(ConfigBlock):
+    """A pull back to the student's initial weights P_0, which read the student's prompt."""
+
+    kl: NonNegativeFloat = 0.0
+    """β of an additional loss β·KL(P‖P_0), on the `divergence.k` likeliest tokens of the student and the tail, over all
+    responses that the method learns from. It costs a scoring pass and a copy of the weights. With engine=local only.
+    0: none."""
+
+
 class PolicyGradientConfig(ConfigBlock):
     """Clipped policy gradient on group-relative advantages: grpo's objective, and an extra term for mopd."""
 
@@ -326,8 +342,8 @@ class Config(ConfigBlock):
     seed: NonNegativeInt = 0
     """Seed of everything random: data order, sampling, peer selection."""
     method: str = "mopd"
-    """Training method: `mopd`, `sdpo`, `opd`, `gkd`, `grpo`, `dpo`, `simpo`, `verified_sft`, or `module:Name` for your
-    own. It is the only difference between two runs that compare methods."""
+    """Training method: `mopd`, `sdpo`, `opd`, `gkd`, `grpo`, `dpo`, `simpo`, `verified_sft`, `suppress`, or
+    `module:Name` for your own. It is the only difference between two runs that compare methods."""
     engine: Literal["local", "nemo"] = "local"
     """`local`: one process with torch and transformers. `nemo`: a cluster with NeMo-RL."""
     model: ModelConfig = ModelConfig()
@@ -345,6 +361,8 @@ class Config(ConfigBlock):
     divergence: DivergenceConfig = DivergenceConfig()
     sdpo: SdpoConfig = SdpoConfig()
     policy_gradient: PolicyGradientConfig = PolicyGradientConfig()
+    reference: ReferenceConfig = ReferenceConfig()
+    suppress: SuppressConfig = SuppressConfig()
     dpo: DpoConfig = DpoConfig()
     simpo: SimpoConfig = SimpoConfig()
     gkd: GkdConfig = GkdConfig()

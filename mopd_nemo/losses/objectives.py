@@ -26,6 +26,8 @@ class Objective:
     """The metric is `loss/NAME`."""
     reads_teacher: ClassVar[bool] = False
     """It compares the student with a teacher."""
+    reads_reference: ClassVar[bool] = False
+    """It compares the student with its initial weights."""
     reads_sampler: ClassVar[bool] = False
     """It is an expectation over sampled tokens, so importance weights correct for another sampler."""
     reads_old_policy: ClassVar[bool] = False
@@ -93,6 +95,17 @@ class Divergence(Objective):
 
 
 @dataclass(frozen=True, slots=True)
+class ReferenceKL(Divergence):
+    """KL(P‖P_0) to the student's initial weights P_0, which read what the student reads."""
+
+    name = "reference_kl"
+    reads_teacher = False
+    reads_reference = True
+
+    kind: DivergenceKind = "reverse_kl"
+
+
+@dataclass(frozen=True, slots=True)
 class SampledReverseKL(Objective):
     """KL(P‖Q) through the sampled token alone, as in `reference.sampled_reverse_kl`."""
 
@@ -111,6 +124,16 @@ class PolicyGradient(Objective):
 
     clip_low: float = 0.2
     clip_high: float = 0.28
+
+
+@dataclass(frozen=True, slots=True)
+class Suppression(Objective):
+    """The same negative advantage for every unlikely token, as in `reference.suppressed`."""
+
+    name = "suppression"
+    reads_sampler = True
+
+    below: float = 0.1
 
 
 @dataclass(frozen=True, slots=True)

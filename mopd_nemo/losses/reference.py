@@ -27,6 +27,7 @@ from mopd_nemo.losses.objectives import (
     SampledReverseKL,
     Simpo,
     Support,
+    Suppression,
     TokenWeights,
 )
 
@@ -60,6 +61,8 @@ def loss_on_support(objective: Objective, student_TK: Tensor, teacher_TK: Tensor
                 objective.clip_low,
                 objective.clip_high,
             )
+        case Suppression(below=below), _:
+            return suppressed(student_TK.squeeze(-1), below)
         case LogLikelihood(), _:
             return -student_TK.squeeze(-1)
     raise TypeError(f"{objective} has no loss per token, or lacks its teacher")
@@ -315,6 +318,15 @@ def clipped_policy_gradient(
     ratio_T = (logprobs_T - old_T).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
     clipped_T = ratio_T.clamp(1.0 - clip_low, 1.0 + clip_high)
     return -torch.minimum(ratio_T * advantages_T, clipped_T * advantages_T)
+
+
+def suppressed(logprobs_T: Tensor, below: float) -> Tensor:
+    """log P(y_t) where P(y_t) < below, else 0: a policy gradient with the constant advantage -1 on unlikely tokens.
+
+    A control without a teacher: Ding and Zhang (arXiv 2608.31046) find that much of what distillation on the student's
+    own responses gains is the suppression of tokens of low log-probability. The bound is ours.
+    """
+    return logprobs_T * (logprobs_T.detach() < math.log(below))
 
 
 def importance_weights(trainer_logprobs_T: Tensor, sampler_logprobs_T: Tensor, clip: float = 2.0) -> Tensor:

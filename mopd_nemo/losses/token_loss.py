@@ -61,7 +61,7 @@ def token_loss(
         objective: what to minimise.
         student: hidden states and head, or logits, of the response tokens; row t predicts token t.
         tokens: the sampled tokens.
-        teacher: needed by `Divergence` and `SampledReverseKL`; never differentiated.
+        teacher: needed by `Divergence` and `SampledReverseKL`, for `ReferenceKL` the reference; never differentiated.
         contrast: the teacher given failures alone, for an objective that reads it.
         weights_T: weight of each token in the total, such as `token_weights` gives. With a `Head`, the forward pass
             then computes the gradient of `total` too, which saves computing the logits twice.
@@ -218,7 +218,7 @@ def _check(
             raise ValueError(
                 f"teacher has {other.width} columns, student {student.width}: they must share a vocabulary"
             )
-    if objective.reads_teacher and teacher is None:
+    if (objective.reads_teacher or objective.reads_reference) and teacher is None:
         raise ValueError(f"{type(objective).__name__} needs a teacher")
     if objective.reads_contrast != (contrast is not None):
         raise ValueError(f"{objective} {'needs' if contrast is None else 'does not read'} a teacher after failures")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import Config, UserError
 from mopd_nemo.config.plugins import method_class
+from mopd_nemo.losses.objectives import ReferenceKL
 from mopd_nemo.methods.batch import LossTerm, TrainBatch
 from mopd_nemo.types import RolloutGroup, TrainExample
 
@@ -75,6 +77,15 @@ def train_example(
         teacher=group.problem.teacher,
         advantage=advantage,
     )
+
+
+def with_reference(batch: TrainBatch, config: Config) -> TrainBatch:
+    """The batch with a pull of all its examples to the initial weights, if `reference.kl` asks for one."""
+    if not config.reference.kl or not batch.terms:
+        return batch
+    every = tuple(range(len(batch.examples)))
+    term = LossTerm(ReferenceKL(k=config.divergence.k), every, config.reference.kl)
+    return replace(batch, terms=[*batch.terms, term])
 
 
 def distinct_responses(group: RolloutGroup, indices: Sequence[int]) -> list[int]:

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from mopd_nemo.config import PolicyGradientConfig
 from mopd_nemo.losses.objectives import PolicyGradient
-from mopd_nemo.methods.base import Method, learned_fraction, train_example
+from mopd_nemo.methods.base import Method, learned_fraction, train_example, with_reference
 from mopd_nemo.methods.batch import LossTerm, TrainBatch
 from mopd_nemo.types import RolloutGroup
 
@@ -17,13 +17,14 @@ from mopd_nemo.types import RolloutGroup
 class Grpo(Method):
     """Clipped policy gradient on rewards relative to the group's mean."""
 
-    uses: ClassVar = frozenset({"rollout.importance_clip"}) | {
+    uses: ClassVar = frozenset({"rollout.importance_clip", "reference"}) | {
         f"policy_gradient.{name}" for name in ("clip_low", "clip_high", "divide_by_std")
     }
 
     def build(self, groups: Sequence[RolloutGroup], step: int) -> TrainBatch:
         """Rollouts of groups whose rewards are all equal have advantage zero: they count in the mean, at no cost."""
         batch = add_policy_gradient(TrainBatch([], []), groups, self.config.policy_gradient, weight=1.0)
+        batch = with_reference(batch, self.config)
         return replace(batch, metrics=batch.metrics | learned_fraction(batch.terms, groups))
 
 

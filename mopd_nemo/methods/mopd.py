@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 from mopd_nemo.config import Config, PeersConfig
-from mopd_nemo.methods.base import Method
+from mopd_nemo.methods.base import Method, with_reference
 from mopd_nemo.methods.batch import TrainBatch
 from mopd_nemo.methods.grpo import add_policy_gradient
 from mopd_nemo.methods.opd import DISTILLATION, distil
@@ -35,8 +35,8 @@ class Mopd(Method):
         batch = distil(groups, contexts, config)
         batch.metrics.update(dedupe_metrics(candidates_of(groups, self.chat, self.peers), self.peers))
         if config.policy_gradient.weight > 0:
-            return add_policy_gradient(batch, groups, config.policy_gradient)
-        return batch
+            batch = add_policy_gradient(batch, groups, config.policy_gradient)
+        return with_reference(batch, config)
 
     @property
     def peers(self) -> PeersConfig:

@@ -8,14 +8,14 @@ from typing import ClassVar, Literal
 
 from mopd_nemo.config import Config, DivergenceConfig
 from mopd_nemo.losses.objectives import Divergence, Objective, SampledReverseKL
-from mopd_nemo.methods.base import Method, train_example
+from mopd_nemo.methods.base import Method, train_example, with_reference
 from mopd_nemo.methods.batch import LossTerm, TrainBatch
 from mopd_nemo.peers.metrics import context_metrics
 from mopd_nemo.peers.render import PeerContext, plain_contexts
 from mopd_nemo.types import RolloutGroup
 
 DISTILLATION = frozenset(
-    {"rollout.importance_clip", "train.denominator"}
+    {"rollout.importance_clip", "train.denominator", "reference"}
     | {f"divergence.{name}" for name in ("kind", "alpha", "support", "k", "tail", "weights", "entry_clip", "targets")}
 )
 """Settings of every method that distils."""
@@ -33,7 +33,7 @@ class Opd(Method):
 
     def build(self, groups: Sequence[RolloutGroup], step: int) -> TrainBatch:
         """Every rollout has a signal, whatever its verdict."""
-        return distil(groups, plain_contexts(groups), self.config)
+        return with_reference(distil(groups, plain_contexts(groups), self.config), self.config)
 
 
 def distil(groups: Sequence[RolloutGroup], contexts: list[list[PeerContext]], config: Config) -> TrainBatch:

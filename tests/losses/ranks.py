@@ -12,7 +12,15 @@ from torch import Tensor
 from mopd_nemo.engines.nemo.workers.divergence_loss import DivergenceLoss, Groups
 from mopd_nemo.engines.nemo.workers.rows import positions, response_rows
 from mopd_nemo.losses.logits import Head, Logits, Tokens, TopK
-from mopd_nemo.losses.objectives import Divergence, LogLikelihood, Objective, SampledReverseKL, token_weights
+from mopd_nemo.losses.objectives import (
+    Divergence,
+    LogLikelihood,
+    Objective,
+    ReferenceKL,
+    SampledReverseKL,
+    Suppression,
+    token_weights,
+)
 from mopd_nemo.losses.token_loss import token_loss
 from mopd_nemo.losses.vocab import Vocab, logprobs_of, topk_logprobs
 
@@ -29,6 +37,8 @@ OBJECTIVES: list[Objective] = [
         for support in ("full", "student_topk")
     ),
     Divergence("forward_kl", 0.3, "student_topk", 7, entry_clip=0.05),
+    ReferenceKL(k=7),
+    Suppression(0.05),
     SampledReverseKL(),
     LogLikelihood(),
 ]

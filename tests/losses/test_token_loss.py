@@ -15,7 +15,9 @@ from mopd_nemo.losses.objectives import (
     LogLikelihood,
     Objective,
     PolicyGradient,
+    ReferenceKL,
     SampledReverseKL,
+    Suppression,
     token_weights,
 )
 from mopd_nemo.losses.reference import (
@@ -69,7 +71,8 @@ CLIPPED = [
     ),
 ]
 DIVERGENCES += [*SHARPER, *CONTRASTS, *WEIGHTED, *CLIPPED]
-OTHERS = [SampledReverseKL(), PolicyGradient(), LogLikelihood()]
+DIVERGENCES += [ReferenceKL(k=7)]
+OTHERS = [SampledReverseKL(), PolicyGradient(), LogLikelihood(), Suppression(0.02)]
 FORMS = ["fused", "recomputed", "logits", "rows of logits"]
 
 
@@ -110,7 +113,7 @@ class Case:
 def reference(objective: Objective, logits: Tensor, case: Case) -> Tensor:
     """loss_T from whole logits, through the plain formulas and autograd."""
     if isinstance(objective, Divergence):
-        arguments = {name: getattr(objective, name) for name in objective.__slots__}
+        arguments = {name: getattr(objective, name) for name in Divergence.__slots__}
         hidden, weight, bias = case.failures
         return token_divergence(logits, case.teacher_logits(), contrast_logits_TV=hidden @ weight.T + bias, **arguments)
     ids_T = case.tokens.ids_T
@@ -119,6 +122,8 @@ def reference(objective: Objective, logits: Tensor, case: Case) -> Tensor:
     logprobs_T = logits.log_softmax(-1).gather(-1, ids_T[:, None]).squeeze(-1)
     if isinstance(objective, PolicyGradient):
         return clipped_policy_gradient(logprobs_T, case.tokens.old_logprobs_T, case.tokens.advantages_T, 0.2, 0.28)
+    if isinstance(objective, Suppression):
+        return logprobs_T.where(logprobs_T.exp() < objective.below, 0.0)
     return -logprobs_T
 
 
@@ -173,7 +178,9 @@ def test_chunks_change_nothing(objective: Objective, form: str, chunk_size: int,
     )
 
 
-@pytest.mark.parametrize("objective", [o for o in [*DIVERGENCES, *OTHERS[:1]] if o not in WEIGHTED], ids=str)
+@pytest.mark.parametrize(
+    "objective", [o for o in [*DIVERGENCES, *OTHERS[:1], *OTHERS[3:]] if o not in WEIGHTED], ids=str
+)
 def test_gradcheck(objective: Objective) -> None:
     """Of the per-token form. The score-function form is no function whose finite differences are its gradient, and a
     weight that has no gradient makes none of a divergence; `test_a_weight_scales_loss_and_gradient` has those.
@@ -365,6 +372,19 @@ def test_a_weight_scales_loss_and_gradient(objective: Divergence, form: str) -> 
     weight_T = loss_T / plain_T
     assert (weight_T > 0).all() and (weight_T < 1).all() and weight_T.std() > 0.01
     torch.testing.assert_close(hidden, plain_hidden * weight_T[:, None])
+
+
+def test_only_unlikely_tokens_are_made_less_likely() -> None:
+    case = Case.make()
+    loss_T, (hidden, *_) = produced(Suppression(0.02), case, "fused")
+    hidden_TH, weight_VH, bias_V = case.student
+    logprobs_T = (hidden_TH @ weight_VH.T + bias_V).log_softmax(-1).gather(-1, case.tokens.ids_T[:, None]).squeeze(-1)
+    unlikely = logprobs_T.exp() < 0.02
+    assert 0 < unlikely.sum() < T and (loss_T[~unlikely] == 0).all() and (hidden[~unlikely] == 0).all()
+    torch.testing.assert_close(loss_T[unlikely], logprobs_T[unlikely])
+    ((h, w, b),) = [case.student]
+    after = ((h - 0.1 * hidden) @ w.T + b).log_softmax(-1).gather(-1, case.tokens.ids_T[:, None]).squeeze(-1)
+    assert (after[unlikely] < logprobs_T[unlikely]).all()
 
 
 def test_a_weight_of_one_for_every_token_changes_no_bit() -> None:

@@ -57,6 +57,8 @@ def settings_of(path: Path, settings: list[str]) -> list[str]:
         ["dpo"],
         ["simpo"],
         ["verified_sft"],
+        ["suppress"],
+        ["mopd", "reference.kl=0.1"],
     ],
     ids=lambda method: "-".join(method[:1] + [item.split("=")[0] for item in method[1:]]),
 )

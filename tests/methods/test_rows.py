@@ -11,7 +11,14 @@ from mopd_nemo.chat import Chat
 from mopd_nemo.config import Config, UserError
 from mopd_nemo.config.load import load_config
 from mopd_nemo.losses import objectives
-from mopd_nemo.losses.objectives import Aggregation, Divergence, LogLikelihood, PolicyGradient
+from mopd_nemo.losses.objectives import (
+    Aggregation,
+    Divergence,
+    LogLikelihood,
+    PolicyGradient,
+    ReferenceKL,
+    Suppression,
+)
 from mopd_nemo.methods.base import make_method
 from mopd_nemo.methods.batch import TrainBatch
 from mopd_nemo.types import RolloutGroup, TrainExample
@@ -132,6 +139,22 @@ def test_rows_that_are_left_out_count_in_the_mean_of_all_that_were_sampled(
     weights = every.token_weights(every.terms[0], "sequence_mean")
     total = sum(weights[i] * len(every.examples[i].response_ids) for i in every.terms[0].examples)
     assert total == pytest.approx(len(taught(every)) / 12)
+
+
+def test_a_pull_to_the_initial_weights_is_a_term_over_all_examples(chat: Chat, groups: list[RolloutGroup]) -> None:
+    for settings in (["method=mopd"], ["method=mopd", "policy_gradient.weight=0.5"], ["method=grpo"], ["method=sdpo"]):
+        plain, pulled = (build(chat, groups, *settings, f"reference.kl={kl}") for kl in (0, 0.1))
+        assert pulled.examples == plain.examples and pulled.terms[:-1] == plain.terms
+        pull = pulled.terms[-1]
+        assert (pull.objective, pull.weight) == (ReferenceKL(), 0.1)
+        assert pull.examples == tuple(range(len(plain.examples)))
+
+
+def test_the_control_learns_from_every_rollout_without_a_teacher(chat: Chat, groups: list[RolloutGroup]) -> None:
+    given = build(chat, groups, "method=suppress", "suppress.below=0.3")
+    assert len(taught(given)) == 12 and given.metrics["signal"] == 1.0
+    assert all(row.teacher_prompt_ids is None for row in given.examples)
+    assert given.terms[0].objective == Suppression(0.3)
 
 
 def test_no_teacher_no_term_whatever_the_denominator(chat: Chat) -> None:

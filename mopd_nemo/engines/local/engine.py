@@ -20,7 +20,7 @@ from mopd_nemo.engines.local.learner import Learner
 from mopd_nemo.engines.local.lora import AdaptedModel
 from mopd_nemo.engines.local.model import DTYPES, LanguageModel, load_model, resolve_device
 from mopd_nemo.engines.local.sampler import sample
-from mopd_nemo.engines.local.targets import Target, added, read_by_model, read_by_server
+from mopd_nemo.engines.local.targets import Target, add_references, added, read_by_model, read_by_server
 from mopd_nemo.engines.local.vllm_backend import VllmBackend, check_backend
 from mopd_nemo.engines.models import check_positions, check_vocabularies, load_chat
 from mopd_nemo.engines.served import ServedTeacher
@@ -61,6 +61,7 @@ class LocalEngine:
         if config.lora.rank:
             self.student = AdaptedModel(self.student, config.lora, path, str(config.seed))
         self.teachers = {name: Teacher(self.student, self.chat, config, name) for name in config.every_teacher}
+        self._reference = self.student.initial() if config.reference.kl else None
         self._check_lengths()
         self._learner = Learner(self.student, config)
         self._eos_ids = _end_ids(self.student, self.chat)
@@ -176,8 +177,6 @@ class LocalEngine:
         """Per example with a teacher prompt, what its teacher says of its response."""
         targets: list[Target | None] = [None] * len(batch.examples)
         taught = [i for i, example in enumerate(batch.examples) if example.teacher_prompt_ids is not None]
-        if not taught:
-            return targets, {}
         told: list[dict[str, float]] = []
         for name, teacher in self.teachers.items():
             own = [i for i in taught if batch.examples[i].teacher == name]
@@ -185,6 +184,8 @@ class LocalEngine:
                 found, metrics = teacher.score([batch.examples[i] for i in own], self._budget, on_progress)
                 targets = [dict(zip(own, found, strict=True)).get(i, target) for i, target in enumerate(targets)]
                 told.append(metrics)
+        if self._reference is not None:
+            add_references(targets, batch, self._reference, self._budget, on_progress)
         return targets, added(told)
 
     def update(

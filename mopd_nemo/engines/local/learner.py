@@ -18,7 +18,7 @@ from mopd_nemo.config import Config
 from mopd_nemo.engines.base import Progress, TokenCounts, TokenSignal
 from mopd_nemo.engines.local.model import LanguageModel
 from mopd_nemo.engines.local.targets import Target, joined, joined_hidden
-from mopd_nemo.losses.logits import Head, Tokens
+from mopd_nemo.losses.logits import Head, Tokens, TopK
 from mopd_nemo.losses.objectives import Divergence, LogLikelihood, Objective
 from mopd_nemo.losses.reference import pair_loss
 from mopd_nemo.losses.token_loss import token_loss
@@ -73,7 +73,7 @@ class Learner:
     @torch.no_grad()
     def token_signal(self, batch: TrainBatch, targets: Targets, top: int) -> list[TokenSignal | None]:
         """Per example with a target, what student and teacher say of each token; a pass of the student."""
-        taught = tuple(i for i, target in enumerate(targets) if target is not None)
+        taught = tuple(i for i, target in enumerate(targets) if target is not None and target.taught)
         distilled = (term.objective for term in batch.terms if isinstance(term.objective, Divergence))
         objective = next(distilled, Divergence("reverse_kl", support="full"))
         passes = _Passes(self._student, batch, targets, self._config)
@@ -190,7 +190,8 @@ class _Passes:
                 if term.objective.pairs:
                     value, signals = self._pair_loss(term, some, student, weights), {}
                 else:
-                    value, signals = self._token_loss(term, some, student, weights, watch=number == 0)
+                    watch = number == 0 and not term.objective.reads_reference
+                    value, signals = self._token_loss(term, some, student, weights, watch)
                 loss = loss + value
                 totals["loss"] += value.item()
                 if len(terms) > 1:
@@ -227,7 +228,7 @@ class _Passes:
             term.objective,
             student,
             self._tokens(some),
-            joined(self._targets_of(some)) if term.objective.reads_teacher else None,
+            self._teacher_of(term.objective, some),
             contrast=self._contrast(term.objective, some),
             weights_T=torch.tensor(weights_M, device=self._student.device),
             importance_clip=self._config.rollout.importance_clip if term.objective.reads_sampler else None,
@@ -260,6 +261,12 @@ class _Passes:
 
     def _targets_of(self, some: Sequence[int]) -> list[Target]:
         return [target for i in some if (target := self._targets[i]) is not None]
+
+    def _teacher_of(self, objective: Objective, some: Sequence[int]) -> Head | TopK | None:
+        """What the objective compares the student with."""
+        if objective.reads_reference:
+            return joined([target.reference for target in self._targets_of(some) if target.reference is not None])
+        return joined(self._targets_of(some)) if objective.reads_teacher else None
 
     def _contrast(self, objective: Objective, some: Sequence[int]) -> Head | None:
         return joined_hidden(self._targets_of(some), contrast=True) if objective.reads_contrast else None

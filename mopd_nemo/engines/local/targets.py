@@ -15,6 +15,7 @@ from mopd_nemo.engines.base import Progress, TokenCounts
 from mopd_nemo.engines.local.model import LanguageModel
 from mopd_nemo.engines.served import ServedTeacher
 from mopd_nemo.losses.logits import Head, TopK
+from mopd_nemo.methods.batch import TrainBatch
 from mopd_nemo.types import TrainExample
 
 
@@ -34,6 +35,14 @@ class Target:
     """After the contrast prompt, if there is one."""
     topk: TopK | None = None
     """Of a served teacher: its likeliest tokens, or the sampled one."""
+    reference: Target | None = None
+    """What the student's initial weights say after the student's prompt, where an objective reads them. The other
+    fields are then empty if no teacher reads the response."""
+
+    @property
+    def taught(self) -> bool:
+        """A teacher reads the response."""
+        return self.model is not None or self.topk is not None
 
 
 def read_by_model(
@@ -66,6 +75,24 @@ def read_by_model(
         number = read[member][0]
         targets[number] = replace(targets[number], contrast_TH=states[member])
     return targets, teacher.counts.metrics("score", sum(lengths))
+
+
+def add_references(
+    targets: list[Target | None],
+    batch: TrainBatch,
+    reference: LanguageModel,
+    budget: Callable[[Sequence[int]], int],
+    on_progress: Progress | None,
+) -> None:
+    """Add to a batch's targets what the initial weights say of the examples whose objective reads them."""
+    held = sorted({i for term in batch.terms if term.objective.reads_reference for i in term.examples})
+    if not held:
+        return
+    rows = [batch.examples[i] for i in held]
+    plain = [replace(row, teacher_prompt_ids=row.prompt_ids, contrast_prompt_ids=None) for row in rows]
+    found, _ = read_by_model(reference, plain, budget, on_progress)
+    for i, of_reference in zip(held, found, strict=True):
+        targets[i] = replace(targets[i] or Target(), reference=of_reference)
 
 
 def read_by_server(

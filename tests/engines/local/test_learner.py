@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch
 from mopd_nemo.engines.base import Sampling
 from mopd_nemo.engines.local.engine import LocalEngine
 from mopd_nemo.engines.local.targets import Target
-from mopd_nemo.losses.objectives import Divergence, Dpo, LogLikelihood, Objective, PolicyGradient, Simpo
+from mopd_nemo.losses.objectives import Divergence, Dpo, LogLikelihood, Objective, PolicyGradient, ReferenceKL, Simpo
 from mopd_nemo.losses.reference import importance_weights, token_divergence
 from mopd_nemo.methods.batch import LossTerm, TrainBatch
 from mopd_nemo.methods.opd import divergence_objective
@@ -348,6 +349,42 @@ def test_weights_and_contrasts_do_not_depend_on_micro_batches(make: Make, settin
         assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6), name
     signals = {"sharper": "teacher/sharper", "=divergence": "token/weight", "contrast": "teacher/contrast"}
     assert {name for name in signals.values() if name in one} == {signals[key] for key in signals if key in setting}
+
+
+def test_the_pull_to_the_initial_weights_grows_with_the_distance_and_survives_a_resume(
+    make: Make, tmp_path: Path
+) -> None:
+    settings = ("teacher.kind=ema", "reference.kl=0.5")
+    engine = make(*settings)
+    rows = make_rows(engine, TEACHER_PROMPTS)
+    terms = [LossTerm(Divergence(), tuple(range(4))), LossTerm(ReferenceKL(), tuple(range(8)), 0.5)]
+    batch = TrainBatch(rows, terms)
+    first = update(engine, batch, 3e-3)
+    assert abs(first["loss/reference_kl"]) < 1e-6 and first["loss"] == pytest.approx(first["loss/divergence"], abs=1e-6)
+    before = make(*settings)
+    expected = []
+    for row in rows:
+        with torch.no_grad():
+            student, reference = (
+                e.student.head(e.student.response_hidden_TH([row.prompt_ids], [row.response_ids])).double()
+                for e in (engine, before)
+            )
+        expected.append(token_divergence(student, reference, kind="reverse_kl") * _clipped(student, row))
+    engine.save(tmp_path)
+    again = make(*settings)
+    again.load(tmp_path)
+    for found in (update(again, batch, 0.0), update(engine, batch, 0.0)):
+        assert found["loss/reference_kl"] == pytest.approx(0.5 * torch.cat(expected).mean().item(), rel=1e-3)
+        assert found["loss/reference_kl"] > 1e-3
+
+
+def test_a_pull_alone_leads_back(make: Make) -> None:
+    """Without a teacher, as in grpo."""
+    engine = make("teacher.kind=none", "method=grpo", "reference.kl=1.0")
+    rows = [replace(row, teacher_prompt_ids=None) for row in make_rows(engine, PROMPTS)]
+    update(engine, make_batch(rows, LogLikelihood()), 3e-3)
+    pulls = [update(engine, make_batch(rows, ReferenceKL()), 1e-3)["loss"] for _ in range(6)]
+    assert pulls[0] > 1e-3 and pulls[-1] < 0.7 * pulls[0]
 
 
 def test_the_second_prompt_alone_makes_a_contrast(make: Make) -> None:

@@ -5,7 +5,7 @@
 # make test-slurm   the launcher on a real Slurm of virtual nodes, with real Ray (Linux, root; docs/cluster.md)
 # make docs         regenerate docs/configuration.md
 # make site         build the documentation with search and an API reference into site/
-# make test-vllm    generation.backend=vllm with vLLM's CPU build (an environment of its own, 4 GB)
+# make test-vllm    generation.backend=vllm and teacher.kind=server with vLLM's CPU build (an environment of its own, 4 GB)
 # make test-nemo NEMO_RL_SOURCE=DIR   tests of the NeMo-RL engine against a NeMo-RL checkout, its real Megatron worker
 #                   started on CPUs; needs Python 3.12 (NEMO_PYTHON=...). MEGATRON_BRIDGE_SOURCE=DIR and
 #                   MEGATRON_LM_SOURCE=DIR take checkouts in place of the released packages (docs/nemo.md)
@@ -48,7 +48,7 @@ test-slurm: .venv/ready-dev
 	$(BIN)/python -m pytest -m "slow or not slow" -rs tests/integration/slurm
 
 test-vllm: .venv-vllm/ready
-	.venv-vllm/bin/python -m pytest -rs tests/integration/test_vllm_backend.py tests/integration/test_vllm_sampling.py
+	.venv-vllm/bin/python -m pytest -rs tests/integration/test_vllm_*.py
 
 test-nemo: .venv-nemo/ready
 	@test -d "$(NEMO_RL_SOURCE)/nemo_rl" || { echo "make test-nemo NEMO_RL_SOURCE=DIR: DIR is a checkout of NeMo-RL"; exit 2; }

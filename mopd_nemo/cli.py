@@ -12,6 +12,7 @@ from mopd_nemo import __version__
 from mopd_nemo.commands import (
     analyze,
     chat,
+    config,
     data,
     doctor,
     export,
@@ -33,7 +34,6 @@ app = typer.Typer(
     name="mopd",
     help="Multi-Rollout On-Policy Distillation: train, evaluate, and look at what the teacher saw.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 for command in (
@@ -56,6 +56,7 @@ app.command()(submit.submit)
 app.command()(doctor.doctor)
 app.add_typer(analyze.app, name="analyze")
 app.add_typer(data.app, name="data")
+app.add_typer(config.app, name="config")
 
 
 @app.callback(invoke_without_command=True)

@@ -89,6 +89,7 @@ def commands(group: Any, words: tuple[str, ...] = ()) -> dict[tuple[str, ...], A
     return found
 
 
+WITHOUT_COMMAND = ([], ["--help"], ["--version"], ["--install-completion"], ["data"], ["analyze"], ["config"])
 COMMANDS = commands(typer.main.get_command(app))
 
 
@@ -105,7 +106,7 @@ def test_commands_and_their_options_exist(page: Path) -> None:
         words = shlex.split(match[1], comments=True)
         words = ["submit", *words] if "slurm/submit.sh" in line else words
         name = next((tuple(words[:n]) for n in (2, 1) if tuple(words[:n]) in COMMANDS), None)
-        assert name or words[:1] in ([], ["--help"], ["--version"], ["data"], ["analyze"]), f"{line}: no such command"
+        assert name or words[:1] in WITHOUT_COMMAND, f"{line}: no such command"
         if name:
             known = {
                 option for parameter in COMMANDS[name].params for option in (*parameter.opts, *parameter.secondary_opts)

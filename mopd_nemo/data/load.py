@@ -22,8 +22,11 @@ from mopd_nemo.verifiers import check_judges, verifier_class
 from mopd_nemo.verifiers.pool import VerifierPool
 
 
-def load_problems(config: Config, split: Literal["train", "eval"]) -> list[Problem]:
+def load_problems(config: Config, split: Literal["train", "eval"], bad: BadRows | None = None) -> list[Problem]:
     """The problems of one split, in a fixed order.
+
+    Args:
+        bad: the treatment of malformed rows. Default: that of `data.on_bad_row`.
 
     Raises:
         UserError: the file is missing, empty or malformed, or its programs cannot be counted as `eval.paper_metrics`
@@ -34,7 +37,7 @@ def load_problems(config: Config, split: Literal["train", "eval"]) -> list[Probl
     if source == "arithmetic":
         problems = make_problems(split, min(limit or SIZES[split], SIZES[split]))
     else:
-        bad = BadRows(config.data.on_bad_row)
+        bad = bad or BadRows(config.data.on_bad_row)
         problems = read_problems(source, f"data.{split}", bad, config.verifier)[:limit]
     code = config.verifier.code
     counts_tests = config.eval.paper_metrics and split == "eval" and any(problem.task == "code" for problem in problems)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mopd_nemo.analysis import plots
-from mopd_nemo.analysis.page import svgs, write_page
+from mopd_nemo.analysis.page import link_to, svgs, write_page
 from mopd_nemo.analysis.plots import save_figure
 from mopd_nemo.config import UserError
 from mopd_nemo.files import read_rows, write_json
@@ -116,6 +116,7 @@ def write_cases(
         output / "cases.html",
         "cases.html.j2",
         labels=list(runs),
+        runs={label: (run.path, link_to(run.report_file, output / "cases.html")) for label, run in runs.items()},
         patterns=patterns,
         figures=svgs(figures.values()),
         held_out=held_out,

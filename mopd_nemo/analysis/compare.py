@@ -20,6 +20,7 @@ from mopd_nemo.run.display import PHASES, WARM_UP_STEPS
 from mopd_nemo.run.rollouts import num_successes, read_groups
 
 _NOT_SETTINGS = {"run_dir", "name", "seed", "gkd.completions"}
+"""Beside `logging`: what does not change what a run learns, or changes with the seed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,7 @@ def compare(paths: Sequence[Path], baseline: str | None = None, margin: float = 
     """
     runs = [_read(path) for path in find_runs(paths)]
     shared = {key for key in runs[0].config if all(run.config.get(key) == runs[0].config[key] for run in runs)}
-    varied = [key for key in runs[0].config if key not in shared and key not in _NOT_SETTINGS]
+    varied = [key for key in runs[0].config if key not in shared and not _says_nothing(key)]
     labels: dict[str, list[RunResult]] = {}
     for run in runs:
         labels.setdefault(_label(run, varied), []).append(run)
@@ -172,6 +173,10 @@ def _read(path: Path) -> RunResult:
         raise UserError(f"{rollouts}: missing; intervals by problem need the samples of the last evaluation")
     correct = {group.problem_id: (num_successes(group.rows), len(group.rows)) for group in read_groups(rollouts)}
     return RunResult(path, flatten(run.read_config()), read_rows(run.metrics_file), evals, correct)
+
+
+def _says_nothing(key: str) -> bool:
+    return key in _NOT_SETTINGS or key.startswith("logging.")
 
 
 def _label(run: RunResult, varied: Sequence[str]) -> str:

@@ -13,16 +13,18 @@ from matplotlib.figure import Figure
 from mopd_nemo.analysis import plots
 from mopd_nemo.analysis.compare import Comparison, rows
 from mopd_nemo.analysis.contrasts import interval_cell
-from mopd_nemo.analysis.page import markdown_table, svgs, write_page
+from mopd_nemo.analysis.page import link_to, markdown_table, svgs, write_page
 from mopd_nemo.analysis.plots import COLOURS, LINES, MARKERS, legend_below, new_axes, save_figure
+from mopd_nemo.analysis.records import shared_settings
 from mopd_nemo.analysis.statistics import Estimate
 from mopd_nemo.files import write_text
+from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.run.display import PHASES, WARM_UP_STEPS
 
-_SIZE = (7.2, 4.2)
 _ACCURACY_NOTE = (
-    "Percent at the last evaluation, means over seeds. Whole curve: the mean of all evaluations after the first, "
-    "high for what learns early and stays. Ever solved: training problems solved at least once."
+    "Percent at the last evaluation, means over seeds; before: at the first one. Whole curve: the mean of all "
+    "evaluations after the first, high for what learns early and stays. Ever solved: training problems solved at least "
+    "once."
 )
 _TIME_NOTE = f"Mean seconds per phase, without the first {WARM_UP_STEPS} steps."
 Table = tuple[list[str], list[list[str]]]
@@ -121,7 +123,7 @@ def figures(comparison: Comparison) -> dict[str, Figure | None]:
 
 
 def _curves(comparison: Comparison, metric: str, kind: str, title: str, unit: str, scale: float) -> Figure:
-    figure, axes = new_axes(f"{title} (mean over seeds, band: one standard deviation)", "step", unit, _SIZE)
+    figure, axes = new_axes(f"{title}\nmean over seeds, band: one standard deviation", "step", unit)
     for number, setting in enumerate(comparison.settings):
         points = setting.curve(metric, kind)
         steps = [step for step, _, _ in points]
@@ -129,8 +131,9 @@ def _curves(comparison: Comparison, metric: str, kind: str, title: str, unit: st
         low, high = ([scale * (mean + sign * std) for _, mean, std in points] for sign in (-1, 1))
         colour = COLOURS[number % len(COLOURS)]
         marker = MARKERS[number % len(MARKERS)] if kind == "evals" else None
-        line = LINES[number // len(COLOURS) % len(LINES)]
-        axes.plot(steps, means, line, color=colour, marker=marker, markersize=4, linewidth=1.5, label=setting.label)
+        line = LINES[number % len(LINES)]
+        label = f"{setting.label} ({len(setting.runs)} seed{'s' * (len(setting.runs) > 1)})"
+        axes.plot(steps, means, line, color=colour, marker=marker, markersize=4, linewidth=1.5, label=label)
         axes.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
     legend_below(axes)
     return figure
@@ -152,7 +155,18 @@ def write_comparison(comparison: Comparison, directory: Path) -> Path:
         warnings=comparison.warnings,
         tables=sections(comparison),
         figures=svgs(drawn.values()),
-        settings=comparison.settings,
+        runs=[
+            {
+                "setting": setting.label,
+                "seed": run.seed,
+                "steps": len(run.metrics),
+                "path": run.path,
+                "link": link_to(RunDirectory(run.path).report_file, directory / "compare.html"),
+            }
+            for setting in comparison.settings
+            for run in setting.runs
+        ],
+        shared=shared_settings([run.config for setting in comparison.settings for run in setting.runs]),
     )
 
 

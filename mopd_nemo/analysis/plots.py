@@ -303,7 +303,7 @@ def to_svg(figure: Figure) -> str:
     """An `<svg>` element for a page. Its ids are unique, because figures share one page."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "mopd"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     prefix = f"f{next(_numbers)}-"

@@ -8,11 +8,15 @@ from statistics import fmean
 from typing import Any
 
 from mopd_nemo.config import Config
+from mopd_nemo.config.load import flatten
 from mopd_nemo.data.load import recorded_fingerprints
 from mopd_nemo.evaluation import bootstrap_interval
 from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.run.guard import best_evaluation
 from mopd_nemo.run.rollouts import read_groups, solved_fraction
+
+NOT_COMPARED = ("name", "run_dir")
+"""Settings that say nothing about what a run does."""
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -101,6 +105,20 @@ def mean(rows: Rows, name: str) -> float | None:
     """Of a metric over the rows that have it; None: no row does."""
     values = [row[name] for row in rows if name in row]
     return fmean(values) if values else None
+
+
+def shared_settings(configs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Settings that are equal in all runs and not the defaults: key and value.
+
+    Args:
+        configs: of each run, values by dotted key.
+    """
+    usual = flatten(Config())
+    return [
+        [key, str(value)]
+        for key, value in configs[0].items()
+        if key not in NOT_COMPARED and value != usual.get(key) and all(other.get(key) == value for other in configs)
+    ]
 
 
 def _quarter(rows: Rows) -> int:

@@ -15,7 +15,7 @@ from mopd_nemo.analysis.answers import cards, cost, describe_method, signed, tra
 from mopd_nemo.analysis.findings import findings, in_order
 from mopd_nemo.analysis.groups import sample_groups
 from mopd_nemo.analysis.page import link_to, svgs, write_page
-from mopd_nemo.analysis.records import Records, Rows
+from mopd_nemo.analysis.records import NOT_COMPARED, Records, Rows, shared_settings
 from mopd_nemo.analysis.teacher_signal import RESULT_FILE
 from mopd_nemo.config import Config
 from mopd_nemo.config.load import flatten
@@ -23,8 +23,6 @@ from mopd_nemo.files import read_rows
 from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.run.display import PHASES, WARM_UP_STEPS
 from mopd_nemo.types import Outcome
-
-_NOT_COMPARED = ("name", "run_dir")
 
 
 def write_report(runs: Sequence[RunDirectory], output: Path | None = None) -> Path:
@@ -93,7 +91,7 @@ def _write_several(labelled: Mapping[str, Records], output: Path) -> Path:
         },
         summary=summary_table(labelled),
         differences=setting_differences(configs),
-        shared=shared_settings(configs),
+        shared=shared_settings([flatten(config) for config in configs.values()]),
         figures=svgs(run_figures(metrics, evals)),
     )
 
@@ -195,18 +193,7 @@ def setting_differences(configs: Mapping[str, Config]) -> list[list[str]]:
     return [
         [key, *(str(values.get(key, "–")) for values in flat)]
         for key in keys
-        if key not in _NOT_COMPARED and len({str(values.get(key, "–")) for values in flat}) > 1
-    ]
-
-
-def shared_settings(configs: Mapping[str, Config]) -> list[list[str]]:
-    """Settings that all runs share and that are not the defaults: key and value."""
-    first, *others = (flatten(config) for config in configs.values())
-    usual = flatten(Config())
-    return [
-        [key, str(value)]
-        for key, value in first.items()
-        if key not in _NOT_COMPARED and value != usual.get(key) and all(flat.get(key) == value for flat in others)
+        if key not in NOT_COMPARED and len({str(values.get(key, "–")) for values in flat}) > 1
     ]
 
 

@@ -1,6 +1,7 @@
 import csv
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -11,9 +12,10 @@ from mopd_nemo.commands.report import MARGIN as DEFAULT_POINTS
 from mopd_nemo.commands.report import compare_runs
 from mopd_nemo.config import UserError
 from mopd_nemo.config.load import load_config
-from mopd_nemo.files import write_rows
+from mopd_nemo.files import write_rows, write_text
 from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.run.display import PHASES
+from tests.browser import Browser
 from tests.conftest import QUICKSTART
 
 
@@ -171,3 +173,30 @@ def test_all_files_are_written(tmp_path: Path) -> None:
     with (tmp_path / "out" / "compare.csv").open() as file:
         assert [row["setting"] for row in csv.DictReader(file)] == ["mopd", "sdpo", "grpo"]
     assert "| mopd | 1 |" in (tmp_path / "out" / "compare.md").read_text()
+
+
+def test_page_links_to_the_runs_and_says_what_they_share(tmp_path: Path) -> None:
+    one, two = (write_run(tmp_path / f"run {n}", [8, 4], seed=n, logging__tensorboard=n == 1) for n in (0, 1))
+    write_text(one / "report.html", "its own page")
+    comparison = compare([one, two])
+    assert [setting.label for setting in comparison.settings] == ["mopd"], "what is logged makes no other setting"
+    page = write_comparison(comparison, tmp_path / "out").read_text()
+    links = re.findall(r'<a href="([^"#]+)">', page)
+    assert [(tmp_path / "out" / unquote(link)).resolve() for link in links] == [(one / "report.html").resolve()]
+    assert "mopd (2 seeds)" in page
+    shared = page.split("What they share")[1]
+    assert "data.num_train" in shared and "seed" not in shared.split("</p>")[1] and "run_dir" not in shared
+
+
+def test_phone_shows_that_a_table_goes_on(browser: Browser, tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / f"run{n}", [8, 4], seed=n) for n in (0, 1)]
+    page = write_comparison(compare(runs), tmp_path / "out")
+    for width in (1280, 390):
+        browser.open(page, width)
+        assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth"), "no sideways scrolling"
+    table = "document.querySelector('.scroll')"
+    assert browser.evaluate(f"{table}.scrollWidth > {table}.clientWidth")
+    assert "gradient" in browser.evaluate(f"getComputedStyle({table}).backgroundImage"), "a shadow where it is cut"
+    browser.evaluate(f"{table}.scrollLeft = 1000")
+    first = "document.querySelector('.scroll td').getBoundingClientRect().x"
+    assert browser.evaluate(f"{first} >= 0 && {first} < 30"), "names stay in sight"

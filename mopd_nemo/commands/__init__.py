@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from mopd_nemo.config import UserError
+from mopd_nemo.config import Config, TeacherConfig, UserError
 from mopd_nemo.terminal import Terminal
 
 ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="YAML config file.")]
@@ -60,6 +60,32 @@ def print_table(
     for cells in rows:
         table.add_row(*cells)
     (console or Terminal()).print(table)
+
+
+def scoring_config(source: Path, model: str | None, config_file: Path | None, overrides: Sequence[str]) -> Config:
+    """The given config, else that of the run that recorded the rollouts, else the defaults. No teacher is loaded."""
+    from mopd_nemo.config.load import load_config
+
+    of_run = source.parent.parent / "config.yaml"
+    if config_file is not None:
+        config = load_config(config_file, overrides)
+    elif of_run.is_file():
+        config = load_config(of_run, overrides)
+    elif overrides:
+        raise UserError(f"settings ({overrides[0]}) change a config, and {source} is not inside a run: add --config")
+    else:
+        config = load_config(None)
+    changes = {"path": model} if model else {}
+    return config.model_copy(
+        update={"model": config.model.model_copy(update=changes), "teacher": TeacherConfig(kind="none")}
+    )
+
+
+def default_output(rollouts: Path, name: str) -> Path:
+    """Inside the run. A file has none: it is refused without an output."""
+    if not rollouts.is_dir():
+        raise UserError(f"--rollouts {rollouts} is a file: say where the results go with --output DIR")
+    return rollouts / name
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""`mopd analyze`: teacher signal, whole and by token, answer recovery, diversity and cases of recorded rollouts."""
+"""`mopd analyze`: teacher signal, whole, by token and at branches, recovery, diversity and cases of rollouts."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from mopd_nemo.commands import Overrides, check_output, print_table, progress
+from mopd_nemo.commands import Overrides, check_output, default_output, print_table, progress, scoring_config
+from mopd_nemo.commands.branches import branches
 from mopd_nemo.commands.tokens import tokens
 from mopd_nemo.config import Config, TeacherConfig, UserError
-from mopd_nemo.config.load import load_config
 from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.terminal import Terminal
 
@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 
 
 app = typer.Typer(
-    help="Analyses of recorded rollouts: teacher signal, whole and by token, answer recovery, diversity, case studies.",
+    help="Analyses of recorded rollouts: teacher signal, whole, by token and where failures branch off; answer "
+    "recovery, diversity, case studies.",
     no_args_is_help=True,
 )
 app.command()(tokens)
+app.command()(branches)
 
 
 @app.command("teacher-signal")
@@ -53,8 +55,8 @@ def teacher_signal(
     from mopd_nemo.run.rollouts import find_rollouts, read_groups
 
     source = find_rollouts(rollouts)
-    config = _scoring_config(source, model, config_file, overrides or [])
-    directory = output or _default_output(rollouts, "teacher_signal")
+    config = scoring_config(source, model, config_file, overrides or [])
+    directory = output or default_output(rollouts, "teacher_signal")
     groups = read_groups(source)[:num_prompts]
     store = ScoreStore(directory, manifest_of(source, len(groups), config), restart)
     console = Terminal(stderr=True)
@@ -92,9 +94,9 @@ def recovery(
     from mopd_nemo.run.rollouts import find_rollouts, one_of_each_problem, read_groups
 
     source = find_rollouts(rollouts)
-    config = _scoring_config(source, model, config_file, overrides or [])
+    config = scoring_config(source, model, config_file, overrides or [])
     config = config.model_copy(update={"teacher": TeacherConfig(kind="live")})
-    directory = output or _default_output(rollouts, "recovery")
+    directory = output or default_output(rollouts, "recovery")
     groups = one_of_each_problem(read_groups(source))[:num_prompts]
     plan = recovery_plan(samples, config)
     manifest = manifest_of(source, len(groups), config) | {
@@ -209,29 +211,6 @@ def parse_patterns(items: Sequence[str]) -> dict[str, str]:
             raise UserError(f"--pattern {item!r}: not a regular expression: {error}") from error
         patterns[name] = pattern
     return patterns
-
-
-def _scoring_config(source: Path, model: str | None, config_file: Path | None, overrides: Sequence[str]) -> Config:
-    """The given config, else that of the run that recorded the rollouts, else the defaults. No teacher is loaded."""
-    of_run = source.parent.parent / "config.yaml"
-    if config_file is not None:
-        config = load_config(config_file, overrides)
-    elif of_run.is_file():
-        config = load_config(of_run, overrides)
-    elif overrides:
-        raise UserError(f"settings ({overrides[0]}) change a config, and {source} is not inside a run: add --config")
-    else:
-        config = load_config(None)
-    changes = {"path": model} if model else {}
-    return config.model_copy(
-        update={"model": config.model.model_copy(update=changes), "teacher": TeacherConfig(kind="none")}
-    )
-
-
-def _default_output(rollouts: Path, name: str) -> Path:
-    if not rollouts.is_dir():
-        raise UserError(f"--rollouts {rollouts} is a file: say where the results go with --output DIR")
-    return rollouts / name
 
 
 def _score(

@@ -29,7 +29,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunDirectory]:
 
 def test_help_explains_every_analysis() -> None:
     text = mopd("analyze", "--help")
-    for command in ("teacher-signal", "tokens", "recovery", "diversity", "cases"):
+    for command in ("teacher-signal", "tokens", "branches", "recovery", "diversity", "cases"):
         assert command in text and "Usage" in mopd("analyze", command, "--help")
 
 
@@ -106,6 +106,32 @@ def test_recovery_answers_every_condition_and_goes_on_where_it_stopped(tmp_path:
     assert json.loads((out / "recovery.json").read_text()) == result
 
 
+def test_branches_of_a_run_go_on_where_they_stopped(runs: dict[str, RunDirectory], tmp_path: Path) -> None:
+    run, out = runs["a"], tmp_path / "out"
+    file = run.rollouts_file(2)
+    command = ("analyze", "branches", "--rollouts", str(file), "--contexts", "1s,1f", "--output", str(out))
+    text = mopd(*command)
+    assert "1 failure, of other problems" in text.replace("\n", " ") or "of other" in text
+    result = json.loads((out / "branches.json").read_text())
+    assert "no peers" not in text and result["speaking"], "a model that reads what it wrote after says nothing"
+    assert result["about"]["student"] == "embedded:arithmetic", "the weights before step 2 are not kept"
+    facts, tables = result["points"]["tokens"], result["near"]["tokens"]["log_ratio"]
+    assert set(tables) == {"5", "1"} and 0 < facts["common"] <= facts["with_point"] <= facts["failures"]
+    for cells in tables["1"]["common"].values():
+        assert 0 <= cells["near"]["low"] <= cells["near"]["mean"] <= cells["near"]["high"] <= 1
+    signals = (out / "signals.jsonl").read_bytes()
+    (out / "signals.jsonl").write_bytes(signals[: len(signals) // 2])
+    mopd(*command)
+    again = json.loads((out / "branches.json").read_text())
+    assert again["points"] == result["points"] and again["near"]["tokens"].keys() == result["near"]["tokens"].keys()
+    for name, cells in tables["5"]["common"].items():
+        there = again["near"]["tokens"]["log_ratio"]["5"]["common"][name]["near"]["mean"]
+        assert there == pytest.approx(cells["near"]["mean"], abs=1e-4)
+    mopd("analyze", "branches", "--rollouts", str(run.path), "--contexts", "1s")
+    newest = json.loads((run.path / "branches" / "branches.json").read_text())
+    assert newest["about"]["student"] == checkpoints(run.checkpoints)[-1].name
+
+
 def test_rollouts_of_eval_can_be_analysed(tmp_path: Path) -> None:
     file = tmp_path / "base.jsonl"
     mopd("eval", "-c", str(QUICKSTART), "data.num_eval=3", "eval.num_samples=4", "--rollouts", str(file))
@@ -136,6 +162,8 @@ def test_diversity_and_cases_and_comparison(runs: dict[str, RunDirectory], tmp_p
          "add --config"),
         (["analyze", "teacher-signal", "--rollouts", "{config}", "--output", "{tmp}"], "not JSON Lines"),
         (["analyze", "recovery", "--rollouts", "{file}"], "is a file: say where the results go with --output"),
+        (["analyze", "branches", "--rollouts", "{file}"], "is a file: say where the results go with --output"),
+        (["analyze", "branches", "--rollouts", "{file}", "--contexts", "2x"], "context '2x': write successes"),
         (["analyze", "diversity", "{file}", "--output", "{tmp}"], "write it as LABEL=PATH"),
         (["analyze", "diversity", "a={file}", "a={file}", "--output", "{tmp}"], "stands for two paths"),
         (["analyze", "cases", "a={tmp}", "b={tmp}", "--output", "{tmp}"], "not a run directory"),

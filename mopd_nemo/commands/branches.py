@@ -1,0 +1,107 @@
+"""`mopd analyze branches`: where failed responses leave the successful ones, and whether the teacher objects there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mopd_nemo.commands import Overrides, default_output, print_table, progress, scoring_config
+from mopd_nemo.config import TeacherConfig, UserError
+from mopd_nemo.config.schema import GenerationConfig
+from mopd_nemo.terminal import Terminal
+
+
+def branches(
+    rollouts: Annotated[Path, typer.Option(help="Rollouts file (JSONL), or a run directory: its newest evaluation.")],
+    overrides: Overrides = None,
+    contexts: Annotated[
+        str, typer.Option(help="What teachers read, as in `mopd preflight`: 1s is one success peer.")
+    ] = "1s,2s,1f,1s+1f,2s+1f",
+    radius: Annotated[
+        list[int] | None, typer.Option(min=0, help="Tokens on each side of a point. Default: 5, and 1 beside it.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Student: the weights that sampled the rollouts. Default: those of the run.")
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Teacher: model directory or hub name. Default: the student itself.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Directory. Default: RUN_DIR/branches.")] = None,
+    config_file: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Settings. Default: those of the run of the rollouts.")
+    ] = None,
+    num_prompts: Annotated[int | None, typer.Option(min=1, help="Use only the first N prompts.")] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Drop earlier scores in --output.")] = False,
+) -> None:
+    """Where does a failed response leave the successful ones, and does the teacher object there? Resumable.
+
+    mopd analyze branches --rollouts runs/a/rollouts/step_000001.jsonl --output runs/a/branches
+    """
+    from mopd_nemo.analysis.branches.figures import POINTS, branch_figures
+    from mopd_nemo.analysis.branches.output import main_table, write_result
+    from mopd_nemo.analysis.branches.scoring import (
+        SignalStore,
+        all_contexts,
+        attempts_of,
+        contrasting,
+        controls_of,
+        manifest_of,
+        score_signals,
+    )
+    from mopd_nemo.engines.models import load_chat
+    from mopd_nemo.preflight.contexts import parse_contexts
+    from mopd_nemo.run.rollouts import find_rollouts, one_of_each_problem, read_groups
+
+    source = find_rollouts(rollouts)
+    names = parse_contexts(contexts)
+    config = scoring_config(source, model or _checkpoint_of(source), config_file, overrides or [])
+    if config.engine != "local" and model is None:
+        raise UserError(f"{source}: engine={config.engine}: name weights that one process can load with --model DIR")
+    told = TeacherConfig(kind="external", path=teacher) if teacher else TeacherConfig(kind="live")
+    config = config.model_copy(update={"teacher": told, "engine": "local", "generation": GenerationConfig()})
+    directory = output or default_output(rollouts, "branches")
+    read = one_of_each_problem(read_groups(source))[:num_prompts]
+    groups = contrasting(read)
+    if not groups:
+        raise UserError(f"{source}: no problem in it has both a success and a failure, so nothing branches off")
+    store = SignalStore(directory, manifest_of(source, len(groups), config), restart)
+    every = all_contexts(names)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if any((group.key, name) not in store for group in groups for name in every):
+        from mopd_nemo.engines import make_engine
+
+        with progress("scoring") as report:
+            engine = make_engine(config)
+            about = f"{len(groups)} problems in {len(every)} contexts"
+            score_signals(groups, source, every, engine, config, store, lambda done: report(done, about))
+    chat = load_chat(config.model)
+    attempts = [attempts_of(group, {name: store[group.key, name] for name in every}, chat) for group in groups]
+    about = {
+        "rollouts": f"{source.name}: {len(groups)} of {len(read)} problems have a success and a failure",
+        "student": Path(config.model.path).name,
+        "teacher": Path(teacher).name if teacher else "the student itself",
+    }
+    figures = branch_figures(attempts, every, controls_of(names), list(radius or (5, 1)))
+    result = {"about": about, "controls": controls_of(names), **figures}
+    for kind in POINTS:
+        title, head, body = main_table(result, kind)
+        print_table(head, body, title=title)
+    for path in write_result(result, directory):
+        Terminal(stderr=True).print(str(path), soft_wrap=True)
+
+
+def _checkpoint_of(rollouts: Path) -> str | None:
+    """The run's newest checkpoint that is no later than its rollouts; None where it has none, or no run is there."""
+    from mopd_nemo.run.checkpoints import newest_up_to
+    from mopd_nemo.run.directory import RunDirectory
+
+    run = RunDirectory(rollouts.parent.parent)
+    sampled_after = {file: step for step, file in run.rollout_files("eval").items()}
+    sampled_after |= {file: step - 1 for step, file in run.rollout_files("step").items()}
+    if rollouts not in sampled_after or not run.config_file.is_file():
+        return None
+    found = newest_up_to(run.checkpoints, sampled_after[rollouts])
+    return None if found is None else str(found)

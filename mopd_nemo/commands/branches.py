@@ -13,6 +13,9 @@ from mopd_nemo.config import TeacherConfig, UserError
 from mopd_nemo.config.schema import GenerationConfig
 from mopd_nemo.terminal import Terminal
 
+UNRELATED = ", of other problems"
+"""Ends the name of a context whose peers are those of other problems."""
+
 
 def branches(
     rollouts: Annotated[Path, typer.Option(help="Rollouts file (JSONL), or a run directory: its newest evaluation.")],
@@ -42,17 +45,9 @@ def branches(
     """
     from mopd_nemo.analysis.branches.figures import POINTS, branch_figures
     from mopd_nemo.analysis.branches.output import main_table, write_result
-    from mopd_nemo.analysis.branches.scoring import (
-        SignalStore,
-        all_contexts,
-        attempts_of,
-        contrasting,
-        controls_of,
-        manifest_of,
-        score_signals,
-    )
+    from mopd_nemo.analysis.branches.scoring import SignalStore, attempts_of, contrasting, manifest_of, score_signals
     from mopd_nemo.engines.models import load_chat
-    from mopd_nemo.preflight.contexts import parse_contexts
+    from mopd_nemo.preflight.contexts import PLAIN, label_of, parse_contexts, peers_of
     from mopd_nemo.run.rollouts import find_rollouts, one_of_each_problem, read_groups
 
     source = find_rollouts(rollouts)
@@ -68,24 +63,28 @@ def branches(
     if not groups:
         raise UserError(f"{source}: no problem in it has both a success and a failure, so nothing branches off")
     store = SignalStore(directory, manifest_of(source, len(groups), config), restart)
-    every = all_contexts(names)
+    asked = {name: peers_of(name, config.peers) for name in names}
+    controls = {name: f"{name}{UNRELATED}" for name in names}
+    asked |= {controls[name]: asked[name].model_copy(update={"control": "unrelated_prompt"}) for name in names}
+    labels = {name: label_of(name) for name in (PLAIN, *names)}
+    labels |= {controls[name]: labels[name] + UNRELATED for name in names}
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if any((group.key, name) not in store for group in groups for name in every):
+    if any((group.key, name) not in store for group in groups for name in labels):
         from mopd_nemo.engines import make_engine
 
         with progress("scoring") as report:
             engine = make_engine(config)
-            about = f"{len(groups)} problems in {len(every)} contexts"
-            score_signals(groups, source, every, engine, config, store, lambda done: report(done, about))
+            about = f"{len(groups)} problems in {len(labels)} contexts"
+            score_signals(groups, source, asked, engine, config, store, lambda done: report(done, about))
     chat = load_chat(config.model)
-    attempts = [attempts_of(group, {name: store[group.key, name] for name in every}, chat) for group in groups]
+    attempts = [attempts_of(group, {name: store[group.key, name] for name in labels}, chat) for group in groups]
     about = {
         "rollouts": f"{source.name}: {len(groups)} of {len(read)} problems have a success and a failure",
         "student": Path(config.model.path).name,
         "teacher": Path(teacher).name if teacher else "the student itself",
     }
-    figures = branch_figures(attempts, every, controls_of(names), list(radius or (5, 1)))
-    result = {"about": about, "controls": controls_of(names), **figures}
+    figures = branch_figures(attempts, list(labels), controls, list(radius or (5, 1)))
+    result = {"about": about, "labels": labels, "controls": controls, **figures}
     for kind in POINTS:
         title, head, body = main_table(result, kind)
         print_table(head, body, title=title)

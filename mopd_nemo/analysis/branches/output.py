@@ -9,7 +9,6 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from mopd_nemo.analysis.branches.figures import COLUMNS, MEASURES, POINTS
-from mopd_nemo.analysis.branches.scoring import label_of_any
 from mopd_nemo.analysis.page import markdown_table
 from mopd_nemo.analysis.plots import COLOURS, LINES, SOFT, metric_grid, save_figure, style_axes
 from mopd_nemo.files import write_json, write_text
@@ -62,6 +61,7 @@ def write_result(result: Mapping[str, Any], directory: Path) -> list[Path]:
 
 def to_markdown(result: Mapping[str, Any]) -> str:
     """All tables, each with an explanation."""
+    labels = result["labels"]
     about = ", ".join(f"{name} {value}" for name, value in result["about"].items())
     parts = ["# Where the teacher objects", f"{about}.", " ".join(NOTES)]
     for kind in POINTS:
@@ -71,7 +71,11 @@ def to_markdown(result: Mapping[str, Any]) -> str:
             for measure in MEASURES:
                 for radius, sets in result["near"][kind][measure].items():
                     title = f"{SAID[measure]}, within ±{radius} tokens"
-                    parts += [f"**{title}**", _table(sets[chosen], HEADINGS), _table(sets[chosen], DIFFERENCES, "+")]
+                    parts += [
+                        f"**{title}**",
+                        _table(sets[chosen], labels, HEADINGS),
+                        _table(sets[chosen], labels, DIFFERENCES, "+"),
+                    ]
         parts += [
             "log Q - log P of the token at the point, nats; *mean size* is over all tokens.",
             _at_point(result, kind),
@@ -85,7 +89,7 @@ def main_table(result: Mapping[str, Any], kind: str) -> tuple[str, list[str], li
     facts = result["points"][kind]
     title = f"{KINDS[kind]}: share of {SAID['log_ratio']} within ±{radius} tokens, {facts['common']} failures, means"
     body = [
-        [label_of_any(name), *("–" if cells[c]["mean"] is None else f"{cells[c]['mean']:.3f}" for c in COLUMNS)]
+        [result["labels"][name], *("–" if cells[c]["mean"] is None else f"{cells[c]['mean']:.3f}" for c in COLUMNS)]
         for name, cells in sets["common"].items()
     ]
     return title, ["", *HEADINGS.values()], body
@@ -106,11 +110,11 @@ def _facts(facts: Mapping[str, Any]) -> str:
     return text
 
 
-def _table(sets: Mapping[str, Any], columns: Mapping[str, str], sign: str = "") -> str:
+def _table(sets: Mapping[str, Any], labels: Mapping[str, str], columns: Mapping[str, str], sign: str = "") -> str:
     head = ["the teacher reads", *columns.values(), "problems", "failures"]
     body = [
         [
-            label_of_any(name),
+            labels[name],
             *(_value(cells.get(column), sign) for column in columns),
             str(cells["near"]["problems"]),
             str(cells["failures"]),
@@ -123,7 +127,7 @@ def _table(sets: Mapping[str, Any], columns: Mapping[str, str], sign: str = "") 
 def _at_point(result: Mapping[str, Any], kind: str) -> str:
     body = [
         [
-            label_of_any(name),
+            result["labels"][name],
             *(_value(cells[side], "+") for side in ("failures", "successes")),
             _value(cells["mean_size"]),
         ]
@@ -149,7 +153,7 @@ def profile_figure(result: Mapping[str, Any], kind: str) -> Figure | None:
         profiles = result["profile"][kind][measure]
         for number, name in enumerate(shown):
             style = {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[number % len(LINES)]}
-            _line(axes, profiles[name], label_of_any(name), band=number == 0, **style)
+            _line(axes, profiles[name], result["labels"][name], band=number == 0, **style)
         if measure == "log_ratio":
             _line(axes, profiles["surprise"], "student's surprise", color="black", linestyle=":")
         axes.axhline(1.0, color=SOFT, linewidth=0.9, linestyle=":")
@@ -174,7 +178,7 @@ def near_figure(result: Mapping[str, Any], kind: str) -> Figure | None:
     """Every context's share near the point, and its differences, at the first radius."""
     radius, sets = next(iter(result["near"][kind]["log_ratio"].items()))
     metrics = {"near": HEADINGS["near"], **{n: t for n, t in DIFFERENCES.items() if n != "minus_control"}}
-    labels = {name: label_of_any(name) for name in sets["common"]}
+    labels = {name: result["labels"][name] for name in sets["common"]}
     controls = [name for name in labels if name in result["controls"].values()]
     chance = dict.fromkeys((name for name in metrics if name != "near"), 0.0)
     title = f"{KINDS[kind]}: share of {SAID['log_ratio']} within ±{radius} tokens"

@@ -16,16 +16,15 @@ from mopd_nemo.analysis.branches.figures import Attempt, Told, first_new_part, f
 from mopd_nemo.analysis.teacher_signal.scoring import PROMPTS_AT_ONCE, blocks
 from mopd_nemo.analysis.tokens import Contexts, score_contexts
 from mopd_nemo.chat import Chat
-from mopd_nemo.config import Config
+from mopd_nemo.config import Config, PeersConfig
 from mopd_nemo.engines.base import Engine, TokenSignal
 from mopd_nemo.peers.render import PeerContext, build_contexts, plain_contexts
-from mopd_nemo.preflight.contexts import PLAIN, label_of, peers_of
 from mopd_nemo.run.resumable import RowStore, file_fingerprint, model_fingerprint
 from mopd_nemo.run.rollouts import RecordedGroup, num_successes, to_rollout_group
 from mopd_nemo.types import RolloutGroup
 
-_UNRELATED = ", of other problems"
-"""Ends the name of a context whose peers are those of other problems (`peers.control: unrelated_prompt`)."""
+PLAIN = "none"
+"""The context that is the student's own prompt."""
 DIGITS = 6
 
 
@@ -34,21 +33,6 @@ class SignalStore(RowStore):
 
     def __init__(self, directory: Path, manifest: Mapping[str, Any], restart: bool = False) -> None:
         super().__init__(directory, "signals", ("prompt", "context"), manifest, restart)
-
-
-def controls_of(contexts: Sequence[str]) -> dict[str, str]:
-    """By context, the one with as many peers of other problems."""
-    return {name: name + _UNRELATED for name in contexts}
-
-
-def all_contexts(contexts: Sequence[str]) -> tuple[str, ...]:
-    """`PLAIN`, the contexts, and their controls."""
-    return (PLAIN, *contexts, *controls_of(contexts).values())
-
-
-def label_of_any(name: str) -> str:
-    """A context or control in words."""
-    return label_of(name.removesuffix(_UNRELATED)) + (_UNRELATED if name.endswith(_UNRELATED) else "")
 
 
 def contrasting(groups: Sequence[RecordedGroup]) -> list[RecordedGroup]:
@@ -78,24 +62,29 @@ def manifest_of(rollouts: Path, num_groups: int, config: Config) -> dict[str, An
 def score_signals(
     groups: Sequence[RecordedGroup],
     source: Path,
-    contexts: Sequence[str],
+    contexts: Mapping[str, PeersConfig],
     engine: Engine[Any],
     config: Config,
     store: SignalStore,
     on_progress: Callable[[float], None] = lambda _: None,
 ) -> None:
-    """Score all responses that the store lacks, a few problems at a time.
+    """Score all responses that the store lacks, a few problems at a time. `PLAIN` is scored beside the contexts.
 
     Problems are taken in blocks of about `rollout.num_prompts_per_step`, as in training: controls take their peers from
     the other problems of the block.
     """
     done = 0
     for number, block in enumerate(blocks(groups, config.rollout.num_prompts_per_step)):
-        missing = [name for name in contexts if any((group.key, name) not in store for group in block)]
+        missing = [name for name in (PLAIN, *contexts) if any((group.key, name) not in store for group in block)]
         if missing:
             rebuilt = [to_rollout_group(group, engine.chat, source) for group in block]
             seed = f"{config.seed}/{number}"
-            built = {name: _contexts(name, rebuilt, engine.chat, config, seed) for name in missing}
+            built = {
+                name: plain_contexts(rebuilt)
+                if name == PLAIN
+                else build_contexts(rebuilt, engine.chat, contexts[name], seed)
+                for name in missing
+            }
             for start in range(0, len(block), PROMPTS_AT_ONCE):
                 part = slice(start, start + PROMPTS_AT_ONCE)
                 found = _score_part(rebuilt[part], {name: own[part] for name, own in built.items()}, engine, config)
@@ -167,17 +156,6 @@ def attempts_of(group: RecordedGroup, rows: Mapping[str, Mapping[str, Any]], cha
         surprise = -np.array(rows[PLAIN]["student"][i], float)
         found.append(Attempt(bool(row["success"]), points, np.maximum(surprise, 0.0), told))
     return found
-
-
-def _contexts(
-    name: str, groups: Sequence[RolloutGroup], chat: Chat, config: Config, seed: str
-) -> list[list[PeerContext]]:
-    if name == PLAIN:
-        return plain_contexts(groups)
-    peers = peers_of(name.removesuffix(_UNRELATED), config.peers)
-    if name.endswith(_UNRELATED):
-        peers = peers.model_copy(update={"control": "unrelated_prompt"})
-    return build_contexts(groups, chat, peers, seed)
 
 
 def _row(

@@ -128,7 +128,8 @@ def test_silence_is_what_is_not_finite_or_nothing_but_rounding() -> None:
 
 def test_a_page_says_what_there_is_and_what_there_is_not() -> None:
     groups = [[attempt(False, 1, [0, 0], **{"1s": [0, 1]}), attempt(True, None, [0])]]
-    result = {"about": {"student": "m"}, "controls": {}, **branch_figures(groups, ("1s", "2s"), {}, [5])}
+    result = {"about": {"student": "m"}, "labels": {"1s": "1 success"}, "controls": {}}
+    result |= branch_figures(groups, ("1s", "2s"), {}, [5])
     text = to_markdown(result)
     assert "1 of 1 failures have such a point" in text and "| 1 success | 1.000 (1.000 to 1.000) |" in text
     assert "0 of 1 failures have such a point" in text and profile_figure(result, "parts") is None

@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from mopd_nemo.config.base import seconds_of
-from mopd_nemo.config.cluster import NemoConfig, ParallelConfig, sequence_multiple, training_gpus
+from mopd_nemo.config.checks_nemo import check_nemo
 from mopd_nemo.config.plugins import METHODS, method_class
-from mopd_nemo.config.schema import Config, GenerationConfig
+from mopd_nemo.config.schema import Config
 from mopd_nemo.config.teacher import TeacherConfig
 
 OPTIONAL = (
@@ -39,7 +39,7 @@ def check(config: Config) -> None:
     _check_best(config)
     _check_cluster(config)
     if config.engine == "nemo":
-        _check_nemo(config)
+        check_nemo(config, teacher_prompt(config))
 
 
 def teacher_prompt(config: Config) -> tuple[str, int]:
@@ -194,10 +194,6 @@ def _check_teachers(config: Config) -> None:
 
 def _check_served(config: Config) -> None:
     """A server tells its likeliest tokens or the sampled one, and nothing of tokens that somebody else names."""
-    if config.engine == "nemo" and config.has_teacher("server"):
-        raise ValueError("a served teacher does not go with engine=nemo yet: set engine=local")
-    if config.engine == "nemo" and config.teachers:
-        raise ValueError("teachers: engine=nemo has one teacher: name it in teacher, or set engine=local")
     if not config.has_teacher("server"):
         return
     divergence = config.divergence
@@ -273,128 +269,3 @@ def _check_cluster(config: Config) -> None:
     last = cluster.port + 1799
     if cluster.port < 1024 or last > 65535:
         raise ValueError(f"cluster.port={cluster.port}: Ray would take ports up to {last}; choose 1024 to 63736")
-
-
-def _check_nemo(config: Config) -> None:
-    nemo = config.nemo
-    if config.reference.kl:
-        raise ValueError(
-            f"reference.kl={config.reference.kl}: engine=nemo keeps one teacher, and no copy of the initial weights "
-            "beside it: set reference.kl=0, or engine=local"
-        )
-    if config.generation != GenerationConfig():
-        raise ValueError("generation is for engine=local; engine=nemo has nemo.generation: remove generation")
-    _check_gpus(nemo)
-    _check_sharding("student", nemo.student, training_gpus(nemo), nemo)
-    if config.teacher.kind == "external":
-        _check_sharding("teacher", nemo.teacher, nemo.teacher_gpus or training_gpus(nemo), nemo)
-    elif nemo.teacher_gpus:
-        raise ValueError(
-            f"nemo.teacher_gpus={nemo.teacher_gpus} are for an external teacher, not for kind {config.teacher.kind}: "
-            "set nemo.teacher_gpus=0 or teacher.kind=external"
-        )
-    _check_backend(nemo)
-    _check_overrides(nemo)
-    _check_budgets(config)
-    if config.divergence.support == "full" and nemo.backend != "megatron":
-        raise ValueError(
-            f"divergence.support=full needs hidden states, which nemo.backend={nemo.backend} does not give: set "
-            "divergence.support=student_topk or teacher_topk, or nemo.backend=megatron"
-        )
-    if config.train.activation_checkpointing:
-        raise ValueError(
-            "train.activation_checkpointing=true is for engine=local; engine=nemo has nemo.activation_checkpointing: "
-            "remove it"
-        )
-    if config.model.device != "auto":
-        raise ValueError(f"model.device={config.model.device!r} is for engine=local; with engine=nemo leave it at auto")
-
-
-def _check_gpus(nemo: NemoConfig) -> None:
-    whole = nemo.num_nodes * nemo.gpus_per_node
-    for key, gpus in (("nemo.generation.gpus", nemo.generation.gpus), ("nemo.teacher_gpus", nemo.teacher_gpus)):
-        if nemo.num_nodes > 1 and gpus % nemo.gpus_per_node:
-            raise ValueError(
-                f"{key}={gpus} is not a number of whole nodes: make it a multiple of "
-                f"nemo.gpus_per_node={nemo.gpus_per_node}"
-            )
-    if training_gpus(nemo) < 1:
-        raise ValueError(
-            f"nemo.generation.gpus={nemo.generation.gpus} + nemo.teacher_gpus={nemo.teacher_gpus} leave the student "
-            f"none of the {whole} GPUs of nemo.num_nodes={nemo.num_nodes} × nemo.gpus_per_node={nemo.gpus_per_node}"
-        )
-    generating = nemo.generation.gpus or training_gpus(nemo)
-    if generating % nemo.generation.tensor:
-        raise ValueError(
-            f"nemo.generation.tensor={nemo.generation.tensor} does not divide the {generating} GPUs that generate"
-        )
-
-
-def _check_sharding(who: str, parallel: ParallelConfig, gpus: int, nemo: NemoConfig) -> None:
-    key = f"nemo.{who}"
-    sizes = f"{key}.tensor={parallel.tensor} × pipeline={parallel.pipeline} × context={parallel.context}"
-    if gpus % parallel.model_gpus:
-        raise ValueError(
-            f"{sizes} = {parallel.model_gpus} GPUs a copy do not divide its {gpus} GPUs: change the parallel sizes, "
-            "nemo.num_nodes or nemo.gpus_per_node"
-        )
-    if gpus // parallel.pipeline % parallel.expert:
-        raise ValueError(
-            f"{key}.expert={parallel.expert} does not divide the {gpus // parallel.pipeline} GPUs of a pipeline stage"
-        )
-    if parallel.sequence and parallel.tensor == 1:
-        raise ValueError(f"{key}.sequence=true shares work of tensor-parallel GPUs: raise {key}.tensor or set it false")
-    if parallel.context > 1 and nemo.batching != "packed":
-        raise ValueError(f"{key}.context={parallel.context} needs nemo.batching=packed, not {nemo.batching}")
-    if parallel.pipeline > 1 and nemo.batching == "dynamic":
-        raise ValueError(f"{key}.pipeline={parallel.pipeline} excludes nemo.batching=dynamic: set nemo.batching=packed")
-
-
-def _check_backend(nemo: NemoConfig) -> None:
-    """Refuse what the engine does not support on NeMo-RL's DTensor backend."""
-    if nemo.backend == "megatron":
-        return
-    if nemo.batching == "packed":
-        raise ValueError("nemo.batching=packed needs nemo.backend=megatron: with dtensor set nemo.batching=dynamic")
-    for who, parallel in (("student", nemo.student), ("teacher", nemo.teacher)):
-        for name in ("pipeline", "context", "expert", "sequence"):
-            value = getattr(parallel, name)
-            if value > 1 or value is True:
-                raise ValueError(
-                    f"nemo.{who}.{name}={str(value).lower()} needs nemo.backend=megatron: with dtensor, whose "
-                    "only parallel size is tensor, leave it out"
-                )
-
-
-def _check_overrides(nemo: NemoConfig) -> None:
-    """Refuse keys of `nemo.policy` that another setting decides, or that the engine cannot work with."""
-    block: Any = nemo.policy
-    for name in ("generation", "vllm_cfg"):
-        block = block.get(name) if isinstance(block, dict) else None
-    if isinstance(block, dict) and block.get("async_engine"):
-        raise ValueError(
-            "nemo.policy.generation.vllm_cfg.async_engine=true: rollouts are drawn several to a request from vLLM's "
-            "synchronous engine, which NeMo-RL's asynchronous workers do not have: leave it out"
-        )
-    for name in ("megatron_cfg", "dtensor_cfg"):
-        own = nemo.policy.get(name)
-        if isinstance(own, dict) and "enabled" in own:
-            raise ValueError(f"nemo.policy.{name}.enabled={own['enabled']}: choose with nemo.backend, and leave it out")
-
-
-def _check_budgets(config: Config) -> None:
-    """No sequence may be longer than a micro-batch: NeMo-RL would refuse to pack it in the middle of a run."""
-    response, budget = config.rollout.max_response_tokens, config.train.tokens_per_micro_batch
-    teacher = config.nemo.teacher if config.teacher.kind == "external" else config.nemo.student
-    for key, prompt, parallel in (
-        ("data.max_prompt_tokens", config.data.max_prompt_tokens, config.nemo.student),
-        (*teacher_prompt(config), teacher),
-    ):
-        multiple = sequence_multiple(parallel)
-        longest = -(-(prompt + response) // multiple) * multiple
-        if longest > budget:
-            raise ValueError(
-                f"{key}={prompt} + rollout.max_response_tokens={response}, padded to a multiple of {multiple}, are "
-                f"{longest} tokens, more than train.tokens_per_micro_batch={budget}: raise the latter or lower one of "
-                "the others"
-            )

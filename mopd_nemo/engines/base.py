@@ -230,6 +230,18 @@ class Engine(Protocol[Targets]):
         ...
 
 
+def added(metrics: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Metrics of scoring by several teachers: sums, but for `score/padding`, a share of the computed positions."""
+    totals: dict[str, float] = {}
+    for own in metrics:
+        for name, value in own.items():
+            weight = own["score/tokens"] if name == "score/padding" else 1
+            totals[name] = totals.get(name, 0) + weight * value
+    if "score/padding" in totals:
+        totals["score/padding"] /= totals["score/tokens"]
+    return totals
+
+
 def seed_of(name: str) -> int:
     """A seed below 2^56 for a name such as `train/0/17/3`: torch and vLLM both take it."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")

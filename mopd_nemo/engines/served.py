@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import httpx
+import torch
 
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import Config, TeacherConfig, TeacherError, UserError
@@ -17,6 +18,8 @@ from mopd_nemo.config.checks import teacher_prompt
 from mopd_nemo.config.teacher import key_of
 from mopd_nemo.engines.base import SHOWN_EVERY, Progress
 from mopd_nemo.engines.serving import SERVINGS, Answer, AnswerError, Json, Question
+from mopd_nemo.losses.logits import TopK
+from mopd_nemo.types import TrainExample
 
 logging.getLogger("httpx").setLevel(logging.WARNING)  # it would say every request
 
@@ -84,6 +87,19 @@ class ServedTeacher:
     def num_replicas(self) -> int:
         """Servers that still answer."""
         return sum(not replica.gone.is_set() for replica in self._replicas)
+
+    def teach(
+        self, examples: Sequence[TrainExample], on_progress: Progress | None = None
+    ) -> tuple[list[TopK], dict[str, float]]:
+        """Of examples that all have a teacher prompt, the likeliest tokens or the sampled ones; and metrics.
+
+        Raises:
+            TeacherError: as `score`.
+        """
+        before = self.retries
+        answers = self.score([(e.teacher_prompt_ids or (), e.response_ids) for e in examples], on_progress)
+        found = [TopK(torch.tensor(answer.ids), torch.tensor(answer.logprobs)) for answer in answers]
+        return found, {"score/retries": self.retries - before, "score/replicas": self.num_replicas}
 
     def score(
         self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], on_progress: Progress | None = None

@@ -176,7 +176,7 @@ def estimate(config: Config, student: Architecture, teacher: Architecture | None
     train = RESERVE_GB + _training(student, nemo, tokens, config.nemo.activation_checkpointing)
     own = _weights(student, nemo.student)
     score, scored = 0.0, scoring_tokens(nemo, tokens)
-    taught, support = config.teacher.kind != "none", config.divergence.support
+    taught, support = not config.has_teacher("none", "server"), config.divergence.support
     hidden = keeps_hidden(nemo, support, config.train.num_updates_per_step)
     if taught and hidden:
         train += 2 * (teacher or student).hidden * student.vocab / nemo.student.tensor / _GB

@@ -15,12 +15,12 @@ from mopd_nemo.chat import Chat
 from mopd_nemo.config import Config, TeacherConfig, UserError
 from mopd_nemo.config.checks import teacher_prompt
 from mopd_nemo.config.teacher import key_of
-from mopd_nemo.engines.base import InFlight, OnRollout, Progress, Sampling, TokenSignal
+from mopd_nemo.engines.base import InFlight, OnRollout, Progress, Sampling, TokenSignal, added
 from mopd_nemo.engines.local.learner import Learner
 from mopd_nemo.engines.local.lora import AdaptedModel
 from mopd_nemo.engines.local.model import DTYPES, LanguageModel, load_model, resolve_device
 from mopd_nemo.engines.local.sampler import sample
-from mopd_nemo.engines.local.targets import Target, add_references, added, read_by_model, read_by_server
+from mopd_nemo.engines.local.targets import Target, add_references, read_by_model, read_by_server
 from mopd_nemo.engines.local.vllm_backend import VllmBackend, check_backend
 from mopd_nemo.engines.models import check_positions, check_vocabularies, load_chat
 from mopd_nemo.engines.served import ServedTeacher

@@ -99,25 +99,8 @@ def read_by_server(
     teacher: ServedTeacher, examples: Sequence[TrainExample], device: torch.device, on_progress: Progress | None
 ) -> tuple[list[Target], dict[str, float]]:
     """Targets of examples that all have a teacher prompt, from servers; and metrics of the requests."""
-    before = teacher.retries
-    answers = teacher.score([(e.teacher_prompt_ids or (), e.response_ids) for e in examples], on_progress)
-    targets = [
-        Target(topk=TopK(torch.tensor(answer.ids, device=device), torch.tensor(answer.logprobs, device=device)))
-        for answer in answers
-    ]
-    return targets, {"score/retries": teacher.retries - before, "score/replicas": teacher.num_replicas}
-
-
-def added(metrics: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Of several teachers: sums, but for `score/padding`, a share of the computed positions."""
-    totals: dict[str, float] = {}
-    for own in metrics:
-        for name, value in own.items():
-            weight = own["score/tokens"] if name == "score/padding" else 1
-            totals[name] = totals.get(name, 0) + weight * value
-    if "score/padding" in totals:
-        totals["score/padding"] /= totals["score/tokens"]
-    return totals
+    found, metrics = teacher.teach(examples, on_progress)
+    return [Target(topk=TopK(topk.ids_TK.to(device), topk.logprobs_TK.to(device))) for topk in found], metrics
 
 
 def joined(targets: Sequence[Target]) -> Head | TopK:

@@ -57,7 +57,8 @@ def check_models(config: Config) -> int:
         check_vocabularies(config.model.path, config.teacher.path)
         teacher, key = load_model_config(config.teacher.path, key="teacher.path"), "teacher.path"
         _check_parallel_sizes(teacher, "nemo.teacher", config.nemo.teacher, config.nemo.backend)
-    check_positions(teacher, key, *teacher_prompt(config), response)
+    if not config.has_teacher("server"):
+        check_positions(teacher, key, *teacher_prompt(config), response)
     return student.vocab_size
 
 

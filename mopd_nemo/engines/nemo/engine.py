@@ -7,10 +7,11 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 
+import torch
 import yaml
 
 from mopd_nemo.config import Config, UserError
-from mopd_nemo.engines.base import InFlight, OnRollout, Progress, Sampling, TokenSignal
+from mopd_nemo.engines.base import InFlight, OnRollout, Progress, Sampling, TokenSignal, added
 from mopd_nemo.engines.models import load_chat
 from mopd_nemo.engines.nemo.checks import check_models, check_surroundings
 from mopd_nemo.engines.nemo.dealing import deal
@@ -18,8 +19,10 @@ from mopd_nemo.engines.nemo.launch import BACKENDS, Launch, Runtime, launch
 from mopd_nemo.engines.nemo.learner import Learner
 from mopd_nemo.engines.nemo.policy_config import student_policy
 from mopd_nemo.engines.nemo.scorer import Scorer, Targets
+from mopd_nemo.engines.served import ServedTeacher
 from mopd_nemo.engines.vllm import Numbered
 from mopd_nemo.files import write_text
+from mopd_nemo.losses.logits import TopK
 from mopd_nemo.methods.batch import TrainBatch
 from mopd_nemo.types import Rollout
 
@@ -42,6 +45,11 @@ class NemoEngine:
         self.chat.check_end_of_turn(self.chat.end_ids)
         if self.chat.tokenizer.pad_token_id is None:
             self.chat.tokenizer.pad_token = self.chat.tokenizer.eos_token
+        self._served = {
+            name: ServedTeacher(config, name, self.chat, self._vocab_size)
+            for name, teacher in config.every_teacher.items()
+            if teacher.kind == "server"
+        }
         self._launch = launch
         self._checkpoint: Path | None = None
         self._running: Runtime | None = None
@@ -126,7 +134,9 @@ class NemoEngine:
         objective = next((term.objective for term in batch.terms if term.objective.reads_teacher), None)
         targets = Targets.none(len(batch.examples))
         metrics: dict[str, float] = {}
-        if objective is not None and scored:
+        if self._served:
+            metrics = self._ask_servers(batch, scored, targets, on_progress)
+        elif objective is not None and scored:
             self._stale = True
             rank_of = self._deal(batch)
             rows, ranks = [batch.examples[i] for i in scored], [rank_of[i] for i in scored]
@@ -141,6 +151,21 @@ class NemoEngine:
         if on_progress:
             on_progress(1.0)
         return targets, metrics
+
+    def _ask_servers(
+        self, batch: TrainBatch, scored: Sequence[int], targets: Targets, on_progress: Progress | None
+    ) -> dict[str, float]:
+        """Put what servers say of the examples into the targets. No GPU of the cluster is touched. Returns metrics."""
+        told = []
+        for name, teacher in self._served.items():
+            own = [i for i in scored if batch.examples[i].teacher == name]
+            if own:
+                found, metrics = teacher.teach([batch.examples[i] for i in own], on_progress)
+                told.append(metrics)
+                for i, topk in zip(own, found, strict=True):
+                    dtype = getattr(torch, self._config.nemo.target_dtype)
+                    targets.here[i] = TopK(topk.ids_TK.int(), topk.logprobs_TK.to(dtype))
+        return added(told)
 
     def update(
         self,

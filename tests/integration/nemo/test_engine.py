@@ -17,7 +17,7 @@ from unittest import mock
 import pytest
 import torch
 
-from mopd_nemo.config import Config, UserError
+from mopd_nemo.config import Config, TeacherConfig, UserError
 from mopd_nemo.engines.base import Sampling
 from tests.conftest import EMBEDDED
 from tests.integration.nemo import cpu
@@ -404,6 +404,36 @@ def test_external_teacher_of_dtensor_on_the_same_gpus_equals_the_local_engine(ra
     expected = twin.update(batch, twin.score(batch)[0], 1e-3)
     for name in ("loss", "grad_norm", "topk_overlap"):
         assert found[name] == pytest.approx(expected[name], rel=2e-3), name
+    end(engine)
+
+
+@pytest.mark.parametrize("support", ["teacher_topk", "sampled"])
+def test_a_served_teacher_equals_the_local_engine_with_the_same_model_in_its_process(
+    support: str, random_model: Path
+) -> None:
+    """The driver asks, and two data-parallel ranks learn; the student alone is on the GPUs."""
+    from mopd_nemo.losses.objectives import Divergence, SampledReverseKL
+    from tests.engines.scripted_server import ScriptedServer
+
+    sampled = support == "sampled"
+    divergence = {"support": support, "kind": "reverse_kl", **({} if sampled else {"k": 8})}
+    with ScriptedServer(random_model) as server:
+        settings = nemo_config(
+            teacher={"kind": "server", "urls": [server.url]}, divergence=divergence, nemo={"gpus_per_node": 2}
+        )
+        engine = make(settings)
+        external = TeacherConfig(kind="external", path=str(random_model))
+        twin = local_twin(settings.model_copy(update={"teacher": external}))
+        objective = SampledReverseKL() if sampled else Divergence("reverse_kl", support=support, k=8)
+        for number in range(2):
+            batch = make_batch(engine, str(number), [objective])
+            targets, read = engine.score(batch)
+            assert read == {"score/retries": 0, "score/replicas": 1}
+            found = engine.update(batch, targets, 1e-3)
+            expected = twin.update(batch, twin.score(batch)[0], 1e-3)
+            for name in ("grad_norm", "student/entropy", *(() if sampled else ("loss", "topk_overlap"))):
+                assert found[name] == pytest.approx(expected[name], rel=2e-3), name  # sampled: its value means nothing
+    assert engine._runtime.teacher is None
     end(engine)
 
 

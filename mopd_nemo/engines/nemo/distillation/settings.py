@@ -106,6 +106,11 @@ def in_their_words(message: str) -> str:
 def _check(settings: Config, master: Mapping[str, Any]) -> None:
     """Refuse what NeMo-RL's loop would do otherwise than the settings say."""
     policy, distillation = master["policy"], master["distillation"]
+    if settings.teacher.kind == "server":
+        raise UserError(
+            "teacher.kind=server: NeMo-RL's distillation loop has a teacher policy of its own: set external, or run "
+            "`mopd train` with engine=nemo"
+        )
     external = settings.teacher.kind == "external"
     if settings.divergence.support not in ("student_topk", "teacher_topk"):
         raise UserError(

@@ -43,6 +43,9 @@ def export(
     push: Annotated[
         str | None, typer.Option(metavar="NAME", help="Also upload it to the hub as OWNER/NAME, as a private model.")
     ] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="A whole model where the checkpoint holds adapters (lora.rank).")
+    ] = False,
     public: Annotated[bool, typer.Option("--public", help="With --push: a model that everybody can read.")] = False,
 ) -> None:
     """Write what was trained as a Hugging Face model, with its tokenizer and a model card.
@@ -63,7 +66,7 @@ def export(
     console = Terminal()
     with tempfile.TemporaryDirectory() if output is None else nullcontext() as elsewhere:
         written = output or Path(str(elsewhere)) / "model"
-        _write(model, written, name=(push or str(output)).rstrip("/").rpartition("/")[2])
+        _write(model, written, merge, name=(push or str(output)).rstrip("/").rpartition("/")[2])
         if output is not None:
             console.print(f"{output}: the model of {model.directory}{model.why}", soft_wrap=True)
             console.print(f"mopd chat {output}", style="dim", soft_wrap=True)
@@ -135,11 +138,13 @@ def _metric(run: RunDirectory, evaluations: list[dict[str, Any]]) -> str | None:
     return run.read_config().train.keep_best or next(names, None)
 
 
-def _write(model: Trained, output: Path, name: str) -> None:
+def _write(model: Trained, output: Path, merge: bool, name: str) -> None:
     checkpoint = model.directory
     try:
         if (checkpoint / "config.json").is_file():
             shutil.copytree(checkpoint, output, ignore=shutil.ignore_patterns(*NOT_THE_MODEL))
+            if merge:
+                _merge_adapters(checkpoint, output)
         elif (checkpoint / "policy" / "config.yaml").is_file():
             _export_policy(checkpoint, output)
         else:
@@ -155,6 +160,19 @@ def _write(model: Trained, output: Path, name: str) -> None:
         shutil.rmtree(output, ignore_errors=True)
         why = error.strerror or error.args[0][0][2]
         raise WriteError(f"--output {output}: not written: {why}; {free} were free there then") from error
+
+
+def _merge_adapters(checkpoint: Path, output: Path) -> None:
+    """Make a whole model, in float32, of a copy of adapters. A copy that is whole already stays."""
+    import torch
+
+    from mopd_nemo.engines.local.adapters import BASE, WEIGHTS, load_merged
+    from mopd_nemo.engines.models import ADAPTER_CONFIG
+
+    if (checkpoint / ADAPTER_CONFIG).is_file():
+        for name in (ADAPTER_CONFIG, WEIGHTS, BASE):
+            (output / name).unlink(missing_ok=True)
+        load_merged(checkpoint, torch.float32).save_pretrained(output)
 
 
 def _add_end_tokens(output: Path, tokens: tuple[str, ...]) -> None:

@@ -11,6 +11,9 @@ from mopd_nemo.chat import Chat
 from mopd_nemo.config import ModelConfig, UserError
 from mopd_nemo.embedded import resolve_model_path
 
+ADAPTER_CONFIG = "adapter_config.json"
+"""PEFT's file in a directory with adapters, which names the model that they belong to."""
+
 
 def load_tokenizer(path: str, *, key: str) -> Any:
     """The tokenizer of a model directory or hub name.
@@ -58,6 +61,22 @@ def check_directory(path: str, key: str) -> None:
     elif path.startswith((".", "/", "~")) or path.count("/") > 1 or path.endswith("/"):
         written_out = ", with ~ written out" if path.startswith("~") else ""
         raise UserError(f"{key}={path}: no such directory; give that of a Hugging Face model{written_out}")
+
+
+def check_is_whole(path: str, key: str, needs: str) -> None:
+    """A directory holds the weights of a model, and not adapters of one.
+
+    Args:
+        needs: who cannot work with adapters, used in errors.
+
+    Raises:
+        UserError: it holds adapters.
+    """
+    if (Path(path) / ADAPTER_CONFIG).is_file():
+        raise UserError(
+            f"{key}={path}: holds adapters, and {needs} needs a whole model: make one with "
+            f"`mopd export {path} --merge --output DIR`, and give DIR"
+        )
 
 
 def check_tokenizer(chat: Chat, model: Any, name: str) -> None:

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from mopd_nemo.config import UserError
-from mopd_nemo.engines.models import first_line
+from mopd_nemo.engines.models import ADAPTER_CONFIG, first_line
 
-CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base_model.json"
+WEIGHTS, BASE = "adapter_model.safetensors", "base_model.json"
 _HASHED_AT_ONCE = 4
 
 
@@ -39,15 +39,17 @@ def load_merged(directory: Path, weights: torch.dtype) -> Any:
     except Exception as error:  # damaged files make libraries raise anything
         raise UserError(
             f"{directory}: cannot load the model of its adapters, {base}: {first_line(error)}; put it back, or name "
-            f"it as base_model_name_or_path in {CONFIG}"
+            f"it as base_model_name_or_path in {ADAPTER_CONFIG}"
         ) from error
     check_base(directory, module)
+    if (directory / "generation_config.json").is_file():
+        module.generation_config = GenerationConfig.from_pretrained(directory)
     return PeftModel.from_pretrained(module.to(weights), str(directory)).merge_and_unload()
 
 
 def read_adapter_config(directory: Path) -> dict[str, Any]:
     """What PEFT knows of the adapters."""
-    return json.loads((directory / CONFIG).read_text())
+    return json.loads((directory / ADAPTER_CONFIG).read_text())
 
 
 def write_base(directory: Path, fingerprint: str, dtype: torch.dtype) -> None:

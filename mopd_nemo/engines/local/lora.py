@@ -21,7 +21,6 @@ from mopd_nemo.config import LoraConfig, UserError
 from mopd_nemo.embedded import resolve_model_path
 from mopd_nemo.engines.base import seed_of
 from mopd_nemo.engines.local.adapters import (
-    CONFIG,
     WEIGHTS,
     check_base,
     fingerprint_of,
@@ -29,6 +28,7 @@ from mopd_nemo.engines.local.adapters import (
     write_base,
 )
 from mopd_nemo.engines.local.model import LanguageModel
+from mopd_nemo.engines.models import check_is_whole
 
 _NAME = "default"
 """PEFT's name of the only adapter. It is no part of the keys in a file."""
@@ -75,6 +75,7 @@ class AdaptedModel(LanguageModel):
         save_file(adapters, directory / WEIGHTS, metadata={"format": "pt"})
         self._peft.save_pretrained(str(directory))
         self.base.module.config.save_pretrained(directory)
+        self.base.module.generation_config.save_pretrained(directory)
         write_base(directory, self._fingerprint, next(self.base.module.parameters()).dtype)
 
     @torch.no_grad()
@@ -127,11 +128,7 @@ def _peft_config(base: LanguageModel, config: LoraConfig, path: str) -> Any:
             + (f", and not {' or '.join(unknown)}" if unknown else "; name some of them")
         )
     directory = Path(resolve_model_path(path))
-    if (directory / CONFIG).is_file():
-        raise UserError(
-            f"model.path={path}: holds adapters, and lora.rank={config.rank} would train others on top of them: make "
-            "one model of both first with `mopd export --merge`"
-        )
+    check_is_whole(path, "model.path", f"lora.rank={config.rank}")
     return PeftConfig(
         r=config.rank,
         lora_alpha=config.alpha,

@@ -32,7 +32,7 @@ from mopd_nemo.engines.local.prefix_tree import (
     register_attention,
     tree_batches,
 )
-from mopd_nemo.engines.models import check_directory, first_line
+from mopd_nemo.engines.models import ADAPTER_CONFIG, check_directory, first_line
 
 logger = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -149,7 +149,7 @@ class LanguageModel:
         Raises:
             UserError: it is a model of another form.
         """
-        if (directory / adapters.CONFIG).is_file():
+        if (directory / ADAPTER_CONFIG).is_file():
             raise UserError(
                 f"{directory}: holds adapters, and lora.rank=0: resume with the lora settings of the run, or start a "
                 "new run from it (model.path)"
@@ -198,7 +198,7 @@ def load_model(
     check_directory(path, key)
     directory = Path(resolve_model_path(path))
     try:
-        if (directory / adapters.CONFIG).is_file():
+        if (directory / ADAPTER_CONFIG).is_file():
             module = adapters.load_merged(directory, weights).to(device)
         else:
             module = AutoModelForCausalLM.from_pretrained(resolve_model_path(path), dtype=weights).to(device)

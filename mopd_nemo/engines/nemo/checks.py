@@ -8,7 +8,7 @@ from typing import Any
 from mopd_nemo.config import Config, UserError
 from mopd_nemo.config.checks import teacher_prompt
 from mopd_nemo.config.cluster import ParallelConfig
-from mopd_nemo.engines.models import check_positions, check_vocabularies, load_model_config
+from mopd_nemo.engines.models import check_is_whole, check_positions, check_vocabularies, load_model_config
 from mopd_nemo.engines.nemo import has_nemo_rl
 
 DTENSOR_TENSOR_MODELS = ("llama",)
@@ -42,6 +42,7 @@ def check_models(config: Config) -> int:
     Raises:
         UserError: naming the key, its value and the remedy.
     """
+    check_is_whole(config.model.path, "model.path", "engine=nemo")
     student = load_model_config(config.model.path, key="model.path")
     response = config.rollout.max_response_tokens
     _check_parallel_sizes(student, "nemo.student", config.nemo.student, config.nemo.backend)
@@ -54,6 +55,7 @@ def check_models(config: Config) -> int:
         )
     teacher, key = student, "model.path, as its own teacher,"
     if config.teacher.path is not None:
+        check_is_whole(config.teacher.path, "teacher.path", "engine=nemo")
         check_vocabularies(config.model.path, config.teacher.path)
         teacher, key = load_model_config(config.teacher.path, key="teacher.path"), "teacher.path"
         _check_parallel_sizes(teacher, "nemo.teacher", config.nemo.teacher, config.nemo.backend)

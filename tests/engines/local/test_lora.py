@@ -229,13 +229,19 @@ def test_a_save_is_continued_exactly_and_only_on_its_base(make: Make, random_mod
             make(*settings, change).load(tmp_path)
     with pytest.raises(UserError, match=r"holds adapters, and lora.rank=0"):
         make("teacher.kind=ema").load(tmp_path)
-    with pytest.raises(UserError, match=r"and lora.rank=4 would train others on top"):
+    with pytest.raises(UserError, match=r"holds adapters, and lora.rank=4 needs a whole model"):
         make(*LORA, f"model.path={tmp_path}")
     other = make(*settings)
     with torch.no_grad():
         next(other.student.module.parameters())[0, 0] += 1  # type: ignore[index]
     with pytest.raises(UserError, match="belong to another base model than this one"):
         other.load(tmp_path)
+
+
+def test_adapters_are_refused_where_a_whole_model_is_needed(make: Make, tmp_path: Path) -> None:
+    make(*LORA).save(tmp_path)
+    with pytest.raises(UserError, match=r"generation.backend=vllm needs a whole model: make one with `mopd export"):
+        make(f"model.path={tmp_path}", "generation.backend=vllm")
 
 
 def test_a_full_checkpoint_is_refused(make: Make, tmp_path: Path) -> None:

@@ -101,9 +101,7 @@ def summary(config: Config, directory: Path, start: str = "the beginning") -> li
             source = config.data.train if split == "train" else config.data.eval
             there = num_available(source, split)
             used.append(f"{min(limit or there, there)} of the {there} of data.{split}={source}")
-    peers = config.peers
-    shown = f", teachers read {peers.successes} successes and {peers.failures} failures"
-    reads = shown if method_class(config.method).reads_peers else ""
+    reads = f", teachers read {config.teacher_reads}" if method_class(config.method).reads_peers else ""
     steps, rollout = config.train.num_steps, config.rollout
     return [
         f"run         {directory}",

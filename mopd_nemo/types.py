@@ -42,6 +42,8 @@ class Problem:
     """`messages` under the student's chat template; empty until `chat.with_prompt_ids`."""
     teacher: str = ""
     """Name of its teacher among several; empty with a single one."""
+    privileged: str = ""
+    """Text for the teacher alone, such as a reference solution; empty where there is none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,11 +57,10 @@ def describe_method(records: Records) -> str:
     if config.teacher.kind != "none":
         rate = f" (rate {config.teacher.ema_rate:g})" if config.teacher.kind == "ema" else ""
         parts.append(f"teacher {config.teacher.kind}{rate}")
-    if uses(config.method, "peers.successes"):
+    if uses(config.method, "context"):
         chosen = records.run.rows(records.run.choices_file)
-        fixed = f"successes {peers.successes}, failures {peers.failures}"
         measured = f"measured, {chosen[-1]['context']} since step {chosen[-1]['step'] + 1}" if chosen else "measured"
-        parts.append(f"peers: {fixed if peers.choose == 'fixed' else measured}")
+        parts.append(f"reads {config.teacher_reads}" if peers.choose == "fixed" else f"peers: {measured}")
         if peers.control != "none":
             parts.append(f"control {peers.control}")
     if uses(config.method, "divergence.kind"):

@@ -116,19 +116,14 @@ def _with_interval(row: Mapping[str, Any], name: str) -> str:
 
 
 def _training(config: Config, metrics: Rows) -> str:
-    rollout, peers, uses = config.rollout, config.peers, method_class(config.method).uses
+    rollout, uses = config.rollout, method_class(config.method).uses
     lines = [
         f"method `{config.method}`" + (f", teacher `{config.teacher.kind}`" if config.teacher.kind != "none" else "")
     ]
     if config.teacher.path:
         lines[0] += f" (`{config.teacher.path}`)"
-    if "peers" in uses:
-        shown = (
-            "chosen by measurement"
-            if peers.choose != "fixed"
-            else f"{peers.successes} successes and {peers.failures} failures"
-        )
-        lines.append(f"peers in the teacher's prompt: {shown}")
+    if "context" in uses:
+        lines.append(f"in the teacher's prompt: {config.teacher_reads}")
     if "divergence" in uses:
         lines.append(f"objective: `{config.divergence.kind}` on `{config.divergence.support}`")
     lines.append(

@@ -14,6 +14,7 @@ import numpy as np
 from mopd_nemo.analysis.contrasts import MARGIN, Contrasts, contrasts
 from mopd_nemo.config import UserError
 from mopd_nemo.config.load import flatten
+from mopd_nemo.config.plugins import method_class
 from mopd_nemo.files import read_rows
 from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.run.display import PHASES, WARM_UP_STEPS
@@ -115,9 +116,10 @@ def compare(paths: Sequence[Path], baseline: str | None = None, margin: float = 
     runs = [_read(path) for path in find_runs(paths)]
     shared = {key for key in runs[0].config if all(run.config.get(key) == runs[0].config[key] for run in runs)}
     varied = [key for key in runs[0].config if key not in shared and not _says_nothing(key)]
+    implied = _implied(runs)
     labels: dict[str, list[RunResult]] = {}
     for run in runs:
-        labels.setdefault(_label(run, varied), []).append(run)
+        labels.setdefault(_label(run, [key for key in varied if key not in implied]), []).append(run)
     sizes = {run.config["eval.num_samples"] for run in runs}
     if len(sizes) > 1 or len({frozenset(run.correct) for run in runs}) > 1:
         raise UserError("the runs were evaluated on different problems or numbers of samples: compare like with like")
@@ -177,6 +179,19 @@ def _read(path: Path) -> RunResult:
 
 def _says_nothing(key: str) -> bool:
     return key in _NOT_SETTINGS or key.startswith("logging.")
+
+
+def _implied(runs: Sequence[RunResult]) -> set[str]:
+    """Settings that a method has a preset for, and that do not vary within a method."""
+    by_method: dict[str, list[RunResult]] = {}
+    for run in runs:
+        by_method.setdefault(run.config["method"], []).append(run)
+    preset = {key for name in by_method for key in method_class(name).preset}
+    return {
+        key
+        for key in preset
+        if all(run.config.get(key) == own[0].config.get(key) for own in by_method.values() for run in own)
+    }
 
 
 def _label(run: RunResult, varied: Sequence[str]) -> str:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel
 
 from mopd_nemo.config.base import seconds_of
+from mopd_nemo.config.checks_context import check_context
 from mopd_nemo.config.checks_nemo import check_nemo
 from mopd_nemo.config.plugins import METHODS, method_class
 from mopd_nemo.config.schema import Config
 from mopd_nemo.config.teacher import TeacherConfig
 
 OPTIONAL = (
-    *("peers", "divergence", "policy_gradient", "reference", "sdpo", "gkd", "dpo", "simpo", "suppress"),
+    *("context", "peers", "feedback", "divergence", "policy_gradient", "reference", "gkd", "dpo", "simpo", "suppress"),
     *("rollout.importance_clip", "train.denominator"),
 )
 """Settings that not every method uses. Every method uses the others."""
@@ -30,8 +31,7 @@ def check(config: Config) -> None:
     """
     _check_method(config)
     _check_lora(config)
-    _check_peers(config)
-    _check_choice(config)
+    check_context(config)
     _check_teachers(config)
     _check_served(config)
     _check_lag(config)
@@ -72,12 +72,15 @@ def _check_method(config: Config) -> None:
             f"method={method} learns from completions of its teacher: write them with "
             "`mopd complete --config CONFIG --output FILE` and set gkd.completions=FILE"
         )
-    for key, value in _changed(config):
+    preset = method_class(method).preset
+    for key, value in _changed(config, preset):
         if not is_unused(method, key) and not (_is_optional(key) and any(_within(key, scope) for scope in idle)):
             continue
         hint = ""
         if key.startswith("policy_gradient.") and "policy_gradient" in idle:
             hint = ", or mix in the reward with policy_gradient.weight"
+        elif key.startswith("feedback.") and "feedback" in idle:
+            hint = ", or add feedback to context"
         elif users := [name for name in METHODS if name != method and uses(name, key)]:
             hint = f", or choose method={' or '.join(users)}"
         raise ValueError(f"{key}={value!r} is unused by method={method}: remove it{hint}")
@@ -88,16 +91,19 @@ def _check_lora(config: Config) -> None:
         if config.engine == "nemo":
             raise ValueError(f"lora.rank={config.lora.rank} is for engine=local: remove it, or set engine=local")
         return
-    for key, value in _changed(config.lora, "lora."):
+    for key, value in _changed(config.lora, {}, "lora."):
         raise ValueError(f"{key}={value!r} is unused by lora.rank=0: set a rank, such as lora.rank=16, or remove it")
 
 
-def _changed(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of the settings that are not at their default."""
+def _changed(section: BaseModel, preset: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of the settings that are not at their default, nor at the method's own."""
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         if isinstance(value, BaseModel):
-            yield from _changed(value, f"{prefix}{name}.")
+            yield from _changed(value, preset, f"{prefix}{name}.")
+        elif f"{prefix}{name}" in preset:
+            if value != preset[f"{prefix}{name}"]:
+                yield f"{prefix}{name}", value
         elif value != field.default:
             yield f"{prefix}{name}", value
 
@@ -108,69 +114,6 @@ def _is_optional(key: str) -> bool:
 
 def _within(key: str, scope: str) -> bool:
     return key == scope or key.startswith(f"{scope}.")
-
-
-def _check_peers(config: Config) -> None:
-    if config.peers.when_no_success == "plain" and config.teacher.kind == "live":
-        raise ValueError(
-            "peers.when_no_success=plain with teacher.kind=live compares the student with itself, a zero loss: "
-            "set peers.when_no_success=skip, or another teacher.kind"
-        )
-    size = config.rollout.num_rollouts_per_prompt
-    for name in ("successes", "failures", "summaries") if method_class(config.method).reads_peers else ():
-        wanted = getattr(config.peers, name)
-        if wanted != "all" and wanted > size:
-            raise ValueError(
-                f"peers.{name}={wanted} asks for more than the rollout.num_rollouts_per_prompt={size} rollouts of a "
-                f"group: lower the first, raise the second, or set peers.{name}=all"
-            )
-    require, others = config.peers.require, config.rollout.num_rollouts_per_prompt - 1
-    if require.successes + require.failures > others:
-        raise ValueError(
-            f"peers.require.successes={require.successes} and peers.require.failures={require.failures} ask for more "
-            f"than the {others} rollouts beside a target: lower them or raise rollout.num_rollouts_per_prompt="
-            f"{others + 1}"
-        )
-    if config.divergence.contrast and 0 in (config.peers.successes, config.peers.failures):
-        raise ValueError(
-            f"divergence.contrast={config.divergence.contrast} sets successes against failures, with peers.successes="
-            f"{config.peers.successes} and peers.failures={config.peers.failures}: raise the one that is 0"
-        )
-    plain = {"when_no_success": "skip", "summaries": 0, "control": "none", "choose": "fixed"}
-    for name, value in plain.items() if config.divergence.contrast else ():
-        if getattr(config.peers, name) != value:
-            raise ValueError(
-                f"divergence.contrast={config.divergence.contrast} reads successes and failures of the group, each in "
-                f"a prompt of their own, and does not go with peers.{name}={getattr(config.peers, name)}: set "
-                f"peers.{name}={value}"
-            )
-    if config.divergence.contrast and config.peers.failure_form == "contrast":
-        raise ValueError(
-            f"divergence.contrast={config.divergence.contrast} shows failures without successes, which "
-            "peers.failure_form=contrast compares them with: choose another form"
-        )
-    if method_class(config.method).reads_peers and config.peers.max_context_tokens <= config.data.max_prompt_tokens:
-        raise ValueError(
-            f"peers.max_context_tokens={config.peers.max_context_tokens} leaves no room for peers beside prompts of "
-            f"up to data.max_prompt_tokens={config.data.max_prompt_tokens}: raise the first or lower the second"
-        )
-
-
-def _check_choice(config: Config) -> None:
-    """Measured peers are those of a self-teacher, and what the choice would overrule stays at its default."""
-    peers = config.peers
-    if peers.choose == "fixed":
-        for name in ("choose_every", "choose_from", "choose_problems"):
-            if getattr(peers, name) != type(peers).model_fields[name].default:
-                raise ValueError(f"peers.{name}={getattr(peers, name)!r} is unused by peers.choose=fixed: remove it")
-        return
-    if (kind := config.teacher.kind) in ("external", "server", "several"):
-        raise ValueError(
-            f"peers.choose=measured asks what the student makes of peers, and teacher.kind={kind} is another model: "
-            "set peers.choose=fixed"
-        )
-    if peers.control != "none":
-        raise ValueError(f"peers.choose=measured with peers.control={peers.control}: choose one of the two")
 
 
 def _check_teachers(config: Config) -> None:

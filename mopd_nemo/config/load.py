@@ -78,7 +78,7 @@ def config_from(values: Mapping[str, Any], source: str) -> Config:
 
 def _config(read: _Values) -> Config:
     try:
-        config = _validate(Config, replace(read, values=_with_teacher(read.values)))
+        config = _validate(Config, replace(read, values=_with_method(read.values)))
         check(config)
     except ValueError as error:
         raise UserError(f"{read.who(str(error))}: {error}") from error
@@ -113,13 +113,18 @@ def _flatten(values: dict[str, Any], prefix: str) -> dict[str, Any]:
     return flat
 
 
-def _with_teacher(values: dict[str, Any]) -> dict[str, Any]:
-    """The values with the method's default kind of teacher, if they name none."""
-    method, teacher = values.get("method", "mopd"), values.get("teacher", {})
-    if not isinstance(method, str) or not isinstance(teacher, dict) or "kind" in teacher:
+def _with_method(values: dict[str, Any]) -> dict[str, Any]:
+    """The values with the method's own defaults beneath: its kind of teacher, and its preset."""
+    method = values.get("method", Config.model_fields["method"].default)
+    if not isinstance(method, str):
         return values
     kind = "several" if values.get("teachers") else method_class(method).teachers[0]
-    return {**values, "teacher": {**teacher, "kind": kind}}
+    for key, default in {"teacher.kind": kind, **method_class(method).preset}.items():
+        block, _, name = key.rpartition(".")
+        section = values.get(block, {}) if block else values
+        if isinstance(section, dict) and name not in section:
+            values = {**values, block: {**section, name: default}} if block else {**values, name: default}
+    return values
 
 
 def _read_values(path: str | os.PathLike[str] | None, overrides: Sequence[str]) -> _Values:
@@ -139,19 +144,27 @@ def _read_values(path: str | os.PathLike[str] | None, overrides: Sequence[str]) 
 
 
 def _leave_out_unused(own: DictConfig, method: str, path: str | os.PathLike[str]) -> None:
-    """Remove from a file's settings those of the file's own method that the method named in its place cannot use."""
+    """Remove from a file's settings those of the file's own method that the method named in its place cannot use.
+
+    So are those that either method has a default of its own for.
+    """
     replaced = own.get("method", Config.model_fields["method"].default)
     if method == replaced:
         return
     values: Any = OmegaConf.to_container(own)
-    unused = [key for key in _flatten(values, "") if is_unused(method, key) and not is_unused(replaced, key)]
+    presets = method_class(method).preset.keys() | method_class(replaced).preset.keys()
+    unused = [
+        key
+        for key in _flatten(values, "")
+        if key in presets or (is_unused(method, key) and not is_unused(replaced, key))
+    ]
     teacher = values.get("teacher", {})
     if teacher.get("kind", method_class(replaced).teachers[0]) not in method_class(method).teachers:
         unused += [f"teacher.{key}" for key in teacher]
     for key in unused:
         logger.warning("method=%s leaves out %s=%s of %s", method, key, OmegaConf.select(own, key), path)
         block, _, name = key.rpartition(".")
-        OmegaConf.select(own, block).pop(name)
+        (OmegaConf.select(own, block) if block else own).pop(name)
 
 
 def _read(path: Path, above: tuple[Path, ...]) -> tuple[DictConfig, dict[str, str]]:

@@ -1,4 +1,4 @@
-"""What the teacher reads: which peers, in what form, under which headings."""
+"""What the teacher reads: peers and other sources, in what form, under which headings."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from mopd_nemo.config.base import ConfigBlock
 
+SOURCES = ("peers", "feedback", "privileged")
+"""What `context` may name, beside a function of the user's as `module:function`."""
+
 
 class Templates(ConfigBlock):
-    """The text around peers in the teacher's prompt. `{text}` stands for the peer or the feedback."""
+    """The text around peers and other evidence in the teacher's prompt. `{text}` stands for the evidence."""
 
     success: str = "\n\nA correct solution of this problem:\n\n{text}"
     """First success peer."""
@@ -28,10 +31,12 @@ class Templates(ConfigBlock):
     """Every failure peer shown by its summary."""
     feedback: str = "\n\nFeedback on an earlier failed attempt:\n\n{text}"
     """The verifier's feedback on the target itself, and on every failure peer with `failure_form: feedback`."""
+    privileged: str = "\n\nThis is known about the problem:\n\n{text}"
+    """The problem's text in the column `data.privileged_column`."""
     closing: str = "\n\nNow solve the problem above correctly."
-    """End of the user turn, in every context that shows peers or feedback."""
+    """End of the user turn, in every context that shows something."""
     cut: str = "\n[...]\n"
-    """Replaces the middle of a peer that exceeds its token budget."""
+    """Replaces the middle of a text that exceeds its token budget."""
 
     @model_validator(mode="after")
     def _check_placeholders(self) -> Self:
@@ -55,8 +60,21 @@ class RequireConfig(ConfigBlock):
     """Least number of failure peers, counted likewise."""
 
 
+class FeedbackConfig(ConfigBlock):
+    """The verifier's feedback on the target itself, where `context` names `feedback`."""
+
+    when: Literal["no_success", "always"] = "no_success"
+    """`no_success`: only where the teacher reads no successful peer. `always`: whatever else it reads."""
+    which: Literal["informative", "all"] = "informative"
+    """`informative`: feedback that says more than that the target failed, such as a failed test's input. `all`:
+    whatever it says."""
+
+
 class PeersConfig(ConfigBlock):
-    """Peers in the teacher's prompt for a target rollout (paper eq. 4, 6, 7). Default: two successes."""
+    """Peers in the teacher's prompt for a target rollout (paper eq. 4, 6, 7). Default: two successes.
+
+    Read where `context` names `peers`; budgets and templates hold for every source.
+    """
 
     successes: NonNegativeInt | Literal["all"] = 2
     """Success peers per context."""
@@ -84,12 +102,11 @@ class PeersConfig(ConfigBlock):
     """Peers with equal text. `all`: they count once, and none that reads like the target is shown to it. `peers`: they
     count once, and a target may read its own text where another rollout wrote it too. `none`: each counts."""
     require: RequireConfig = RequireConfig()
-    when_no_success: Literal["skip", "failure_only", "failure_and_feedback", "feedback", "plain"] = "skip"
-    """Treatment of a target without a success peer. `skip`: no loss, and no teacher or student pass.
-    `failure_only`: show failures alone, and summaries where they are asked for; skip it if successes exist that read
-    like it. `failure_and_feedback`: the same, and the verifier's feedback on the target if there is any, also where
-    `successes` is 0. `feedback`: show that feedback; skip the target if there is none. `plain`: show the prompt alone,
-    which gives zero loss with `teacher.kind: live`."""
+    when_no_success: Literal["skip", "failure_only", "plain"] = "skip"
+    """Peers of a target without a success peer. `skip`: none; it is not learned from, and costs no pass, unless another
+    source of the context has something for it. `failure_only`: failures alone, and summaries where they are asked for;
+    none if successes exist that read like it. `plain`: none; if no other source has something either, the teacher reads
+    the prompt alone, which gives zero loss with `teacher.kind: live`."""
     failure_form: Literal["text", "described", "feedback", "contrast"] = "text"
     """What is shown of a failure peer. `text`: the attempt. `described`: the attempt, then the verifier's feedback on
     it. `feedback`: that feedback alone; failures without any are passed over. `contrast`: what of it no success in the
@@ -104,19 +121,20 @@ class PeersConfig(ConfigBlock):
     strip_thinking_failures: bool = True
     """Remove thinking blocks from failure peers."""
     max_peer_tokens: PositiveInt = 2048
-    """Longest peer. A longer one loses its middle."""
+    """Longest peer, and longest text of any other source. A longer one loses its middle."""
     max_summary_tokens: PositiveInt = 64
     """Longest summary. A longer one is truncated."""
     max_context_tokens: PositiveInt = 10240
-    """Longest teacher prompt. Peers shrink to fit; question, closing and assistant header are never truncated."""
+    """Longest teacher prompt. All that it shows shrinks to fit; question, closing and assistant header are never
+    truncated."""
     templates: Templates = Templates()
-    """The text around the peers."""
+    """The text around all that a teacher reads."""
 
     @model_validator(mode="after")
     def _check_counts(self) -> Self:
         if self.successes == 0 and self.failures == 0:
             raise ValueError("peers.successes=0 and peers.failures=0 show the teacher no peers: raise one of them")
-        failures_alone = self.when_no_success in ("failure_only", "failure_and_feedback") and self.summaries == 0
+        failures_alone = self.when_no_success == "failure_only" and self.summaries == 0
         needs = {"failure_form": self.failure_form != "text", "when_no_success": failures_alone,
                  "control": self.control == "success_only"}  # fmt: skip
         for name in [name for name, reads_failures in needs.items() if reads_failures and self.failures == 0]:

@@ -1,6 +1,6 @@
-"""Classes that a config names: built-in ones by a short name, your own as `module:Name`.
+"""Classes and functions that a config names: built-in ones by a short name, your own as `module:Name`.
 
-Methods and verifiers use it.
+Methods, verifiers and contexts use it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mopd_nemo.config.base import UserError
+from mopd_nemo.config.peers import SOURCES
 
 METHODS = {
     "mopd": "mopd_nemo.methods.mopd:Mopd",
@@ -39,8 +40,24 @@ def method_class(name: str) -> Any:
     return found
 
 
+def context_function(name: str) -> Any:
+    """The function `(group, target) -> [(heading, text), ...]` that `context` names as `module:function`.
+
+    Raises:
+        UserError: there is none, or it cannot be called.
+    """
+    if ":" not in name:
+        raise UserError(
+            f"context={name}: choose {', '.join(SOURCES)}, or write module:function for a function of your own"
+        )
+    found = load_class(name, {}, "context")
+    if not callable(found):
+        raise UserError(f"context={name}: not a function: write one that takes a group and the index of the target")
+    return found
+
+
 def load_class(name: str, built_in: Mapping[str, str], key: str) -> Any:
-    """The class that a setting names.
+    """The class or function that a setting names.
 
     Args:
         name: a key of `built_in`, or `module:Name`. The module is on the Python path or in the working

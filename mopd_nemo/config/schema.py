@@ -13,7 +13,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from mopd_nemo.config.base import ConfigBlock, Duration, Fraction, seconds_of
 from mopd_nemo.config.cluster import ClusterConfig, NemoConfig
-from mopd_nemo.config.peers import PeersConfig
+from mopd_nemo.config.peers import FeedbackConfig, PeersConfig
 from mopd_nemo.config.teacher import NamedTeacherConfig, TeacherConfig
 from mopd_nemo.config.verifiers import VerifierConfig
 
@@ -65,6 +65,9 @@ class DataConfig(ConfigBlock):
     """Text appended to the user turn of every problem, in training and in evaluation."""
     train_prompt_suffix: str = ""
     """Text appended after `prompt_suffix` in training alone, such as a request for a summary."""
+    privileged_column: str = "privileged"
+    """Field of a row with text for the teacher alone, such as a reference solution, a hint or a document. Read where
+    `context` names `privileged`; every row must then have it. The built-in task has worked solutions."""
     escape_control_tokens: bool = True
     """Break up control tokens of the tokenizer in the text of a row (`< |im_end|>`), so that a row cannot open or end
     a turn. `false`: for rows that hold templated text on purpose."""
@@ -169,14 +172,6 @@ class DivergenceConfig(ConfigBlock):
                 f"divergence.support=sampled estimates the reverse KL, not {self.kind}: set divergence.kind=reverse_kl"
             )
         return self
-
-
-class SdpoConfig(ConfigBlock):
-    """Self-Distillation Policy Optimization: one successful sibling, or feedback where there is none."""
-
-    feedback: Literal["none", "informative", "all"] = "informative"
-    """Feedback that the teacher of a target without a successful sibling reads. `informative`: where it says more than
-    that the target failed, such as a failed test's input. `all`: whatever it says. `none`: such a target is skipped."""
 
 
 class SuppressConfig(ConfigBlock):
@@ -352,14 +347,18 @@ class Config(ConfigBlock):
     rollout: RolloutConfig = RolloutConfig()
     generation: GenerationConfig = GenerationConfig()
     verifier: VerifierConfig = VerifierConfig()
+    context: tuple[str, ...] = ("peers",)
+    """What the teacher reads beside the problem, in this order: `peers` of the group, the verifier's `feedback` on the
+    target, the problem's `privileged` text (`data.privileged_column`), or what a function of yours returns, named
+    `module:function`. See docs/contexts.md. Default: `[peers]`; for sdpo `[peers, feedback]`."""
     peers: PeersConfig = PeersConfig()
+    feedback: FeedbackConfig = FeedbackConfig()
     teacher: TeacherConfig = TeacherConfig()
     teachers: dict[str, NamedTeacherConfig] = Field(default_factory=dict)
     """Several teachers by name, in place of `teacher`: blocks of its keys, with `kind` `frozen`, `external` or
     `server`, and `tasks`, the tasks that each one teaches. A row of the data may name its own with `teacher`."""
     guard: GuardConfig = GuardConfig()
     divergence: DivergenceConfig = DivergenceConfig()
-    sdpo: SdpoConfig = SdpoConfig()
     policy_gradient: PolicyGradientConfig = PolicyGradientConfig()
     reference: ReferenceConfig = ReferenceConfig()
     suppress: SuppressConfig = SuppressConfig()
@@ -372,6 +371,14 @@ class Config(ConfigBlock):
     logging: LoggingConfig = LoggingConfig()
     nemo: NemoConfig = NemoConfig()
     cluster: ClusterConfig = ClusterConfig()
+
+    @property
+    def teacher_reads(self) -> str:
+        """The context in words."""
+        peers = self.peers
+        counted = f"{peers.successes} successes and {peers.failures} failures"
+        words = {"peers": counted if peers.choose == "fixed" else "measured peers"}
+        return ", ".join(words.get(source, source) for source in self.context)
 
     @property
     def every_teacher(self) -> Mapping[str, TeacherConfig]:

@@ -98,7 +98,7 @@ class HttpConfig(ConfigBlock):
 
 
 class FeedbackConfig(ConfigBlock):
-    """Feedback on failures. `peers.when_no_success` and `peers.failure_form` say whether teachers read it."""
+    """Feedback on failures. `context` and `peers.failure_form` say whether teachers read it."""
 
     reveal_gold: bool = False
     """Include the right answer, or the expected output of the failed test. It then reaches the teacher's prompt."""

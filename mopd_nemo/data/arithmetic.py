@@ -19,6 +19,8 @@ Split = Literal["prepare", "train", "eval"]
 
 SIZES = {"train": 4096, "eval": 512}
 """Problems of the two splits that runs use."""
+PREFIX = "arithmetic/"
+"""Of a problem's id; the expression follows."""
 MIN_OPERATIONS = 3
 MAX_OPERATIONS = 8
 INSTRUCTION = "Work from left to right and keep only the last digit: {expression}\nEnd with \\boxed{{digit}}."
@@ -48,6 +50,21 @@ def evaluate(expression: str) -> int:
     for operator, digit in operations:
         value = apply(value, operator, digit)
     return value
+
+
+def worked_solution(problem: Problem) -> str:
+    """A right answer to a problem of this task, line by line.
+
+    >>> worked_solution(to_problem("7+5-3"))
+    '7+5=2\\n2-3=9\\n\\\\boxed{9}'
+    """
+    value, operations = parse(problem.id.removeprefix(PREFIX))
+    lines = []
+    for operator, digit in operations:
+        result = apply(value, operator, digit)
+        lines.append(f"{value}{operator}{digit}={result}")
+        value = result
+    return "\n".join([*lines, f"\\boxed{{{value}}}"])
 
 
 def split_of(expression: str) -> Split:
@@ -82,7 +99,7 @@ def to_problem(expression: str) -> Problem:
     """Wrap an expression as a prompt with its answer."""
     message: Message = {"role": "user", "content": INSTRUCTION.format(expression=expression)}
     return Problem(
-        id=f"arithmetic/{expression}",
+        id=PREFIX + expression,
         messages=(message,),
         answer=str(evaluate(expression)),
         task="arithmetic",

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from mopd_nemo.config import Config, UserError
 from mopd_nemo.config.verifiers import VerifierConfig
-from mopd_nemo.data.arithmetic import SIZES, make_problems
+from mopd_nemo.data.arithmetic import SIZES, make_problems, worked_solution
 from mopd_nemo.data.rows import BadRows
 from mopd_nemo.files import explain, read_models, text_lines, write_rows
 from mopd_nemo.types import Message, Problem
@@ -36,9 +36,14 @@ def load_problems(config: Config, split: Literal["train", "eval"], bad: BadRows 
     limit = config.data.num_train if split == "train" else config.data.num_eval
     if source == "arithmetic":
         problems = make_problems(split, min(limit or SIZES[split], SIZES[split]))
+        if split == "train" and _read_privileged(config):
+            problems = [replace(problem, privileged=worked_solution(problem)) for problem in problems]
     else:
-        bad = bad or BadRows(config.data.on_bad_row)
-        problems = read_problems(source, f"data.{split}", bad, config.verifier)[:limit]
+        bad, needed = bad or BadRows(config.data.on_bad_row), "privileged" in config.context
+        column = config.data.privileged_column if split == "train" and _read_privileged(config) else None
+        problems = read_problems(
+            source, f"data.{split}", bad, config.verifier, privileged_column=column, column_is_needed=needed
+        )[:limit]
     code = config.verifier.code
     counts_tests = config.eval.paper_metrics and split == "eval" and any(problem.task == "code" for problem in problems)
     if counts_tests and not code.all_tests and code.mode != "paper":
@@ -48,6 +53,11 @@ def load_problems(config: Config, split: Literal["train", "eval"], bad: BadRows 
         )
     suffix = config.data.prompt_suffix + (config.data.train_prompt_suffix if split == "train" else "")
     return [_with_suffix(problem, suffix) for problem in problems]
+
+
+def _read_privileged(config: Config) -> bool:
+    """Whether a source of the context may read the problems' privileged text: functions of users may."""
+    return any(source == "privileged" or ":" in source for source in config.context)
 
 
 def num_available(source: str, split: Literal["train", "eval"]) -> int:
@@ -126,16 +136,11 @@ def problems_of_step(problems: Sequence[Problem], step: int, batch_size: int, se
 
 
 def fingerprints(problems: Sequence[Problem]) -> dict[str, str]:
-    """By id, in order: what identifies a problem's messages, answer and task."""
+    """By id, in order: what identifies a problem's messages, answer, task, and privileged text if it has any."""
+    parts = {p.id: [p.messages, p.answer, p.task, *filter(None, [p.teacher, p.privileged])] for p in problems}
     return {
-        problem.id: hashlib.sha256(
-            json.dumps(
-                [problem.messages, problem.answer, problem.task, *filter(None, [problem.teacher])],
-                sort_keys=True,
-                default=repr,
-            ).encode()
-        ).hexdigest()[:16]
-        for problem in problems
+        name: hashlib.sha256(json.dumps(own, sort_keys=True, default=repr).encode()).hexdigest()[:16]
+        for name, own in parts.items()
     }
 
 
@@ -202,13 +207,21 @@ class _Row(BaseModel):
 
 
 def read_problems(
-    path: str, key: str, bad: BadRows | None = None, verifiers: VerifierConfig | None = None
+    path: str,
+    key: str,
+    bad: BadRows | None = None,
+    verifiers: VerifierConfig | None = None,
+    *,
+    privileged_column: str | None = None,
+    column_is_needed: bool = True,
 ) -> list[Problem]:
     """All problems of a file, in file order. `key` is the config key that named the file, used in errors.
 
     Args:
         verifiers: settings of the verifiers, which may name further tasks. None: the defaults.
         bad: the treatment of a malformed row or a repeated id. None: stop.
+        privileged_column: field with text for the teacher. None: problems have no such text.
+        column_is_needed: a row without that field is malformed.
 
     Raises:
         UserError: no such file, no rows, or a bad row (with line and field) with a policy to stop.
@@ -219,7 +232,7 @@ def read_problems(
     if not file.is_file():
         raise UserError(f"{key}={path}: no such file; name a JSONL file, or `arithmetic` for the built-in task")
     problems: dict[str, Problem] = {}
-    for number, _, row in read_models(file, _Row):
+    for number, line, row in read_models(file, _Row):
         if isinstance(row, ValidationError):
             bad.report(path, f"line {number}", explain(row))
             continue
@@ -230,8 +243,14 @@ def read_problems(
             continue
         if row.id in problems:
             bad.report(path, f"line {number}", f"id {row.id!r} appears twice; ids must be unique")
-        else:
+        elif privileged_column is None:
             problems[row.id] = row.to_problem()
+        elif isinstance(text := json.loads(line).get(privileged_column, None if column_is_needed else ""), str):
+            problems[row.id] = replace(row.to_problem(), privileged=text)
+        else:
+            fault = "missing" if text is None else f"{text!r:.40} is not text"
+            remedy = 'write what the teacher may read ("" for nothing), or set data.privileged_column or context'
+            bad.report(path, f"line {number}", f"{privileged_column}: {fault}, and context names privileged: {remedy}")
     if not problems:
         raise UserError(f"{key}={path}: the file has no rows")
     return list(problems.values())

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import Config, UserError
@@ -23,6 +23,8 @@ class Method(ABC):
     uses: ClassVar[frozenset[str]] = frozenset()
     """What it reads of the settings that not every method uses (`config.checks.OPTIONAL`): keys and whole sections.
     Setting another one is an error."""
+    preset: ClassVar[Mapping[str, Any]] = {}
+    """By dotted key, its own defaults. One that is not in `uses` cannot be changed."""
     reads_peers: ClassVar[bool] = False
     """Its teacher reads contexts of up to `peers.max_context_tokens`, not only the student's prompt."""
     samples: ClassVar[bool] = True

@@ -40,7 +40,7 @@ def apply_control(
                     peers = _unrelated(selection.full_peers, own, candidates)
                 case "success_only":
                     peers = _successes_only(selection.full_peers, target, own, candidates)
-            group.append(Selection((*peers, *selection.summaries), selection.feedback))
+            group.append(Selection((*peers, *selection.summaries)))
         controlled.append(group)
     return controlled
 

@@ -52,7 +52,7 @@ def context_metrics(contexts: Sequence[Sequence[PeerContext]]) -> dict[str, floa
 
     `signal`: fraction of rollouts that a teacher scores. The other means are over those rollouts, except two fractions
     of all rollouts: `context/complete` (the teacher reads as many peers as were asked for), `context/overflow` (they
-    did not fit).
+    did not fit). `context/SOURCE`: those that show something of a source other than peers.
     """
     every = [context for group in contexts for context in group]
     shown = [context for context in every if context.prompt_ids is not None]
@@ -63,6 +63,8 @@ def context_metrics(contexts: Sequence[Sequence[PeerContext]]) -> dict[str, floa
     }
     if shown:
         distinct = [len({c.prompt_ids for c in group if c.prompt_ids is not None}) for group in contexts]
+        others = {source for context in shown for source in context.sources} - {"peers"}
+        metrics |= {f"context/{source}": fmean(source in context.sources for context in shown) for source in others}
         metrics |= {
             "context/tokens": fmean(len(context.prompt_ids or ()) for context in shown),
             "context/successes": fmean(_count(context, "success") for context in shown),

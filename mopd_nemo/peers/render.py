@@ -1,6 +1,6 @@
 """From the verified groups of a step to the teacher prompt of every rollout (paper eq. 6 and 7).
 
-The user turn that a teacher reads is the question, the successes, the failures and a closing instruction.
+The user turn that a teacher reads is the question, what each source of the context shows, and a closing instruction.
 """
 
 from __future__ import annotations
@@ -8,18 +8,20 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from mopd_nemo.chat import PART_OF_CHARACTER, Chat
-from mopd_nemo.config import PeersConfig, Templates
+from mopd_nemo.config import FeedbackConfig, PeersConfig, Templates
 from mopd_nemo.peers.contrast import difference
 from mopd_nemo.peers.controls import apply_control
-from mopd_nemo.peers.select import Candidates, Peer, Selection, candidates_of, select_peers
+from mopd_nemo.peers.select import Candidates, Peer, Selection, candidates_of, has_required, select_peers
+from mopd_nemo.peers.sources import ContextSection, sections_from
 from mopd_nemo.types import Message, RolloutGroup
 
 PLAIN = Selection()
+PEERS_ALONE = ("peers",)
+NO_SUCCESS = FeedbackConfig()
 MIN_TOKENS_PER_SECTION = 16
-"""Peers squeezed below this say nothing. Such a target gets no signal and is counted as an overflow."""
+"""Texts squeezed below this say nothing. Such a target gets no signal and is counted as an overflow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,31 +31,17 @@ class PeerContext:
     prompt_ids: tuple[int, ...] | None
     """Teacher prompt up to and including the assistant header. None: the teacher has no signal for this target."""
     selection: Selection = PLAIN
+    sources: tuple[str, ...] = ()
+    """The sources of `context` that it shows something of."""
     complete: bool = False
-    """It shows as many peers as `peers.successes` and `peers.failures` ask for; `all` asks for at least one."""
+    """It shows as many peers as `peers.successes` and `peers.failures` ask for; `all` asks for at least one. A context
+    without peers is complete when it shows something."""
     num_truncated: int = 0
     """Sections that lost their middle to the token budget."""
     overflow: bool = False
-    """True when there were peers but `peers.max_context_tokens` had no room for them."""
+    """True when there was something to show but `peers.max_context_tokens` had no room for it."""
     contrast_prompt_ids: tuple[int, ...] | None = None
     """With `divergence.contrast`, the prompt with the failures; the other one then has the successes."""
-
-
-@dataclass(frozen=True, slots=True)
-class ContextSection:
-    """One piece of evidence in a context."""
-
-    kind: Literal[
-        "success",
-        "failure",
-        "failure_feedback",
-        "failure_difference",
-        "success_summary",
-        "failure_summary",
-        "feedback",
-    ]
-    """Names the template of its heading."""
-    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,20 +56,29 @@ class Rendered:
 
 
 def build_contexts(
-    groups: Sequence[RolloutGroup], chat: Chat, config: PeersConfig, seed: str
+    groups: Sequence[RolloutGroup],
+    chat: Chat,
+    config: PeersConfig,
+    seed: str,
+    context: Sequence[str] = PEERS_ALONE,
+    feedback: FeedbackConfig = NO_SUCCESS,
 ) -> list[list[PeerContext]]:
     """One context per group and rollout, in order. Equal contexts of a group share one tuple of ids.
 
     Args:
         seed: names the step uniquely within the run; the same seed and groups give the same contexts.
+        context: the sources, in the order shown.
     """
     candidates = candidates_of(groups, chat, config)
-    selections = [
-        select_peers(own, config, f"{seed}/{group.problem.id}") for group, own in zip(groups, candidates, strict=True)
-    ]
-    if config.control != "none":
-        selections = apply_control(selections, candidates, config.control, seed)
-    return render_contexts(groups, selections, candidates, chat, config)
+    selections: list[list[Selection | None]] = [[None] * len(group.rollouts) for group in groups]
+    if "peers" in context:
+        selections = [
+            select_peers(own, config, f"{seed}/{group.problem.id}")
+            for group, own in zip(groups, candidates, strict=True)
+        ]
+        if config.control != "none":
+            selections = apply_control(selections, candidates, config.control, seed)
+    return render_contexts(groups, selections, candidates, chat, config, context, feedback)
 
 
 def build_contrasts(
@@ -123,28 +120,48 @@ def render_contexts(
     candidates: Sequence[Candidates],
     chat: Chat,
     config: PeersConfig,
+    context: Sequence[str] = PEERS_ALONE,
+    feedback: FeedbackConfig = NO_SUCCESS,
 ) -> list[list[PeerContext]]:
-    """The teacher prompts of selected peers, one per group and rollout, in order."""
+    """The teacher prompts of selected peers and of the other sources, one per group and rollout, in order.
+
+    A target without `peers.require` has no signal, whatever other sources say.
+    """
     contexts = []
     for group, own, members in zip(groups, candidates, selections, strict=True):
         fitted: dict[tuple[ContextSection, ...], PeerContext] = {}
+        required = has_required(own, config)
         contexts.append([])
         for target, selection in enumerate(members):
-            sections, shown = _sections(selection, candidates, own.feedback[target], chat, config)
-            if selection is None or (selection.peers and not shown):
+            by_peers, shown = _peer_sections(selection, candidates, chat, config)
+            reads_success = any(peer.kind == "success" and not peer.summary for peer in shown)
+            parts = {
+                source: by_peers
+                if source == "peers"
+                else sections_from(source, group, target, reads_success=reads_success, feedback=feedback, chat=chat)
+                for source in context
+            }
+            sections = tuple(section for part in parts.values() for section in part)
+            is_plain = selection is not None and not selection.peers
+            if not (sections or is_plain) or not required[target]:
                 contexts[-1].append(PeerContext(None))
                 continue
             if sections not in fitted:
                 fitted[sections] = _fit(group, sections, chat, config)
-            selection = replace(selection, peers=shown)
+            chosen = Selection(shown)
             contexts[-1].append(
-                replace(fitted[sections], selection=selection, complete=_is_complete(selection, config))
+                replace(
+                    fitted[sections],
+                    selection=chosen,
+                    sources=tuple(source for source, part in parts.items() if part),
+                    complete=_is_complete(chosen, config) if "peers" in context else True,
+                )
             )
     return contexts
 
 
-def _sections(
-    selection: Selection | None, candidates: Sequence[Candidates], feedback: str, chat: Chat, config: PeersConfig
+def _peer_sections(
+    selection: Selection | None, candidates: Sequence[Candidates], chat: Chat, config: PeersConfig
 ) -> tuple[tuple[ContextSection, ...], tuple[Peer, ...]]:
     """What a selection shows, and its peers without those of which nothing is left to show.
 
@@ -167,8 +184,6 @@ def _sections(
             evidence = _failure(text, own.feedback[peer.rollout_index], successes, config)
         sections += evidence
         shown += [peer] if evidence else []
-    if selection.feedback:
-        sections.append(ContextSection("feedback", feedback))
     return tuple(sections), tuple(shown)
 
 
@@ -257,6 +272,8 @@ def fair_budgets(wanted: Sequence[int], room: int) -> list[int]:
 
 
 def _heading(section: ContextSection, num_successes: int, templates: Templates) -> str:
+    if section.kind == "own":
+        return f"\n\n{section.heading}\n\n{{text}}"
     if section.kind == "success" and num_successes > 1:
         return templates.another_success
     return getattr(templates, section.kind)

@@ -64,10 +64,9 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What the teacher of one target reads: peers in the order shown, then feedback. Neither: the plain prompt."""
+    """The peers of one target, in the order shown. None, and nothing from other sources: the plain prompt."""
 
     peers: tuple[Peer, ...] = ()
-    feedback: bool = False
 
     @property
     def full_peers(self) -> tuple[Peer, ...]:
@@ -86,12 +85,13 @@ def candidates_of(groups: Sequence[RolloutGroup], chat: Chat, config: PeersConfi
 
 
 def select_peers(candidates: Candidates, config: PeersConfig, seed: str) -> list[Selection | None]:
-    """One selection per rollout of a group, in order. None: the teacher has nothing to read, so no signal.
+    """One selection per rollout of a group, in order. None: it gets no peers, so no signal from them.
 
     Args:
         seed: names the group uniquely within the run; the same seed gives the same peers, after a resume too.
     """
     rng = random.Random(seed)
+    required = has_required(candidates, config)
     ranked = {kind: _rank(candidates, kind, config) for kind in KINDS}
     counts = {"success": config.successes, "failure": config.failures}
     selections = []
@@ -103,8 +103,20 @@ def select_peers(candidates: Candidates, config: PeersConfig, seed: str) -> list
         if config.order == "canonical" and any(None in _first(ranks[kind], counts[kind]) for kind in KINDS):
             ranks = {kind: _rotate(ranks[kind], counts[kind]) for kind in KINDS}
         peers = {kind: [Peer(kind, candidates.group_index, i) for i in ranks[kind] if i is not None] for kind in KINDS}
-        selections.append(_select(target, peers["success"], peers["failure"], candidates, config))
+        chosen = _select(target, peers["success"], peers["failure"], candidates, config)
+        selections.append(chosen if required[target] else None)
     return selections
+
+
+def has_required(candidates: Candidates, config: PeersConfig) -> list[bool]:
+    """Per rollout of a group, whether the peers exist beside it that `peers.require` asks for."""
+    wanted = {"success": config.require.successes, "failure": config.require.failures}
+    ranked = {kind: _rank(candidates, kind, config) for kind in KINDS if wanted[kind]}
+
+    def found(target: int, kind: Kind) -> int:
+        return sum(i is not None for i in _for_target(ranked[kind], target, candidates, kind, config))
+
+    return [all(found(target, kind) >= wanted[kind] for kind in ranked) for target in range(len(candidates.texts))]
 
 
 def _candidates(group_index: int, group: RolloutGroup, chat: Chat, config: PeersConfig) -> Candidates:
@@ -124,28 +136,21 @@ def _select(
     target: int, successes: Sequence[Peer], failures: Sequence[Peer], candidates: Candidates, config: PeersConfig
 ) -> Selection | None:
     """The selection of one target from its ranked peers."""
-    if len(successes) < config.require.successes or len(failures) < config.require.failures:
-        return None
     if config.failure_form == "feedback":
         failures = [peer for peer in failures if candidates.feedback[peer.rollout_index]]
     shown, failed = _first(successes, config.successes), _first(failures, config.failures)
     rest = _first([*successes[len(shown) :], *failures[len(failed) :]], config.summaries)
     summaries = (Peer(peer.kind, peer.group_index, peer.rollout_index, summary=True) for peer in rest)
-    peers, feedback = (*shown, *failed, *summaries), bool(candidates.feedback[target])
+    peers = (*shown, *failed, *summaries)
     if shown:
         return Selection(peers)
     if config.successes == 0:
-        own = feedback and config.when_no_success == "failure_and_feedback"
-        return Selection(peers, own) if peers or own else None
+        return Selection(peers) if peers else None
     match config.when_no_success:
-        case "failure_only" | "failure_and_feedback" if candidates.twins(target, "success"):
+        case "failure_only" if candidates.twins(target, "success"):
             return None  # failures alone would say that nothing worked
         case "failure_only":
             return Selection(peers) if peers else None
-        case "failure_and_feedback":
-            return Selection(peers, feedback) if peers or feedback else None
-        case "feedback":
-            return Selection(feedback=True) if feedback else None
         case "plain":
             return Selection()
         case "skip":

@@ -148,8 +148,7 @@ def settings_of(name: str, peers: PeersConfig) -> dict[str, Count]:
     successes, failures = counts_of(name)
     wanted: dict[str, Count] = {"failure_form": form_of(name), "control": "none"}
     if not failures and not peers.summaries:
-        without = {"failure_only": "skip", "failure_and_feedback": "feedback"}
-        wanted["when_no_success"] = without.get(peers.when_no_success, peers.when_no_success)
+        wanted["when_no_success"] = "skip" if peers.when_no_success == "failure_only" else peers.when_no_success
     changed = {key: value for key, value in wanted.items() if getattr(peers, key) != value}
     return {"successes": successes, "failures": failures, **changed}
 

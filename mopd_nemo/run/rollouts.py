@@ -25,7 +25,8 @@ def rollout_records(
 ) -> Iterator[dict[str, Any]]:
     """One row per rollout. `contexts` is None when there is no teacher.
 
-    The gold answer, which for programs holds all hidden tests, stands in the first row of each problem alone.
+    The gold answer, which for programs holds all hidden tests, and privileged text stand in the first row of each
+    problem alone.
     """
     for g, group in enumerate(groups):
         prompt = chat.decode(group.problem.prompt_ids, skip_special_tokens=False)
@@ -36,6 +37,7 @@ def rollout_records(
                 "rollout": r,
                 "task": group.problem.task,
                 **({} if r else {"answer": group.problem.answer}),
+                **({} if r or not group.problem.privileged else {"privileged": group.problem.privileged}),
                 "messages": list(group.problem.messages),
                 "prompt": prompt,
                 "response": rollout.text,
@@ -64,7 +66,7 @@ def _teacher_view(context: PeerContext, groups: Sequence[RolloutGroup], chat: Ch
             }
             for peer in context.selection.peers
         ],
-        "uses_feedback": context.selection.feedback,
+        "sources": list(context.sources),
         "teacher_prompt": chat.decode(context.prompt_ids or (), skip_special_tokens=False) if shown else None,
         "teacher_prompt_tokens": len(context.prompt_ids or ()) if shown else None,
         "contrast_prompt": chat.decode(contrast, skip_special_tokens=False) if contrast is not None else None,
@@ -195,7 +197,8 @@ def to_rollout_group(group: RecordedGroup, chat: Chat, source: Path) -> RolloutG
         if any(name not in row for row in group.rows):
             raise UserError(f"{source}: the rows of {group.key} lack {name!r}; record the rollouts again")
     messages = tuple(head["messages"])
-    problem = Problem(head["problem"], messages, head["answer"], head["task"], chat.prompt_ids(messages))
+    ids, privileged = chat.prompt_ids(messages), head.get("privileged", "")
+    problem = Problem(head["problem"], messages, head["answer"], head["task"], ids, privileged=privileged)
     if chat.decode(problem.prompt_ids, skip_special_tokens=False) != head["prompt"]:
         raise UserError(
             f"{source}: this model's chat template renders the prompt of {group.key} differently than when the "
@@ -260,6 +263,5 @@ def describe_peers(row: Mapping[str, Any]) -> str:
     for peer in row["peers"]:
         name = f"summary of {peer['rollout']}" if peer["summary"] else f"{peer['kind']} {peer['rollout']}"
         names.append(name if peer["problem"] == row["problem"] else f"{name} of {peer['problem']}")
-    if row["uses_feedback"]:
-        names.append("feedback")
+    names += [source for source in row["sources"] if source != "peers"]
     return ", ".join(names) or "the plain prompt"

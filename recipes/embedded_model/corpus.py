@@ -16,7 +16,8 @@ from mopd_nemo.chat import Chat
 from mopd_nemo.config import PeersConfig
 from mopd_nemo.config.verifiers import VerifierConfig
 from mopd_nemo.data.arithmetic import apply, evaluate, parse, random_expressions, to_problem
-from mopd_nemo.peers.render import ContextSection, render_user_turn
+from mopd_nemo.peers.render import render_user_turn
+from mopd_nemo.peers.sources import ContextSection
 from mopd_nemo.types import Message
 from mopd_nemo.verifiers.answers import ArithmeticVerifier
 

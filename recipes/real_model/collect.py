@@ -59,7 +59,7 @@ def arm(settings: Settings) -> str:
     peers, method = settings["peers"], settings["method"]
     shown = [f"{peers[kind]}{letter}" for kind, letter in (("successes", "S"), ("failures", "F")) if peers[kind]]
     recipe = flatten(load_config(CONFIG))
-    passed_over = _NOT_TRIED if method == "mopd" else (*_NOT_TRIED, "peers.", "teacher.")
+    passed_over = _NOT_TRIED if method == "mopd" else (*_NOT_TRIED, "peers.", "teacher.", "context", "feedback.")
     found = {
         key: _setting(settings, key, default) for key, default in recipe.items() if not key.startswith(passed_over)
     }

@@ -76,6 +76,19 @@ def test_each_method_runs_at_the_same_rollout_budget(tmp_path: Path, method: lis
         assert fmean(row["seconds/score"] for row in rows) < 0.01, "no teacher, no teacher's cost"
 
 
+@pytest.mark.parametrize("name", ["mopd", "sdpo", "opsd", "sdft", "sibling"])
+def test_each_method_of_configs_trains_a_tiny_model(name: str, tmp_path: Path, random_model: Path) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text(f"defaults: [{QUICKSTART}, {QUICKSTART.parent}/methods/{name}.yaml]\n")
+    settings = [f"run_dir={tmp_path}/run", *FEW, "train.num_steps=2", f"model.path={random_model}"]
+    if name in ("mopd", "sdpo", "sibling"):  # a random model has no successes
+        settings[-1] = f"model.path={EMBEDDED}"
+    trainer = Trainer.new(load_config(config, settings), Console(file=io.StringIO()))
+    assert trainer.fit()
+    rows = read_rows(trainer.run.metrics_file)
+    assert len(rows) == 2 and all(row["signal"] > 0 and row["grad_norm"] > 0 for row in rows)
+
+
 def test_verified_sft_raises_the_success_rate(tmp_path: Path) -> None:
     rows = read_rows(
         run(tmp_path / "run", "method=verified_sft", "train.num_steps=12", "optimizer.learning_rate=3e-4").metrics_file

@@ -21,6 +21,7 @@ from mopd_nemo.losses.objectives import (
 )
 from mopd_nemo.methods.base import make_method
 from mopd_nemo.methods.batch import TrainBatch
+from mopd_nemo.methods.mopd import Mopd, Sdpo
 from mopd_nemo.types import RolloutGroup, TrainExample
 from tests.conftest import QUICKSTART, make_group
 
@@ -79,21 +80,44 @@ def test_sdpo_shows_one_success_or_feedback_and_masks_the_rest(chat: Chat, group
 
 
 @pytest.mark.parametrize(
-    ("feedback", "taught_of"), [("none", (False, False)), ("informative", (False, True)), ("all", (True, True))]
+    ("settings", "taught_of"),
+    [
+        (["context=[peers]"], (False, False)),
+        ([], (False, True)),
+        (["feedback.which=informative"], (False, True)),
+        (["feedback.which=all"], (True, True)),
+    ],
 )
-def test_sdpo_reads_the_feedback_that_it_is_told_to(chat: Chat, feedback: str, taught_of: tuple[bool, bool]) -> None:
+def test_sdpo_reads_the_feedback_that_it_is_told_to(
+    chat: Chat, settings: list[str], taught_of: tuple[bool, bool]
+) -> None:
     """An all-failed group whose one verdict says that the answer is wrong, and the other why."""
     group = make_group(chat, [F1, F2], feedback="It is wrong.")
     group = replace(group, verdicts=(replace(group.verdicts[0], informative=False), group.verdicts[1]))
-    given = build(chat, [group], "method=sdpo", f"sdpo.feedback={feedback}")
+    given = build(chat, [group], "method=sdpo", *settings)
     assert taught(given) == {(0, r) for r in (0, 1) if taught_of[r]}
     mixed = make_group(chat, [S1, S2, F1], feedback="It is wrong.")
-    assert len(taught(build(chat, [mixed], "method=sdpo", f"sdpo.feedback={feedback}"))) == 3
+    assert len(taught(build(chat, [mixed], "method=sdpo", *settings))) == 3
 
 
-def test_only_sdpo_reads_its_settings() -> None:
-    with pytest.raises(UserError, match=r"sdpo\.feedback='all' is unused by method=mopd"):
-        config("sdpo.feedback=all")
+def test_sdpo_is_settings_of_mopd(chat: Chat, groups: list[RolloutGroup]) -> None:
+    named = build(chat, groups, "method=sdpo")
+    settings = ("context=[peers,feedback]", "peers.successes=1", "peers.failures=0")
+    assert named.contexts == build(chat, groups, *settings).contexts
+    assert Sdpo.build is Mopd.build
+
+
+def test_sdpo_s_settings_stand_in_its_config() -> None:
+    named = config("method=sdpo")
+    assert (named.context, named.peers.successes, named.peers.failures) == (("peers", "feedback"), 1, 0)
+    assert named.teacher_reads == "1 successes and 0 failures, feedback"
+
+
+def test_feedback_that_no_context_names_is_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"feedback\.when='always' is unused by method=mopd: .* add feedback to context"
+    ):
+        config("feedback.when=always")
 
 
 @pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean"])

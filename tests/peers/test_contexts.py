@@ -34,7 +34,6 @@ CASES: dict[str, tuple[list[tuple[str, float]], dict[str, object]]] = {
     "only_one_success_left": ([F2, S1, F1], {}),
     "lone_success_failure_only": ([S1, F1, F2], {"when_no_success": "failure_only"}),
     "all_failed_failure_only": ([F1, F2], {"when_no_success": "failure_only"}),
-    "all_failed_feedback": ([F1, F2], {"when_no_success": "feedback"}),
     "all_failed_plain": ([F1, F2], {"when_no_success": "plain"}),
     "all_succeeded": ([S1, S2, S3], {}),
     "duplicates": ([F1, S1, S1, F1, F2], {}),

@@ -4,7 +4,8 @@ from hypothesis import strategies as st
 
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import PeersConfig
-from mopd_nemo.peers.render import ContextSection, fair_budgets, render_user_turn, summary_of
+from mopd_nemo.peers.render import fair_budgets, render_user_turn, summary_of
+from mopd_nemo.peers.sources import ContextSection
 
 
 @given(st.lists(st.integers(0, 500), min_size=1, max_size=9), st.integers(-10, 2000))

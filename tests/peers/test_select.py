@@ -142,8 +142,6 @@ LONE_SUCCESS = pool({0: "a"}, {1: "x"})
     [
         ("skip", None, None),
         ("failure_only", Selection((failure(1),)), Selection((failure(1),))),
-        ("failure_and_feedback", Selection((failure(1),), feedback=True), Selection((failure(1),))),
-        ("feedback", Selection(feedback=True), None),
         ("plain", Selection(), Selection()),
     ],
 )
@@ -180,7 +178,7 @@ def test_six_equal_successes_show_each_other_none_one_or_two(dedupe: str, texts:
     ] * 6
 
 
-@pytest.mark.parametrize("policy", ["skip", "failure_only", "feedback"])
+@pytest.mark.parametrize("policy", ["skip", "failure_only"])
 def test_successes_that_read_like_the_target_are_no_reason_to_show_failures_alone(policy: str) -> None:
     assert select(CLONES, when_no_success=policy)[:2] == [None, None]
     for dedupe in ("peers", "none"):
@@ -225,16 +223,6 @@ def test_failures_without_feedback_are_passed_over_where_feedback_is_shown() -> 
     assert [shown(s) for s in select(group, successes=0, failure_form="feedback")] == [((), (2,)), ((), (2,)), ((), ())]
     assert select(group, successes=0, failure_form="feedback")[2] is None
     assert shown(select(group, successes=0, failure_form="described")[0]) == ((), (1,))
-
-
-def test_feedback_joins_failures_where_no_success_is_asked_for() -> None:
-    """The authors' row "1 failure": their feedback does not look at what else is shown."""
-    both = pool({0: "a"}, {1: "x", 2: "y"}, feedback="wrong")
-    found = select(both, successes=0, when_no_success="failure_and_feedback")
-    assert found == [Selection((failure(1),)), Selection((failure(2),), feedback=True), Selection((failure(1),), True)]
-    assert all(s is not None and not s.feedback for s in select(both, successes=0, when_no_success="feedback"))
-    lone_failure = pool({}, {0: "x"}, feedback="wrong")
-    assert select(lone_failure, successes=0, when_no_success="failure_and_feedback") == [Selection(feedback=True)]
 
 
 def test_an_all_failed_group_may_show_summaries_of_its_failures() -> None:

@@ -63,7 +63,6 @@ def test_the_config_decides_all_but_the_context() -> None:
         {"failure_form": "contrast"},
         {"control": "success_only"},
         {"when_no_success": "failure_only"},
-        {"when_no_success": "failure_and_feedback"},
         {"when_no_success": "failure_only", "summaries": 2},
     ],
 )

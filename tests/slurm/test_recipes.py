@@ -9,7 +9,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,6 @@ from mopd_nemo.cli import app
 from mopd_nemo.config.load import flatten, load_config
 from mopd_nemo.data.sources import SOURCES
 from mopd_nemo.methods.base import make_method
-from mopd_nemo.peers.select import Candidates, Peer, Selection, select_peers
 from mopd_nemo.run.directory import write_rows
 from mopd_nemo.run.display import WARM_UP_STEPS
 from mopd_nemo.slurm.job import Job, render
@@ -128,7 +127,8 @@ def test_a_row_of_the_papers_ablation_shows_what_it_says(row: str, task: str) ->
     config = load_config(ROOT / f"configs/paper/mopd-qwen3-8b-{task}-1n8g-tp2-{row}.yaml")
     peers, stated = config.peers, VALUES["ablations"][row]
     assert [peers.successes, peers.failures, peers.summaries] == stated["peers"]
-    assert peers.when_no_success == stated[task]
+    shown = [peers.when_no_success, *(source for source in config.context if source != "peers")]
+    assert shown == stated[task] and "peers" in config.context
     assert config.verifier.feedback.reveal_gold == (task == "livecodebench")
     assert ("<summary>" in config.data.train_prompt_suffix) == (peers.summaries > 0)
 
@@ -152,24 +152,30 @@ def test_an_all_failed_group_of_choices_or_numbers_gives_the_papers_sdpo_no_rows
 @pytest.mark.parametrize(
     ("name", "success", "failure"),
     [
-        ("1f", Selection((Peer("failure", 0, 1),)), Selection((Peer("failure", 0, 2),), feedback=True)),
-        ("1s1f", Selection((Peer("failure", 0, 2),)), Selection((Peer("success", 0, 0), Peer("failure", 0, 2)))),
-        ("2s", None, Selection((Peer("success", 0, 0),))),
-        ("8s-2h", Selection(tuple(Peer("failure", 0, i, True) for i in (1, 2, 3))), None),
+        ("1f", [(1, "failure")], [(2, "failure"), "feedback"]),
+        ("1s1f", [(2, "failure")], [(0, "success"), (2, "failure")]),
+        ("2s", None, [(0, "success")]),
+        ("8s-2h", [(i, "failure") for i in (1, 2, 3)], None),
     ],
 )
 def test_contexts_of_table_4_on_livecodebench_are_the_authors(
-    name: str, success: Selection | None, failure: Selection | None
+    name: str, success: list[object] | None, failure: list[object] | None, chat: Chat
 ) -> None:
-    """The targets 0, the one success of a group, and 1, a failure."""
-    config = load_config(CONFIGS / f"mopd-qwen3-8b-livecodebench-1n8g-tp2-{name}.yaml")
-    group = Candidates(0, ("a", "x", "y", "z"), (1,) * 4, (0,), (1, 2, 3), ("", "f", "f", "f"))
-    found = select_peers(group, config.peers, "seed")
-    assert found[0] == success
+    """The targets 0, the one success of a group, and 1, a failure; then 1 where all failed."""
+    method = make_method(load_config(CONFIGS / f"mopd-qwen3-8b-livecodebench-1n8g-tp2-{name}.yaml"), chat)
+
+    def read_by(target: int, rewards: Sequence[float]) -> list[object] | None:
+        group = make_group(chat, list(zip("axyz", rewards, strict=True)), feedback="Test 1 failed.")
+        contexts = method.build([group], step=1).contexts
+        assert contexts is not None
+        context = contexts[0][target]
+        peers = [(peer.rollout_index, peer.kind) for peer in context.selection.peers]
+        return None if context.prompt_ids is None else [*peers, *(s for s in context.sources if s != "peers")]
+
+    assert read_by(0, [1, 0, 0, 0]) == success
     if failure is not None:
-        assert found[1] == failure
-    failed = select_peers(replace(group, successes=(), failures=(0, 1, 2, 3)), config.peers, "seed")[1]
-    assert failed is not None and failed.feedback
+        assert read_by(1, [1, 0, 0, 0]) == failure
+    assert "feedback" in (read_by(1, [0, 0, 0, 0]) or [])
 
 
 def test_config_is_commented_with_its_numbers() -> None:

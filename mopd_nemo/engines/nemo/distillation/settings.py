@@ -23,7 +23,7 @@ from mopd_nemo.config.plugins import method_class
 from mopd_nemo.engines.nemo.checks import check_models
 
 BLOCK = "peer_teacher"
-KEYS = ("method", "teacher", "peers", "divergence", "aggregation")
+KEYS = ("method", "teacher", "context", "peers", "feedback", "divergence", "aggregation")
 THEIRS = {
     "model.path": "policy.model_name",
     "model.dtype": "policy.precision",
@@ -36,7 +36,9 @@ THEIRS = {
     "train.aggregation": f"{BLOCK}.aggregation",
 }
 """Our keys, as errors name them, and those of a NeMo-RL config that give their values."""
-_OUR_KEY = re.compile(r"(?<![\w.])(?:(?:model|rollout|data|divergence|teacher|peers|train)(?:\.\w+)+|method(?==))")
+_OUR_KEY = re.compile(
+    r"(?<![\w.])(?:(?:model|rollout|data|divergence|teacher|peers|feedback|train)(?:\.\w+)+|(?:method|context)(?==))"
+)
 
 
 def settings_of(master: Mapping[str, Any]) -> Config:
@@ -73,7 +75,7 @@ def settings_of(master: Mapping[str, Any]) -> Config:
             "max_response_tokens": generation["max_new_tokens"],
             "importance_clip": None,  # the loop hands no log-probabilities of the sampler to its loss
         },
-        "peers": block.get("peers", {}),
+        **{name: block[name] for name in ("context", "peers", "feedback") if name in block},
         "teacher": teacher,
         "divergence": divergence | {"k": distillation["topk_logits_k"]},
         "train": {"aggregation": block.get("aggregation", "token_mean")},
@@ -116,6 +118,11 @@ def _check(settings: Config, master: Mapping[str, Any]) -> None:
         raise UserError(
             f"{BLOCK}.divergence.support={settings.divergence.support}: NeMo-RL's loop carries the top k of a "
             "distribution: set student_topk or teacher_topk"
+        )
+    if "privileged" in settings.context:
+        raise UserError(
+            f"{BLOCK}.context={list(settings.context)}: NeMo-RL's rows have no privileged text: name peers, "
+            "feedback, or a function that finds the text itself"
         )
     if settings.peers.choose != "fixed":
         raise UserError(

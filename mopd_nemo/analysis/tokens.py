@@ -66,6 +66,8 @@ def score_contexts(
     All in one batch, so that the engine computes what sequences share once.
     """
     count = len(groups)
+    divergence = config.divergence.model_copy(update={"targets": "all"})  # what is shown need not be learned from
+    config = config.model_copy(update={"divergence": divergence})
     batch = distil([*groups] * len(contexts), [list(own) for members in contexts.values() for own in members], config)
     targets, _ = engine.score(batch)
     found: list[list[TokenSignal | None]] = [[None] * len(group.rollouts) for _ in contexts for group in groups]

@@ -47,7 +47,7 @@ def view_of(texts: list[str], *signals: TokenSignal) -> TokenView:
 
 
 def test_signal_is_that_of_the_models_logits(chat: Chat) -> None:
-    config = load_config(QUICKSTART, ["teacher.kind=live", "divergence.support=full"])
+    config = load_config(QUICKSTART, ["teacher.kind=live", "divergence.support=full", "divergence.targets=failures"])
     engine = make_engine(config)
     group = make_group(chat, [("2+2=4 so \\boxed{4}", 1.0), ("it is \\boxed{5}", 0.0), ("\\boxed{6}", 0.0)])
     contexts = {

@@ -10,7 +10,14 @@ from torch import Tensor
 
 from mopd_nemo.engines.nemo.batches import train_batch
 from mopd_nemo.losses.logits import Head, Tokens, TopK
-from mopd_nemo.losses.objectives import Divergence, LogLikelihood, Objective, PolicyGradient, SampledReverseKL
+from mopd_nemo.losses.objectives import (
+    Divergence,
+    LogLikelihood,
+    Objective,
+    PolicyGradient,
+    SampledReverseKL,
+    Suppression,
+)
 from mopd_nemo.losses.token_loss import token_loss
 from mopd_nemo.types import TrainExample
 from tests.conftest import EMBEDDED
@@ -20,6 +27,7 @@ from tests.integration.nemo.test_scoring import LENGTHS, VOCAB, sequences
 K = 6
 LESSONS: dict[str, tuple[Objective, ...]] = {
     "jsd": (Divergence("jsd", support="teacher_topk", k=K),),
+    "the control without a teacher": (Suppression(0.01),),
     "reverse kl and policy gradient": (Divergence("reverse_kl", support="teacher_topk", k=K), PolicyGradient()),
     "sampled": (SampledReverseKL(),),
     "likelihood": (LogLikelihood(),),

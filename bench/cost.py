@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mopd_nemo.config.cluster import ParallelConfig
-from mopd_nemo.slurm.memory import Architecture
+from mopd_nemo.engines.architecture import Architecture
 
 ACTIVE_EXPERTS = 8
 """Experts that a token goes to: Qwen3's mixtures of experts."""

@@ -26,13 +26,13 @@ from bench.cost import Reading, head_flops, layer_parameters
 from bench.peak import Peak
 from mopd_nemo.config import Config
 from mopd_nemo.config.load import load_config
+from mopd_nemo.engines.architecture import KNOWN, Architecture
 from mopd_nemo.engines.base import Sampling
 from mopd_nemo.engines.local.engine import LocalEngine
 from mopd_nemo.engines.local.model import LanguageModel, load_model
 from mopd_nemo.engines.local.prefix_tree import build_tree
 from mopd_nemo.methods.base import make_method
 from mopd_nemo.methods.batch import TrainBatch
-from mopd_nemo.slurm.memory import KNOWN, Architecture
 from mopd_nemo.types import Outcome, Problem, Rollout, RolloutGroup, Verdict
 
 QUICKSTART = Path(__file__).parent.parent / "configs/quickstart.yaml"

@@ -57,10 +57,11 @@ class _Tracked(TorchDispatchMode):
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {storage._cdata for storage in _storages((args, kwargs))}
         result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and leaf.device.type == "cpu":
-                self._add(leaf.untyped_storage())
+        for storage in _storages(result):
+            if storage._cdata not in given:  # the rest was counted when it was made, or is from before
+                self._add(storage)
         return result
 
     def _add(self, storage: torch.UntypedStorage) -> None:
@@ -77,3 +78,8 @@ class _Tracked(TorchDispatchMode):
     def _drop(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.live -= size
+
+
+def _storages(values: Any) -> list[torch.UntypedStorage]:
+    leaves = [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor) and leaf.device.type == "cpu"]
+    return [leaf.untyped_storage() for leaf in leaves]

@@ -49,7 +49,7 @@ from bench.cost import (
 from mopd_nemo.config import Config
 from mopd_nemo.config.cluster import training_gpus
 from mopd_nemo.config.load import load_config
-from mopd_nemo.slurm.memory import Architecture, architecture_of
+from mopd_nemo.engines.architecture import Architecture, architecture_of
 
 ROOT = Path(__file__).parent.parent
 SAVINGS = ("shared", "rows", "signal", "old")

@@ -25,8 +25,8 @@ from transformers import PreTrainedModel
 from bench.cost import Reading, attention_flops, head_flops, linear_flops
 from bench.step_curves import Job, never_ending
 from mopd_nemo.embedded import resolve_model_path
+from mopd_nemo.engines.architecture import Architecture, architecture_of
 from mopd_nemo.run import display
-from mopd_nemo.slurm.memory import Architecture, architecture_of
 
 CONFIG = Path(__file__).parent.parent / "configs/quickstart.yaml"
 REPEATS = 5

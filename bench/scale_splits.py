@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from bench.cost import cache_room
 from bench.scale import Assumptions, Setting, seconds
 from mopd_nemo.config.cluster import training_gpus
-from mopd_nemo.slurm.memory import RESERVE_GB, estimate
+from mopd_nemo.engines.nemo.memory import RESERVE_GB, estimate
 
 SHARE = 0.9
 """Of the memory of a GPU that only generates, for vLLM's weights and caches."""
@@ -87,7 +87,7 @@ def _has_room(setting: Setting, assumed: Assumptions) -> bool:
     """By the launcher's own estimate; caches for all sequences at once are not asked for."""
     gpu_gb = assumed.machine.memory / 1e9
     need = estimate(setting.config, setting.student, setting.teacher, gpu_gb)
-    return max(need.train, need.score) <= gpu_gb - RESERVE_GB / 2
+    return max(need["update"], need["score"]) <= gpu_gb - RESERVE_GB / 2
 
 
 def _split(setting: Setting, assumed: Assumptions) -> Split:

@@ -15,6 +15,7 @@ from mopd_nemo.commands import (
     config,
     data,
     doctor,
+    estimate,
     export,
     init,
     inspect,
@@ -53,6 +54,7 @@ app.command()(chat.chat)
 app.command()(sample.complete)
 app.command()(preflight.preflight)
 app.command()(submit.submit)
+app.command()(estimate.estimate)
 app.command()(doctor.doctor)
 app.add_typer(analyze.app, name="analyze")
 app.add_typer(data.app, name="data")

@@ -16,6 +16,8 @@ from mopd_nemo.config.plugins import method_class
 from mopd_nemo.config.teacher import key_of
 from mopd_nemo.data.load import judgeable, load_problems, num_available, with_teachers
 from mopd_nemo.embedded import resolve_model_path
+from mopd_nemo.engines.local.memory import at_least, checkpoint_bytes, trained_parameters
+from mopd_nemo.engines.memory import Estimate, estimate, shortage, sizes_of
 from mopd_nemo.engines.models import check_positions, check_vocabularies, load_chat, load_model_config
 from mopd_nemo.engines.served import ServedTeacher
 from mopd_nemo.files import DamagedError, free_space, in_bytes
@@ -24,8 +26,6 @@ from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.types import Outcome, Problem, Rollout, RolloutGroup, Verdict
 from mopd_nemo.verifiers.pool import VerifierPool
 
-BYTES_TRAINED, BYTES_TEACHER = 16, 4
-"""A parameter of the local engine: float32 weight, gradient and Adam's two moments; the float32 teacher beside it."""
 _PEER = "(here would stand a whole {} of this group)"
 
 
@@ -144,6 +144,24 @@ def free_memory(config: Config) -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+def device_memory(config: Config) -> tuple[str, float]:
+    """`cuda` or `cpu`, and its GB.
+
+    Raises:
+        UserError: a cluster's GPUs are not here.
+    """
+    if config.engine == "nemo":
+        raise UserError("--card here: engine=nemo is not on this machine: name its card, as in --card H100")
+    import torch
+
+    from mopd_nemo.engines.local.model import resolve_device
+
+    device = resolve_device(config.model.device)
+    if device.type == "cuda":
+        return device.type, torch.cuda.mem_get_info(device)[1] / 1e9
+    return device.type, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+
+
 def _device(config: Config) -> str:
     if config.engine == "nemo":
         return f"{config.nemo.num_nodes} x {config.nemo.gpus_per_node} GPUs"
@@ -167,26 +185,15 @@ def _check_models(config: Config) -> None:
 
 
 def _room(config: Config, say: Callable[[str], None]) -> Iterator[str]:
-    """What weights, optimiser, teacher and checkpoints take of memory and disk. Yields what does not fit."""
+    """What a run takes of memory and disk. Yields what cannot fit."""
+    yield from memory(config, say)
     count = num_parameters(config.model.path)
     if config.engine == "nemo" or not count:
         return
-    own_teacher = config.teacher.kind in ("ema", "frozen")
-    need, free = (
-        count * (BYTES_TRAINED + BYTES_TEACHER * (own_teacher + (config.reference.kl > 0))),
-        free_memory(config),
-    )
-    parameters = f"{count / 1e6:.3g} M parameters"
-    say(f"memory      {in_bytes(need)} for {parameters}, before caches and activations; {in_bytes(free)} are free")
-    if need > free:
-        yield (
-            f"model.path={config.model.path}: weights, gradients, optimiser and teacher take {in_bytes(need)}, and "
-            f"{in_bytes(free)} are free: choose a smaller model, teacher.kind=live, or engine=nemo on several GPUs"
-        )
-    saved = (
-        count
-        * (12 + 4 * (config.teacher.kind == "ema"))
-        * (config.train.keep_checkpoints + 1 + (config.train.keep_best is not None))
+    sizes = sizes_of(config.model.path) if config.lora.rank else None
+    trained = trained_parameters(config, sizes) if sizes else 0 if config.lora.rank else count
+    saved = checkpoint_bytes(config, trained) * (
+        config.train.keep_checkpoints + 1 + (config.train.keep_best is not None)
     )
     place = Path(config.run_dir or "runs")
     say(f"disk        {in_bytes(saved)} for checkpoints; {in_bytes(free_space(place))} are free at {place}")
@@ -194,6 +201,32 @@ def _room(config: Config, say: Callable[[str], None]) -> Iterator[str]:
         yield (
             f"train.keep_checkpoints={config.train.keep_checkpoints}: checkpoints take {in_bytes(saved)}, and "
             f"{in_bytes(free_space(place))} are free at {place}: make room, or choose another run_dir"
+        )
+
+
+def memory(config: Config, say: Callable[[str], None], phases: Sequence[str] = ()) -> Iterator[str]:
+    """The memory of a run on this machine's device, by the estimate of `mopd estimate`. Yields what cannot fit.
+
+    What only may not fit, because not every response is as long as it may be, is said.
+
+    Args:
+        phases: those that take place. Default: all.
+    """
+    if config.engine == "nemo":
+        return
+    free, device = free_memory(config), _device(config).split(":")[0]
+    need = estimate(config, device, free / 1e9)
+    if need is not None:
+        need = Estimate({name: parts for name, parts in need.phases.items() if not phases or name in phases})
+        say(f"memory      {in_bytes(round(need.peak * 1e9))} at most, in {need.fullest}; {in_bytes(free)} are free")
+        for line in shortage(need, free / 1e9):
+            say(f"            {line}: see `mopd estimate`")
+    count = num_parameters(config.model.path)
+    certain = round(at_least(config, count).peak * 1e9)
+    if not phases and certain > free:
+        yield (
+            f"model.path={config.model.path}: weights, gradients, optimiser and teacher take {in_bytes(certain)}, and "
+            f"{in_bytes(free)} are free: choose a smaller model, teacher.kind=live, or engine=nemo on several GPUs"
         )
 
 

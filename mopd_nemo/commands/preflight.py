@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -185,9 +186,12 @@ def _measure(
     from mopd_nemo.chat import with_prompt_ids
     from mopd_nemo.engines import make_engine
     from mopd_nemo.files import read_rows, write_rows
+    from mopd_nemo.outlook import memory
     from mopd_nemo.preflight.measure import Survey, measure, sample_groups
     from mopd_nemo.run.rollouts import read_groups, rollout_records, to_rollout_group
 
+    for _ in memory(config, lambda line: print(line, file=sys.stderr), phases=("generate",)):
+        pass  # it is training that could not fit
     engine = make_engine(config)
     found = Survey(plan, engine.chat, config.peers)
     file = source or directory / "rollouts.jsonl"

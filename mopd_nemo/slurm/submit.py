@@ -12,16 +12,9 @@ from pathlib import Path
 import mopd_nemo
 from mopd_nemo.config import Config, UserError
 from mopd_nemo.config.load import dump_config
+from mopd_nemo.engines.architecture import KNOWN, Architecture, architecture_of, find_model
+from mopd_nemo.engines.nemo.memory import check_divisible, estimate, generation_weights
 from mopd_nemo.slurm.job import Job, render
-from mopd_nemo.slurm.memory import (
-    KNOWN,
-    Architecture,
-    architecture_of,
-    check_divisible,
-    estimate,
-    find_model,
-    generation_weights,
-)
 from mopd_nemo.slurm.site import SiteConfig
 
 
@@ -43,13 +36,12 @@ def memory_lines(config: Config, site: SiteConfig) -> list[str]:
     gpu_gb = site.gpu_memory_gb
     needed = estimate(config, student, teacher, gpu_gb)
     lines = [
-        f"estimated GB on a GPU of {gpu_gb}: train {needed.train:.0f}, score {needed.score:.0f}, "
-        f"generate {needed.generate:.0f}"
+        f"estimated GB on a GPU of {gpu_gb}: " + ", ".join(f"{phase} {needed[phase]:.0f}" for phase in needed.phases)
     ]
     lines += [
         f"{phase} may need {gb:.0f} GB a GPU, more than the {gpu_gb} GB there are (gpu_memory_gb): {remedy}"
         for phase, remedy in _MEMORY_REMEDIES.items()
-        if (gb := getattr(needed, phase)) > gpu_gb
+        if (gb := needed[phase]) > gpu_gb
     ]
     share = config.nemo.generation.gpu_memory_utilization * gpu_gb
     if (weights := generation_weights(config, student)) > 0.8 * share:
@@ -61,7 +53,7 @@ def memory_lines(config: Config, site: SiteConfig) -> list[str]:
 
 
 _MEMORY_REMEDIES = {
-    "train": "raise nemo.student.tensor, pipeline or nemo.num_nodes, or lower train.tokens_per_micro_batch",
+    "update": "raise nemo.student.tensor, pipeline or nemo.num_nodes, or lower train.tokens_per_micro_batch",
     "score": "raise tensor of nemo.student (of nemo.teacher, when it is external), or set nemo.offload_optimizer",
     "generate": "lower nemo.generation.gpu_memory_utilization",
 }

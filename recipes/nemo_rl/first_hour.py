@@ -38,12 +38,13 @@ def ratio(run: str, key: str, other: str, step: str) -> None:
 def memory(run: str, used: str) -> None:
     """Peak GPU memory that `nvidia-smi` has seen, relative to the estimate before submission."""
     from mopd_nemo.config.load import load_config
-    from mopd_nemo.slurm.memory import KNOWN, estimate
+    from mopd_nemo.engines.architecture import KNOWN
+    from mopd_nemo.engines.nemo.memory import estimate
 
     config = load_config(Path(run, "config.yaml"))
     needed = estimate(config, KNOWN[config.model.path], None, 80.0)
     most = max(map(float, Path(used).read_text().split())) * 2**20 / 1e9
-    print(most / max(needed.train, needed.score, needed.generate))
+    print(most / needed.peak)
 
 
 def teacher_memory(output: str, *arguments: str) -> None:

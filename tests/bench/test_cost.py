@@ -26,7 +26,7 @@ from bench.cost import (
     update_flops,
 )
 from mopd_nemo.config.cluster import ParallelConfig
-from mopd_nemo.slurm.memory import KNOWN, Architecture, from_config
+from mopd_nemo.engines.architecture import KNOWN, Architecture, from_config
 
 B, S = 2, 12
 SIZES = {

@@ -78,6 +78,7 @@ def test_peak_counts_what_is_there_at_once() -> None:
         del first
         result = (torch.ones(50, 100) @ weights).exp()  # inputs, product, result; exp keeps its result alone
         assert peak.read() == 4 * 3 * 50 * 100
+        assert weights.T.dim() == 2  # a view of what was there before
         view = result[:1]
         del result
         peak.restart()

@@ -66,9 +66,9 @@ def test_place_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("config", "override", "message"),
     [
-        ("mopd-qwen3-8b-chemistry-1n8g-tp2", "nemo.student.tensor=1", "train may need"),
+        ("mopd-qwen3-8b-chemistry-1n8g-tp2", "nemo.student.tensor=1", "update may need"),
         ("mopd-qwen3-8b-chemistry-1n8g-tp2", "nemo.generation.gpu_memory_utilization=0.95", "generate may need"),
-        ("mopd-qwen3-14b-to-4b-tooluse-2n8g-tp2", "model.path=Qwen/Qwen3-32B", "train may need"),
+        ("mopd-qwen3-14b-to-4b-tooluse-2n8g-tp2", "model.path=Qwen/Qwen3-32B", "update may need"),
     ],
 )
 def test_what_looks_too_much_is_said_with_the_keys_to_change_and_not_refused(
@@ -77,7 +77,7 @@ def test_what_looks_too_much_is_said_with_the_keys_to_change_and_not_refused(
     overrides = [override, "nemo.student.sequence=false"] if override.endswith("tensor=1") else [override]
     settings = load_config(PAPER / f"{config}.yaml", overrides)
     estimated, remark, *_ = memory_lines(settings, SiteConfig())
-    assert estimated.startswith("estimated GB on a GPU of 80: train") and message in remark
+    assert estimated.startswith("estimated GB on a GPU of 80: generate") and message in remark
     assert model_problems(settings, SiteConfig()) == []
 
 

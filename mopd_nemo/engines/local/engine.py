@@ -18,6 +18,7 @@ from mopd_nemo.config.teacher import key_of
 from mopd_nemo.engines.base import InFlight, OnRollout, Progress, Sampling, TokenSignal, added
 from mopd_nemo.engines.local.learner import Learner
 from mopd_nemo.engines.local.lora import AdaptedModel
+from mopd_nemo.engines.local.memory import checkpoint_bytes, scoring_budget
 from mopd_nemo.engines.local.model import DTYPES, LanguageModel, load_model, resolve_device
 from mopd_nemo.engines.local.sampler import sample
 from mopd_nemo.engines.local.targets import Target, add_references, read_by_model, read_by_server
@@ -27,10 +28,6 @@ from mopd_nemo.engines.served import ServedTeacher
 from mopd_nemo.engines.vllm import Numbered
 from mopd_nemo.methods.batch import TrainBatch
 from mopd_nemo.types import Rollout, TrainExample
-
-SCORING_BATCH, SCORING_ROWS = 2, 4
-"""A pass without gradients keeps the activations of one layer only. So its batches have twice the tokens of an update's
-micro-batch, and at least four times the longest sequence: responses share a long context only within a batch."""
 
 LOGIT_BUDGET = 2**26
 """Logits of one chunk of response tokens, counted as tokens × vocabulary: 256 MiB in float32."""
@@ -225,8 +222,7 @@ class LocalEngine:
         torch.save(self._learner.optimizer.state_dict(), directory / "optimizer.pt")
 
     def checkpoint_bytes(self) -> int:
-        copies = 3 + (self._config.teacher.kind == "ema")  # with Adam's two averages
-        return copies * sum(p.numel() * p.element_size() for p in self.student.trained().values())
+        return checkpoint_bytes(self._config, sum(p.numel() for p in self.student.trained().values()))
 
     def load(self, directory: Path) -> None:
         self._vllm_weights_outdated = True
@@ -237,7 +233,7 @@ class LocalEngine:
 
     def _budget(self, lengths: Sequence[int]) -> int:
         """Tokens of a batch in a pass without gradients, given the lengths of its sequences."""
-        return max(SCORING_BATCH * self._config.train.tokens_per_micro_batch, SCORING_ROWS * max(lengths, default=0))
+        return scoring_budget(self._config.train.tokens_per_micro_batch, max(lengths, default=0))
 
     def _check_lengths(self) -> None:
         config = self._config

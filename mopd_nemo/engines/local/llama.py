@@ -21,13 +21,12 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 from torch.nn.utils.rnn import pad_sequence
 
 from mopd_nemo.engines.local.lora import merged_weight
+from mopd_nemo.engines.local.memory import CACHE_GROWTH
 from mopd_nemo.engines.local.model import LanguageModel
 
 LIKE_LLAMA = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
 ROPES = {"default", "linear", "llama3", "yarn"}
 """Rotations that depend on the position alone, not on how long the sequence has become."""
-GROWTH = 128
-"""Positions by which the cache grows at least."""
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """Attention: from a layer's index, scaled queries_TKGD, keys_TKD and values_TKD to outputs of the queries' size."""
@@ -87,7 +86,7 @@ class LlamaDecoder:
     def __init__(self, layers: LlamaLayers, prompts: SharedPrompts, positions_B: Tensor, max_tokens: int) -> None:
         self._layers, self._prompts, self._positions_B = layers, prompts, positions_B
         self._limit, self._length = 1 + max_tokens, 1  # the first position of the cache represents the prompt
-        self._cache_L2BKCD = layers.new_cache(len(positions_B), min(GROWTH, self._limit))
+        self._cache_L2BKCD = layers.new_cache(len(positions_B), min(CACHE_GROWTH, self._limit))
         self._cache_L2BKCD[..., 0, :] = 0
 
     def step(self, tokens_B: Tensor) -> Tensor:
@@ -116,7 +115,9 @@ class LlamaDecoder:
 
     def _grow(self, rows: int) -> None:
         written_L2BKSD = self._cache_L2BKCD[:, :, :rows]
-        self._cache_L2BKCD = self._layers.new_cache(rows, min(self._length + max(self._length, GROWTH), self._limit))
+        self._cache_L2BKCD = self._layers.new_cache(
+            rows, min(self._length + max(self._length, CACHE_GROWTH), self._limit)
+        )
         self._cache_L2BKCD[..., : self._length, :] = written_L2BKSD
 
 

@@ -1,5 +1,5 @@
-"""What the loss costs beside arithmetic: memory under NeMo-RL's packing wrapper, as `slurm.memory` counts it, from the
-allocator's own record; and waits for the GPU."""
+"""What the loss costs beside arithmetic: memory under NeMo-RL's packing wrapper, as `engines.nemo.memory` counts it,
+from the allocator's own record; and waits for the GPU."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from mopd_nemo.engines.nemo.memory import LOGITS_BYTES
 from mopd_nemo.losses.objectives import Divergence
-from mopd_nemo.slurm.memory import LOGITS_BYTES
 from tests.integration.nemo import cpu
 
 LENGTH, VOCABULARY, K = 256, 4096, 4

@@ -5,7 +5,8 @@ import pytest
 
 from mopd_nemo.config import Config, DivergenceConfig, ModelConfig, TeacherConfig, TrainConfig
 from mopd_nemo.config.cluster import NemoConfig, ParallelConfig, VllmConfig
-from mopd_nemo.slurm.memory import KNOWN, RESERVE_GB, Architecture, architecture_of, check_divisible, estimate
+from mopd_nemo.engines.architecture import KNOWN, Architecture, architecture_of
+from mopd_nemo.engines.nemo.memory import RESERVE_GB, check_divisible, estimate
 
 EIGHT_B = KNOWN["Qwen/Qwen3-8B"]
 
@@ -65,7 +66,7 @@ def test_parameters_are_those_of_the_real_model(experts: int, tmp_path: Path) ->
 def test_training_state_is_by_hand() -> None:
     """One layer, no vocabulary to speak of: 6 bytes a weight, and 12 more shared by four data-parallel ranks."""
     model = Architecture(layers=1, hidden=4096, heads=32, kv_heads=8, head_dim=128, ffn=12288, vocab=1)
-    needed = estimate(config(tensor=2, sequence=True), model, None, 80).train - RESERVE_GB
+    needed = estimate(config(tensor=2, sequence=True), model, None, 80)["update"] - RESERVE_GB
     weights = model.parameters / 2
     fixed = weights * (6 + 12 / 4) / 1e9
     kept = 16384 * 2 * 4096 / 2 / 1e9
@@ -77,12 +78,12 @@ def test_the_whole_vocabulary_needs_the_teachers_head_too() -> None:
     base, full = config(tensor=2), config(tensor=2)
     full = full.model_copy(update={"divergence": DivergenceConfig(support="full")})
     base = base.model_copy(update={"divergence": DivergenceConfig(support="teacher_topk")})
-    more = estimate(full, EIGHT_B, None, 80).train - estimate(base, EIGHT_B, None, 80).train
+    more = estimate(full, EIGHT_B, None, 80)["update"] - estimate(base, EIGHT_B, None, 80)["update"]
     assert more == pytest.approx(2 * 151936 * 4096 / 2 / 1e9)
 
 
 def test_more_parallelism_and_shorter_batches_need_less() -> None:
-    base = estimate(config(tensor=2), EIGHT_B, None, 80).train
+    base = estimate(config(tensor=2), EIGHT_B, None, 80)["update"]
     for other in (
         config(tensor=2, sequence=True),
         config(tensor=4),
@@ -91,13 +92,13 @@ def test_more_parallelism_and_shorter_batches_need_less() -> None:
         config(nodes=2, tensor=2),
         config(tensor=2, tokens=14336),
     ):
-        assert estimate(other, EIGHT_B, None, 80).train < base
+        assert estimate(other, EIGHT_B, None, 80)["update"] < base
 
 
 def test_generation_on_gpus_of_its_own_holds_no_training_weights() -> None:
     shared = config(nodes=2, tensor=2)
     apart = shared.model_copy(update={"nemo": shared.nemo.model_copy(update={"generation": VllmConfig(gpus=8)})})
-    difference = estimate(shared, EIGHT_B, None, 80).generate - estimate(apart, EIGHT_B, None, 80).generate
+    difference = estimate(shared, EIGHT_B, None, 80)["generate"] - estimate(apart, EIGHT_B, None, 80)["generate"]
     assert difference == pytest.approx(EIGHT_B.parameters / 1e9, rel=0.01)  # 2 bytes, cut in two
 
 
@@ -133,10 +134,10 @@ def test_a_small_teacher_needs_no_less_than_the_students_own_pass() -> None:
     """With several updates the student names the tokens first; else it is spared that, and its optimiser's stay."""
     small = KNOWN["Qwen/Qwen3-1.7B"]
     several = external("student_topk", updates=2)
-    alone = estimate(several, EIGHT_B, EIGHT_B, 80).score
-    assert estimate(several, EIGHT_B, small, 80).score == alone
+    alone = estimate(several, EIGHT_B, EIGHT_B, 80)["score"]
+    assert estimate(several, EIGHT_B, small, 80)["score"] == alone
     for spared in (external("teacher_topk"), external("student_topk"), external("full")):
-        assert estimate(spared, EIGHT_B, small, 80).score < alone
+        assert estimate(spared, EIGHT_B, small, 80)["score"] < alone
 
 
 def test_a_self_teacher_scores_in_the_students_weights_of_which_a_share_is_set_aside() -> None:
@@ -145,8 +146,8 @@ def test_a_self_teacher_scores_in_the_students_weights_of_which_a_share_is_set_a
     for kind in ("live", "ema", "frozen"):
         teacher = TeacherConfig(kind=kind)
         needed[kind] = estimate(config(tensor=2).model_copy(update={"teacher": teacher}), EIGHT_B, None, 80)
-    assert needed["ema"].score - needed["live"].score == pytest.approx(2 * EIGHT_B.parameters / 8 / 1e9, rel=0.01)
-    assert needed["ema"] == needed["frozen"] and needed["ema"].train == needed["live"].train
+    assert needed["ema"]["score"] - needed["live"]["score"] == pytest.approx(2 * EIGHT_B.parameters / 8 / 1e9, rel=0.01)
+    assert needed["ema"].phases == needed["frozen"].phases and needed["ema"]["update"] == needed["live"]["update"]
 
 
 def external(support: str, updates: int = 1) -> Config:

@@ -1,0 +1,338 @@
+"""Memory of `engine: local` on its one device, by phase and part, computed from sizes before anything is loaded.
+
+Counted are tensors. Not counted: the program itself, a CUDA context, and what an allocator holds beyond them. With P
+parameters, of which T are trained (all, or adapters), B bytes of the compute precision (4, or 2 in bfloat16) and W
+bytes of a weight (4, or B below adapters):
+
+    weights       W·P, and 4·T for adapters
+    teacher       4·T ema, W·P frozen (0 below adapters, which have it), B·P external, 0 live
+    moments       8·T                   of AdamW, from the first update on
+    gradients     4·T
+    cast weights  B·matrices            where autocast narrows weights, of one pass
+    activations   for each token of a micro-batch the sum over layers of `_kept`; with activation checkpointing the
+                  input of each layer, and one layer whole
+    loss          the head's gradient, the heads in the compute precision, and a chunk of logits
+    teacher's states   W·hidden for each response token of the step
+    KV cache      B·2·layers·kv heads·head size for each token of the sequences decoded at once
+
+Responses are taken to be as long as `rollout.max_response_tokens`, prompts and contexts as their limits: a step needs
+no more than this. Layers are those of the Llama family, sequences are read as trees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mopd_nemo.config import Config
+from mopd_nemo.config.checks import teacher_prompt
+from mopd_nemo.config.plugins import method_class
+from mopd_nemo.engines.architecture import Architecture
+from mopd_nemo.engines.memory import Estimate, Parts
+
+SCORING_BATCH, SCORING_ROWS = 2, 4
+"""A pass without gradients keeps the activations of one layer only. So its batches have twice the tokens of an update's
+micro-batch, and at least four times the longest sequence: responses share a long context only within a batch."""
+CACHE_GROWTH = 128
+"""Positions by which the cache of responses grows at least."""
+LOGITS = {"cpu": 2**22, "cuda": 2**29}
+"""Logits of a chunk of the loss: `losses.token_loss.LOGIT_BUDGET`."""
+MIN_CHUNK = 256
+"""Rows of a chunk at least: `losses.token_loss.MIN_CHUNK`."""
+WHOLE = 4
+"""Bytes of a float32."""
+
+
+def scoring_budget(tokens_per_micro_batch: int, longest: int) -> int:
+    """Tokens of a batch in a pass without gradients.
+
+    Args:
+        longest: tokens of the longest sequence.
+    """
+    return max(SCORING_BATCH * tokens_per_micro_batch, SCORING_ROWS * longest)
+
+
+def checkpoint_bytes(config: Config, trained: float) -> int:
+    """What a checkpoint takes on disk: trained weights, AdamW's two moments, and a teacher that follows the student."""
+    return int(WHOLE * trained * (3 + config.has_teacher("ema")))
+
+
+def trained_parameters(config: Config, model: Architecture) -> int:
+    """All, or those of the adapters."""
+    rank, targets = config.lora.rank, config.lora.targets
+    if not rank:
+        return model.parameters
+    queries, keys = model.heads * model.head_dim, model.kv_heads * model.head_dim
+    both = {
+        **dict.fromkeys(("q_proj", "o_proj"), model.hidden + queries),
+        **dict.fromkeys(("k_proj", "v_proj"), model.hidden + keys),
+        **dict.fromkeys(("gate_proj", "up_proj", "down_proj"), model.hidden + model.ffn),
+    }  # inputs and outputs
+    return rank * model.layers * sum(size for name, size in both.items() if targets == "all" or name in targets)
+
+
+def at_least(config: Config, parameters: float) -> Estimate:
+    """What an update needs whatever its sequences are, given the number of weights; without external teachers."""
+    trained = 0.0 if config.lora.rank else parameters
+    parts = _resident(config, parameters, trained, 0.0) | {"gradients": WHOLE * trained}
+    return Estimate({"update": {name: size / 1e9 for name, size in parts.items()}})
+
+
+def estimate(
+    config: Config, student: Architecture, externals: Sequence[Architecture], device: str, device_gb: float
+) -> Estimate:
+    """Peak memory of a step.
+
+    Args:
+        externals: teachers of `kind=external`.
+        device: `cuda` or `cpu`.
+        device_gb: of which vLLM takes a share.
+    """
+    run = _Run(config, student, externals, device)
+    phases = {
+        "generate": run.generate(device_gb),
+        "score": run.score() if run.taught else {},
+        "update": run.update(),
+        "optimiser step": run.optimizer_step(),
+    }
+    return Estimate({name: {part: size / 1e9 for part, size in parts.items()} for name, parts in phases.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Bytes of each part."""
+
+    config: Config
+    student: Architecture
+    externals: Sequence[Architecture]
+    device: str
+
+    @property
+    def width(self) -> int:
+        """Bytes of a number in the compute precision."""
+        return _width(self.config)
+
+    @property
+    def stored(self) -> int:
+        """Bytes of the student's weights and of the hidden states between its layers."""
+        return self.width if self.config.lora.rank else WHOLE
+
+    @property
+    def trained(self) -> int:
+        """Parameters that are trained."""
+        return trained_parameters(self.config, self.student)
+
+    @property
+    def own(self) -> bool:
+        """Whether a teacher has the student's sizes."""
+        return self.config.has_teacher("live", "ema", "frozen") or self.config.reference.kl > 0
+
+    @property
+    def taught(self) -> bool:
+        """Whether a teacher is on this device."""
+        return self.own or bool(self.externals)
+
+    @property
+    def responses(self) -> int:
+        """Response tokens of a step."""
+        rollout = self.config.rollout
+        return rollout.num_prompts_per_step * rollout.num_rollouts_per_prompt * rollout.max_response_tokens
+
+    def resident(self) -> Parts:
+        """What stays through a whole step."""
+        external = sum(model.parameters for model in self.externals)
+        return _resident(self.config, self.student.parameters, self.trained, external)
+
+    def generate(self, device_gb: float) -> Parts:
+        """Sampling, at the end of the longest response."""
+        if self.config.generation.backend == "vllm":
+            share = self.config.generation.gpu_memory_utilization if self.device == "cuda" else 0.0
+            return self.resident() | {"vLLM": share * device_gb * 1e9}
+        rollout, model = self.config.rollout, self.student
+        group = rollout.num_rollouts_per_prompt
+        prompts = min(max(rollout.batch_size // group, 1), rollout.num_prompts_per_step)
+        sequences, limit = prompts * group, 1 + rollout.max_response_tokens
+        before = size = min(CACHE_GROWTH, limit)
+        while size < limit:
+            before, size = size, min(size + max(size, CACHE_GROWTH), limit)
+        grown = sequences * (size + (before if size > before else 0))
+        of_token = 2 * model.layers * model.kv_heads * model.head_dim * self.width
+        matrices, fused = _matrices(model), self.width == self.stored and not self.config.lora.rank
+        if fused:  # output projections are the model's own, those that read the same input are copied into one
+            own = model.hidden * (model.heads * model.head_dim + model.ffn)
+            matrices -= model.layers * own
+        head = model.embedding if self.width < self.stored else 0
+        return self.resident() | {
+            "sampler's weights": float(self.width * (matrices + head)),
+            "KV cache": float(of_token * (grown + prompts * self.config.data.max_prompt_tokens)),
+            "logits": float(sequences * model.vocab * (self.width + 3 * WHOLE)),
+        }
+
+    def score(self) -> Parts:
+        """The passes of the teacher that needs most, the last of them."""
+        context, response, group = teacher_prompt(self.config)[1], self.config.rollout.max_response_tokens, self._group
+        contexts = self._contexts()
+        budget = scoring_budget(self.config.train.tokens_per_micro_batch, context + response)
+        groups = self.config.rollout.num_prompts_per_step
+        tokens = _batch_tokens(budget, contexts * groups, context, group / contexts, response)
+        gathered = _keys(context, response, group / contexts)
+        found = []
+        for model, stored in [(self.student, self.stored)] * self.own + [(x, self.width) for x in self.externals]:
+            parts = {"activations": float(tokens * _passing(model, stored, self.width, gathered))}
+            if self.width < stored:
+                kept = self.config.has_teacher("live")  # autocast keeps what it has narrowed of trained weights alone
+                cast = _matrices(model) if kept else max(model.hidden * model.ffn, model.attention // 2)
+                parts["cast weights"] = float(self.width * cast)
+            found.append(parts)
+        return self.resident() | self._states() | max(found, key=lambda parts: sum(parts.values()))
+
+    def update(self) -> Parts:
+        """Forward and backward pass of a micro-batch, at the loss."""
+        model, tokens = self.student, self._micro_batch(self.config.train.tokens_per_micro_batch)
+        prompt, response = self.config.data.max_prompt_tokens, self.config.rollout.max_response_tokens
+        group = self.config.rollout.num_rollouts_per_prompt
+        taught = round(tokens * group * response / (group * response + prompt))
+        parts = self.resident()
+        if tokens < self._micro_batch(
+            float("inf")
+        ):  # else the only micro-batch has its activations before there are gradients
+            parts["gradients"] = float(WHOLE * self.trained)
+        kept = tokens * self._kept_by_layers() + taught * self.stored * model.hidden
+        parts |= self._states() | {"activations": float(kept)}
+        if self.width < self.stored:
+            parts["cast weights"] = float(self.width * _matrices(model))
+        return parts | {"loss": self._loss(taught)}
+
+    def optimizer_step(self) -> Parts:
+        """The optimiser, after the last micro-batch."""
+        parts = self.resident() | {"gradients": float(WHOLE * self.trained)} | self._states()
+        largest = min(max(self.student.embedding, self.student.hidden * self.student.ffn), self.trained)
+        return parts | {"temporary": float(2 * WHOLE * largest if self.device == "cpu" else WHOLE * self.trained)}
+
+    def _states(self) -> Parts:
+        """The teachers' hidden states of the step's responses, until the update is done."""
+        prompts = 2 if self.config.divergence.contrast else 1
+        sizes = [self.stored * self.student.hidden] * self.config.has_teacher("live", "ema", "frozen")
+        sizes += [self.width * model.hidden for model in self.externals]
+        size = max(sizes, default=0) * prompts + (self.config.reference.kl > 0) * self.stored * self.student.hidden
+        return {"teacher's states": float(self.responses * size)} if size else {}
+
+    @property
+    def _group(self) -> int:
+        return self.config.rollout.num_rollouts_per_prompt
+
+    def _contexts(self) -> int:
+        """Distinct teacher prompts of a group.
+
+        Targets that are themselves shown read the next peers: all the same ones where half of a group has enough.
+        """
+        peers = self.config.peers
+        if not method_class(self.config.method).reads_peers:
+            return 1
+        shown = sum(self._group if count == "all" else count for count in (peers.successes, peers.failures))
+        distinct = 2 if self._group >= 4 * shown else min(shown + 1, self._group)
+        return distinct * (2 if self.config.divergence.contrast else 1)
+
+    def _groups(self) -> int:
+        """Of an update."""
+        return -(-self.config.rollout.num_prompts_per_step // self.config.train.num_updates_per_step)
+
+    def _micro_batch(self, budget: float) -> float:
+        """Tokens of the largest micro-batch of an update, if one has at most `budget`."""
+        prompt, response = self.config.data.max_prompt_tokens, self.config.rollout.max_response_tokens
+        return _batch_tokens(budget, self._groups(), prompt, self._group, response)
+
+    def _kept_by_layers(self) -> float:
+        """Bytes a token of what the backward pass needs, with the norm at the end."""
+        model = self.student
+        keys = _keys(self.config.data.max_prompt_tokens, self.config.rollout.max_response_tokens, self._group)
+        adapted = self.config.lora.rank > 0
+        layer = _kept(model, self.width, keys, self.stored, adapted)
+        end = (WHOLE + self.stored) * model.hidden + 2 * WHOLE * model.head_dim
+        if self.config.train.activation_checkpointing:
+            return (model.layers - 1) * self.stored * model.hidden + layer + end
+        return model.layers * layer + end
+
+    def _loss(self, tokens: int) -> float:
+        """Heads, their gradient, hidden states of the response tokens of a micro-batch, and a chunk of logits."""
+        model, taught = self.student, self.taught
+        rows = min(tokens, max(LOGITS[self.device] // model.vocab, MIN_CHUNK))
+        head = 0 if self.config.lora.rank else WHOLE * model.embedding
+        casts = self.width * model.embedding * (1 + taught) if self.width < self.stored else 0
+        hidden = tokens * model.hidden * self.stored * (1 + taught)
+        if self.width < self.stored:
+            hidden += tokens * model.hidden * self.width * (1 + taught)
+        return float(head + casts + hidden + rows * model.vocab * self._logit())
+
+    def _logit(self) -> int:
+        """Bytes for each logit of a chunk. A GPU's kernels widen no whole chunk and write over logits."""
+        distributions = 1 + self.taught + (self.config.divergence.contrast > 0)
+        if self.device != "cpu":
+            return distributions * self.width
+        whole = self.taught and self.config.divergence.support == "full"
+        return distributions * (WHOLE + self.width) + 2 * WHOLE + (2 * WHOLE - self.width) * whole
+
+
+def _width(config: Config) -> int:
+    return 2 if config.model.dtype == "bfloat16" else WHOLE
+
+
+def _resident(config: Config, parameters: float, trained: float, external: float) -> Parts:
+    adapted = config.lora.rank > 0
+    whole = 0.0 if adapted else WHOLE * parameters  # weights below adapters are there once
+    parts = {"weights": _width(config) * parameters + WHOLE * trained if adapted else whole}
+    parts["moments"] = 2.0 * WHOLE * trained
+    copies = WHOLE * trained * config.has_teacher("ema") + whole * config.has_teacher("frozen")
+    if copies or external:
+        parts["teacher"] = copies + external * _width(config)
+    if config.reference.kl and whole:
+        parts["initial weights"] = whole
+    if config.rollout.lag and config.generation.backend == "local":
+        parts["second copy"] = WHOLE * trained
+    return parts
+
+
+def _matrices(model: Architecture) -> int:
+    """Weights of all layers that meet a token in a matrix product."""
+    return model.layers * (model.attention + model.mlp)
+
+
+def _batch_tokens(budget: float, trees: int, context: int, branches: float, response: int) -> float:
+    """Tokens of the largest batch: whole trees of a context and its responses, or one context and some responses."""
+    below = response - 1  # the last token is not read
+    tree = context + branches * below
+    if tree > budget:
+        return context + max((budget - context) // below if below else branches, 1) * below
+    return min(budget // tree if budget < float("inf") else trees, trees) * tree
+
+
+def _keys(context: int, response: int, branches: float) -> float:
+    """Keys that attention gathers for each token of a tree: a context's again for every response below it."""
+    return (context + branches * (context + response)) / (context + branches * response)
+
+
+def _kept(model: Architecture, width: int, gathered: float, stored: int, adapted: bool) -> float:
+    """Bytes a token that one layer keeps for its backward pass: what its norms, products and attention read.
+
+    Args:
+        gathered: keys and values for each token.
+        stored: bytes of a hidden state between layers.
+        adapted: what only the gradients of frozen weights would read is not kept.
+    """
+    queries, keys = model.heads * model.head_dim, model.kv_heads * model.head_dim
+    if adapted:
+        hidden, normed = 2 * (WHOLE + width), WHOLE * model.qk_norm
+    else:  # both norms' inputs and results, those also cast, once for every product
+        hidden = 4 * stored + (5 * width if width < stored else 2 * stored)
+        normed = (WHOLE + width) * model.qk_norm
+    attention = queries * (normed + 3 * width) + keys * (normed + 2 * width * gathered)
+    return hidden * model.hidden + attention + 4 * width * model.ffn + 3 * WHOLE * model.heads
+
+
+def _passing(model: Architecture, weights: int, width: int, gathered: float) -> float:
+    """Bytes a token at the fullest place of a pass that keeps nothing, in attention or in the feed-forward block."""
+    queries, keys = model.heads * model.head_dim, model.kv_heads * model.head_dim
+    hidden = 3 * weights * model.hidden
+    cast = width if width < weights else 0
+    attention = queries * (weights + cast + 3 * width) + keys * (weights + width + 2 * cast + 2 * width * gathered)
+    return hidden + max(3 * width * model.ffn, attention)

@@ -16,8 +16,10 @@ from mopd_nemo.config.plugins import method_class
 from mopd_nemo.config.teacher import key_of
 from mopd_nemo.data.load import judgeable, load_problems, num_available, with_teachers
 from mopd_nemo.embedded import resolve_model_path
+from mopd_nemo.engines import estimate_memory
+from mopd_nemo.engines.architecture import architecture_of
 from mopd_nemo.engines.local.memory import at_least, checkpoint_bytes, trained_parameters
-from mopd_nemo.engines.memory import Estimate, estimate, shortage, sizes_of
+from mopd_nemo.engines.memory import Estimate, shortage
 from mopd_nemo.engines.models import check_positions, check_vocabularies, load_chat, load_model_config
 from mopd_nemo.engines.served import ServedTeacher
 from mopd_nemo.files import DamagedError, free_space, in_bytes
@@ -190,7 +192,7 @@ def _room(config: Config, say: Callable[[str], None]) -> Iterator[str]:
     count = num_parameters(config.model.path)
     if config.engine == "nemo" or not count:
         return
-    sizes = sizes_of(config.model.path) if config.lora.rank else None
+    sizes = architecture_of(config.model.path) if config.lora.rank else None
     trained = trained_parameters(config, sizes) if sizes else 0 if config.lora.rank else count
     saved = checkpoint_bytes(config, trained) * (
         config.train.keep_checkpoints + 1 + (config.train.keep_best is not None)
@@ -215,7 +217,7 @@ def memory(config: Config, say: Callable[[str], None], phases: Sequence[str] = (
     if config.engine == "nemo":
         return
     free, device = free_memory(config), _device(config).split(":")[0]
-    need = estimate(config, device, free / 1e9)
+    need = estimate_memory(config, device, free / 1e9)
     if need is not None:
         need = Estimate({name: parts for name, parts in need.phases.items() if not phases or name in phases})
         say(f"memory      {in_bytes(round(need.peak * 1e9))} at most, in {need.fullest}; {in_bytes(free)} are free")

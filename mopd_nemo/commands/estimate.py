@@ -33,13 +33,13 @@ def estimate(
     mopd estimate --config configs/quickstart.yaml --card H100
     """
     from mopd_nemo.config.load import load_config
-    from mopd_nemo.engines.memory import estimate as estimated
+    from mopd_nemo.engines import estimate_memory
     from mopd_nemo.engines.memory import shortage
     from mopd_nemo.outlook import device_memory
 
     config = load_config(config_file, overrides or [])
     device, gb = device_memory(config) if card == "here" else ("cuda", _gb_of(card))
-    need = estimated(config, device, gb)
+    need = estimate_memory(config, device, gb)
     if need is None:
         paths = [f"model.path={config.model.path}", *(t.path for t in config.every_teacher.values() if t.path)]
         raise UserError(

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mopd_nemo.embedded import resolve_model_path
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
@@ -85,8 +87,13 @@ KNOWN = {
 """Sizes of models that may not be installed where a job is submitted."""
 
 
-def architecture_of(path: str, hf_home: str | None) -> Architecture | None:
-    """Sizes of a model directory, of a model in a Hugging Face cache, or of a known name. None: unknown."""
+def architecture_of(path: str, hf_home: str | None = None) -> Architecture | None:
+    """Sizes of an embedded model, a model directory, a model in a Hugging Face cache, or a known name. None: unknown.
+
+    Raises:
+        UserError: there is no such embedded model.
+    """
+    path = resolve_model_path(path)
     directory = find_model(path, hf_home)
     if directory is not None:
         return from_config(json.loads((directory / "config.json").read_text()))

@@ -41,7 +41,7 @@ def test_a_config_of_init_passes_the_dry_run_and_trains_as_written(place: Path, 
     code, printed = mopd("train", "--config", "mine.yaml", "--dry-run")
     assert code == 0 and "Nothing found that would stop this run" in printed
     assert "5 of the 5 of data.train=train.jsonl; 3 of the 3 of data.eval=eval.jsonl" in printed
-    assert "here would stand a whole success" in printed and re.search(r"memory +\S+ MB for", printed)
+    assert "here would stand a whole success" in printed and re.search(r"memory +\S+ [MG]B at most, in update", printed)
     assert sorted(path.name for path in place.iterdir()) == ["eval.jsonl", "mine.yaml", "train.jsonl"]
 
     code, printed = mopd("train", "--config", "mine.yaml", "train.num_steps=1", "run_dir=run")

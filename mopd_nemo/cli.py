@@ -29,7 +29,7 @@ from mopd_nemo.commands import (
 )
 from mopd_nemo.config import UserError
 from mopd_nemo.files import STORAGE, DamagedError, WriteError
-from mopd_nemo.terminal import Terminal, visible
+from mopd_nemo.terminal import Terminal, in_words, visible
 
 app = typer.Typer(
     name="mopd",
@@ -91,6 +91,8 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    Terminal(stderr=True).print("error: ", style="bold red", end="")
-    print(visible(message), file=sys.stderr)
+    console = Terminal(stderr=True)
+    console.print("error: ", style="bold red", end="")
+    lines = [in_words(line, console) for line in f"error: {visible(message)}".splitlines()]
+    print("\n".join(lines).removeprefix("error: "), file=sys.stderr)
     sys.exit(code)

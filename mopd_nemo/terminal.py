@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
@@ -27,6 +29,29 @@ class Terminal(Console):
 def visible(text: str) -> str:
     """The text with its control characters as pictures: a model's or a row's text cannot steer the terminal."""
     return text.translate(_PICTURES)
+
+
+_LABEL = re.compile(r"\S{1,14} {2,}")
+"""What a line begins with that has a second column."""
+
+
+def in_words(text: str, console: Console) -> str:
+    """A sentence for a terminal, broken between words, under its second column if it has one; elsewhere as it is.
+
+    Code between backticks and long words, such as paths, stay whole, so that they can be copied.
+    """
+    if not console.is_terminal:
+        return text
+    match = _LABEL.match(text)
+    label = match[0] if match else ""
+    lines = [label]
+    for word in re.findall(r"(?:`[^`]*`|\S)+", text[len(label) :]):
+        gap = " " if len(lines[-1]) > len(label) else ""
+        if gap and cell_len(lines[-1] + gap + word) > console.width:
+            lines.append(" " * len(label))
+            gap = ""
+        lines[-1] += gap + word
+    return "\n".join(lines)
 
 
 def plain(text: Any, style: str = "") -> Text:

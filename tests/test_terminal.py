@@ -10,7 +10,7 @@ import pytest
 from rich.panel import Panel
 from rich.table import Table
 
-from mopd_nemo.terminal import Terminal, plain, shortened, visible
+from mopd_nemo.terminal import Terminal, in_words, plain, shortened, visible
 
 PACKAGE = Path(__file__).parents[1] / "mopd_nemo"
 HOSTILE = "[/] [bold]b[/bold] \\left[a,b\\right] :smile: \x1b]0;title\x07 \x1b[2J \x9b31m \u202e"
@@ -37,6 +37,17 @@ def test_text_is_neither_markup_nor_an_escape_sequence(terminal: bool) -> None:
 def test_long_values_lose_their_middle() -> None:
     assert shortened("abc") == "abc" and shortened(12) == "12"
     assert shortened("a" * 500 + "b" * 600, 20) == "aaaaaaaaaa [... 1080 characters ...] bbbbbbbbbb"
+
+
+def test_sentences_break_between_words_on_a_terminal_alone() -> None:
+    narrow = Terminal(file=io.StringIO(), width=24, force_terminal=True)
+    assert in_words("WARNING: other programs have the cores", narrow) == "WARNING: other programs\nhave the cores"
+    assert in_words("problems    512 of the 4096 there", narrow) == "problems    512 of the\n            4096 there"
+    assert in_words("see `mopd train --resume runs/a` or", narrow) == "see\n`mopd train --resume runs/a`\nor"
+    assert in_words(f"at {'/deep' * 9} it is", narrow) == f"at\n{'/deep' * 9}\nit is"
+    assert in_words("日本語 " * 6, narrow) == "\n".join(["日本語 日本語 日本語"] * 2)
+    assert in_words("", narrow) == ""
+    assert in_words("x " * 50_000, Terminal(file=io.StringIO(), width=24)) == "x " * 50_000
 
 
 @pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))

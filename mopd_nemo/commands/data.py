@@ -37,7 +37,7 @@ def list_sources() -> None:
     """List the data sources."""
     table = Table(box=None)
     for name in ("name", "what", "hub"):
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", no_wrap=name == "hub")
     for source in SOURCES.values():
         table.add_row(source.name, source.title, source.hub.repo if source.hub else "not on the hub")
     Terminal().print(table)

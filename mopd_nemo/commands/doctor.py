@@ -95,7 +95,8 @@ def _program(part: str, program: str, version: list[str], needed_for: str) -> Fi
     if shutil.which(program) is None:
         return Finding(part, False, f"{program} is not on PATH", needed_for)
     answer = subprocess.run(version, capture_output=True, text=True, timeout=10, check=False)
-    return Finding(part, answer.returncode == 0, (answer.stdout or answer.stderr).strip(), needed_for)
+    first = next(iter((answer.stdout or answer.stderr).strip().splitlines()), "no answer")
+    return Finding(part, answer.returncode == 0, first, needed_for)
 
 
 def _sandbox() -> Finding:

@@ -96,7 +96,8 @@ def _list_problems(rows: Sequence[Mapping[str, Any]], run: RunDirectory, console
 
 def _show(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     head = rows[0]
-    about = f", step {head['step']}, answer {shortened(head['answer'], 2000)}"
+    right = f"{sum(row['success'] is True for row in rows)} of {len(rows)} right"
+    about = f", step {head['step']}, {right}, answer {shortened(head['answer'], 2000)}"
     console.print(plain(head["problem"], "bold").append_text(plain(about)))
     console.print(Panel(plain(head["prompt"]), title="student prompt", title_align="left"))
     for row in rows:

@@ -10,7 +10,7 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
-from mopd_nemo.commands import ConfigFile, Overrides, check_output
+from mopd_nemo.commands import ConfigFile, Overrides, check_output, progress
 from mopd_nemo.config import Config, LoraConfig, TeacherConfig, UserError
 from mopd_nemo.config.load import load_config
 from mopd_nemo.files import write_json, write_rows
@@ -60,21 +60,21 @@ def evaluate(
     problems = load_problems(config, "eval")
     with (
         VerifierPool(config.verifier, {problem.task for problem in problems}) as verifiers,
-        Progress(console=Terminal(stderr=True), transient=True) as progress,
+        progress("evaluating") as report,
     ):
-        task = progress.add_task(f"evaluating {len(problems)} problems", total=1.0)
+        said = f"{len(problems)} problems"
         problems = judgeable(problems, verifiers, config, "eval")
         engine = make_engine(config)
         problems = _tokenized(problems, engine, config)
-        metrics, groups = evaluate_model(
-            engine, verifiers, problems, config, lambda done: progress.update(task, completed=done)
-        )
-    table = Table(title=config.model.path, box=None)
+        metrics, groups = evaluate_model(engine, verifiers, problems, config, lambda done: report(done, said))
+    console = Terminal()
+    console.print(config.model.path, style="bold", soft_wrap=True)
+    table = Table(box=None)
     table.add_column("metric")
     table.add_column("value", justify="right")
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4f}" if value % 1 else f"{value:.0f}")
-    Terminal().print(table)
+    console.print(table)
     if output is not None:
         write_json(output, metrics)
     if rollouts is not None:
@@ -100,8 +100,8 @@ def complete(
     check_vocabularies(config.model.path, config.teacher.path)
     problems = load_problems(config, "train")
     console = Terminal(stderr=True)
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task(f"completing {len(problems)} problems", total=len(problems))
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task(f"completing {len(problems)} problems", total=len(problems))
         engine = make_engine(_alone(config, config.teacher.path))
         rollout = config.rollout
         sampling = Sampling(rollout.max_response_tokens, rollout.temperature)
@@ -109,7 +109,7 @@ def complete(
         def write(some: Sequence[Problem], seed: str) -> list[list[Rollout]]:
             prompts = [problem.prompt_ids for problem in some]
             groups = engine.generate(prompts, rollout.num_rollouts_per_prompt, sampling, seed)
-            progress.update(task, completed=problems.index(some[-1]) + 1)
+            bar.update(task, completed=problems.index(some[-1]) + 1)
             return groups
 
         problems = _tokenized(problems, engine, config)

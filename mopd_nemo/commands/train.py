@@ -23,7 +23,7 @@ from mopd_nemo.config import Config, TeacherError, UserError
 from mopd_nemo.config.load import load_config
 from mopd_nemo.files import WriteError
 from mopd_nemo.run.directory import RunDirectory
-from mopd_nemo.terminal import Terminal, plain, visible
+from mopd_nemo.terminal import Terminal, in_words, plain, visible
 
 HALTED = 3
 """Exit code of a run that its guard has stopped. The launcher does not queue such a job again."""
@@ -62,7 +62,7 @@ def show_outlook(config: Config) -> int:
     console = Terminal()
     found = look_ahead(config)
     for line in found.lines:
-        console.print(line, soft_wrap=True)
+        console.print(in_words(line, console), soft_wrap=True)
     for title, text in (("the student reads", found.prompt), ("a teacher reads", found.context)):
         if text:
             console.print(Panel(plain(text), title=title, title_align="left"))
@@ -124,7 +124,8 @@ def _say_where(run: RunDirectory, complete: bool, console: Console) -> None:
     from mopd_nemo.run.checkpoints import best_saved, checkpoints
 
     try:
-        write_report([run])
+        with console.status("writing the report"):
+            write_report([run])
     except WriteError as error:
         console.print(f"no report: {error}", soft_wrap=True)
     saved = checkpoints(run.checkpoints)

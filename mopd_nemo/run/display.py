@@ -14,13 +14,32 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from mopd_nemo.terminal import plain
+from mopd_nemo.terminal import in_words, plain
 
 PHASES = ("generate", "reward", "context", "score", "update", "other")
 """Parts of a step's time; `other` is the time outside all phases."""
 WARM_UP_STEPS = 5
 """First steps, which load and compile. Mean times leave them out, as in the paper's appendix E, if there are more."""
 _SHOWN_STEPS = 8
+"""Steps in the panel of a low terminal, and of those that stay on the screen at the end."""
+_OTHER_LINES = 14
+"""Of a high terminal, which are not steps."""
+_COLUMNS = (
+    ("loss", "loss", ".4f"),
+    ("success", "success_rate", ".1%"),
+    ("with signal", "signal", ".0%"),
+    ("tokens", "response/tokens", ".0f"),
+    ("seconds", "seconds/step", ".1f"),
+)
+_MORE_COLUMNS = (
+    ("cut", "response/unfinished", ".1%"),
+    ("entropy", "student/entropy", ".3f"),
+    ("gradient", "grad_norm", ".3g"),
+    ("learning rate", "learning_rate", ".2g"),
+    ("tokens/s", "tokens_per_second", ".0f"),
+)
+"""Heading, metric and form of the steps' table; the second ones where there is room."""
+_WIDE = 120
 
 
 class Display:
@@ -37,7 +56,7 @@ class Display:
         self._phase = "starting"
         self._fraction: float | None = None
         self._notice = ""
-        self._recent: deque[Mapping[str, float]] = deque(maxlen=_SHOWN_STEPS)
+        self._recent: deque[Mapping[str, float]] = deque(maxlen=200)
         self._started = time.monotonic()
         self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=True)
 
@@ -54,6 +73,8 @@ class Display:
     def __exit__(self, *_: object) -> None:
         if self._console.is_terminal:
             self._live.stop()
+            if self._recent:
+                self._console.print(self._steps_table(_SHOWN_STEPS))
 
     def phase(self, name: str) -> None:
         """A phase begins."""
@@ -71,15 +92,16 @@ class Display:
 
     def say(self, text: str, style: str = "") -> None:
         """A line that stays on the screen and in the log."""
-        self._console.print(plain(text, style), soft_wrap=True)
+        self._console.print(plain(in_words(text, self._console), style), soft_wrap=True)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """A step is done."""
         self._step = step
         self._recent.append({"step": step, **metrics})
         if not self._console.is_terminal:
+            loss = f"{metrics['loss']:.4f}" if "loss" in metrics else "-"
             self._console.print(
-                f"step {step}/{self._num_steps}  loss {_number(metrics.get('loss'))}  "
+                f"step {step}/{self._num_steps}  loss {loss}  "
                 f"success {metrics['success_rate']:.1%}  {metrics['seconds/step']:.1f} s  {self._time_left()} left"
             )
 
@@ -107,33 +129,24 @@ class Display:
         header.add_row(f"step {self._step}/{self._num_steps}", bar, f"{self._time_left()} left", self._phase_text())
         parts: list[RenderableType] = [header]
         if self._recent:
-            parts.append(self._steps_table())
+            parts.append(self._steps_table(max(_SHOWN_STEPS, self._console.height - _OTHER_LINES)))
         if self._notice:
-            parts.append(plain(self._notice, "yellow"))
+            parts.append(plain(in_words(self._notice, self._console), "yellow"))
         return Group(*parts)
 
     def _phase_text(self) -> Text:
         done = "" if self._fraction is None else f" {self._fraction:.0%}"
         return Text(f"{self._phase}{done}", style="cyan")
 
-    def _steps_table(self) -> Table:
+    def _steps_table(self, most: int) -> Table:
         table = Table(box=None, padding=(0, 2), header_style="dim")
-        for name in ("step", "loss", "success", "with signal", "tokens", "seconds"):
+        columns = _COLUMNS + (_MORE_COLUMNS if self._console.width >= _WIDE else ())
+        for name in ("step", *(heading for heading, _, _ in columns)):
             table.add_column(name, justify="right")
-        for row in self._recent:
-            table.add_row(
-                str(int(row["step"])),
-                _number(row.get("loss")),
-                f"{row['success_rate']:.1%}",
-                f"{row['signal']:.0%}",
-                f"{row['response/tokens']:.0f}",
-                f"{row['seconds/step']:.1f}",
-            )
+        for row in list(self._recent)[-most:]:
+            cells = (format(row[name], form) if name in row else "-" for _, name, form in columns)
+            table.add_row(str(int(row["step"])), *cells)
         return table
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
 
 
 class PhaseTimer:

@@ -29,3 +29,29 @@ def test_live_panel_shows_step_loss_success_and_time_left() -> None:
     text = console.export_text()
     for part in ("step 1/4", "left", "generate 50%", "0.5000", "25.0%", "Stopping after this step"):
         assert part in text
+
+
+def test_a_high_and_wide_terminal_shows_more_steps_and_more_of_each() -> None:
+    more = {"learning_rate": 1e-4, "tokens_per_second": 1234.0, "student/entropy": 0.25}
+    shown = {}
+    for width, height in ((80, 24), (160, 50)):
+        console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True, record=True)
+        display = Display(console, num_steps=90)
+        for step in range(1, 61):
+            display.step(step, STEP | more)
+        console.print(display._render())
+        shown[width] = console.export_text()
+        lines = shown[width].splitlines()
+        assert len(lines) < height and max(map(len, lines)) <= width
+    assert "51 " in shown[80] and " 50 " not in shown[80] and "learning rate" not in shown[80]
+    assert "25 " in shown[160] and "0.0001" in shown[160] and "1234" in shown[160] and "0.250" in shown[160]
+
+
+def test_the_last_steps_stay_on_the_screen() -> None:
+    console = Console(file=io.StringIO(), width=80, force_terminal=True)
+    with Display(console, num_steps=20) as display:
+        for step in range(1, 13):
+            display.step(step, STEP)
+    assert isinstance(console.file, io.StringIO)
+    left = console.file.getvalue().rpartition("success")[2]
+    assert " 5 " in left and " 12 " in left and " 4 " not in left

@@ -22,6 +22,7 @@ from mopd_nemo.files import append_row, write_json, write_rows
 from mopd_nemo.methods.base import make_method
 from mopd_nemo.outlook import summary
 from mopd_nemo.peers.metrics import group_metrics
+from mopd_nemo.peers.render import PeerContext
 from mopd_nemo.preflight import choice
 from mopd_nemo.run import ahead
 from mopd_nemo.run import checkpoints as saved
@@ -32,7 +33,7 @@ from mopd_nemo.run.launches import record_launch
 from mopd_nemo.run.rollouts import read_groups, rollout_records, solved_fraction
 from mopd_nemo.run.stop import TIME_IS_UP, StopRequest
 from mopd_nemo.run.token_signal import write_token_signal
-from mopd_nemo.run.trackers import Tracker, check_trackers, make_trackers
+from mopd_nemo.run.trackers import Tracker, check_trackers, groups_to_show, make_trackers
 from mopd_nemo.types import RolloutGroup
 from mopd_nemo.verifiers.pool import VerifierPool
 
@@ -248,6 +249,8 @@ class Trainer:
             sum(len(r.response_ids) for g in groups for r in g.rollouts) / metrics["seconds/step"]
         )
         self._record(metrics)
+        if (every := config.logging.track_groups_every) and step % every == 0:
+            self._track_groups("train", groups, batch.contexts)
 
     def _evaluate(self) -> None:
         started = time.perf_counter()
@@ -266,6 +269,7 @@ class Trainer:
         metrics["seconds"] = time.perf_counter() - started
         self._write("evaluations", self.run.eval_file, {"step": self.step, **metrics})
         self._track({f"eval/{name}": value for name, value in metrics.items()})
+        self._track_groups("held_out", groups, None)
         self.display.evaluation(self.step, metrics)
 
     def _choose_peers(self) -> None:
@@ -320,6 +324,14 @@ class Trainer:
     def _track(self, metrics: Mapping[str, float]) -> None:
         for tracker in self.trackers:
             tracker.log(self.step, metrics)
+
+    def _track_groups(
+        self, kind: str, groups: Sequence[RolloutGroup], contexts: Sequence[Sequence[PeerContext]] | None
+    ) -> None:
+        if self.trackers:
+            rows = groups_to_show(rollout_records(self.step, groups, contexts, self.engine.chat))
+            for tracker in self.trackers:
+                tracker.groups(self.step, kind, rows)
 
     def _learning_rate(self, step: int) -> float:
         """Linear warm-up that ends at `warmup_steps`, then constant. `step` counts from 1, so no update has rate 0."""

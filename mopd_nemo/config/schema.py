@@ -320,6 +320,9 @@ class LoggingConfig(ConfigBlock):
     """Weights & Biases mode."""
     wandb_project: str = "mopd-nemo"
     """Weights & Biases project."""
+    track_groups_every: NonNegativeInt = 10
+    """Steps between sample groups in the trackers, with verdicts and what their teachers read: a table in Weights &
+    Biases, text in TensorBoard. Evaluations send some, too. 0: from evaluations alone."""
     save_rollouts_every: NonNegativeInt = 1
     """Steps between files `rollouts/step_*.jsonl`. 0: never write one."""
     save_token_signal_every: NonNegativeInt = 0

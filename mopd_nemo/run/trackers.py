@@ -1,20 +1,31 @@
-"""Optional metric sinks beside the JSONL files: TensorBoard and Weights & Biases."""
+"""Optional sinks of metrics and sample groups beside the JSONL files: TensorBoard and Weights & Biases."""
 
 from __future__ import annotations
 
 import importlib.util
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from mopd_nemo.config import Config, UserError
 from mopd_nemo.run.directory import RunDirectory
+from mopd_nemo.run.rollouts import Row, describe_peers, mixed_first
+from mopd_nemo.terminal import shortened, visible
+
+GROUPS, CHARACTERS = 4, 4000
+"""Shown of a step, and of each text."""
+COLUMNS = ("problem", "rollout", "outcome", "reward", "tokens", "response", "teacher read", "teacher prompt")
+"""Of a table of groups."""
 
 
 class Tracker(Protocol):
-    """Receives the same rows as the JSONL files."""
+    """Receives the same rows as the JSONL files, and some groups of rollouts."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def groups(self, step: int, kind: str, rows: Sequence[Row]) -> None:
+        """Show rollouts with their verdicts and what their teachers read. `kind`: train or held_out."""
+        ...
 
     def close(self) -> None: ...
 
@@ -40,6 +51,16 @@ def make_trackers(config: Config, run: RunDirectory) -> list[Tracker]:
     return trackers
 
 
+def groups_to_show(rows: Iterable[Row]) -> list[Row]:
+    """Of a step's recorded rollouts the groups with the most to see, their texts without the middle of long ones."""
+    shown: list[Row] = []
+    for group in mixed_first(rows)[:GROUPS]:
+        for row in group:
+            texts = {name: shortened(row[name], CHARACTERS) for name in ("response", "teacher_prompt") if row[name]}
+            shown.append({**row, **texts})
+    return shown
+
+
 class _TensorBoard:
     def __init__(self, run: RunDirectory) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -49,6 +70,16 @@ class _TensorBoard:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def groups(self, step: int, kind: str, rows: Sequence[Row]) -> None:
+        lines = []
+        for row in rows:
+            peers = describe_peers(row) if row["teacher_prompt"] else "no teacher"
+            lines.append(f"{row['problem']}, rollout {row['rollout']}: {row['outcome']}; teacher read: {peers}")
+            lines += ["", *str(row["response"]).splitlines(), ""]
+        # Indented: TensorBoard renders Markdown, and a model's text is none.
+        self._writer.add_text(f"{kind}/groups", "\n".join(f"    {visible(line)}" for line in lines), step)
         self._writer.flush()
 
     def close(self) -> None:
@@ -75,6 +106,18 @@ class _WeightsAndBiases:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._run.log(dict(metrics), step=step)
+
+    def groups(self, step: int, kind: str, rows: Sequence[Row]) -> None:
+        import wandb
+
+        data: list[Iterable[Any]] = [
+            [
+                *(row["problem"], row["rollout"], str(row["outcome"]), row["reward"], row["response_tokens"]),
+                *(row["response"], describe_peers(row) if row["teacher_prompt"] else "", row["teacher_prompt"] or ""),
+            ]
+            for row in rows
+        ]
+        self._run.log({f"{kind}/groups": wandb.Table(columns=list(COLUMNS), data=data)}, step=step)
 
     def close(self) -> None:
         self._run.finish()

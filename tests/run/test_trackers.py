@@ -1,12 +1,32 @@
 import importlib.util
 import json
+import struct
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mopd_nemo.config import Config, UserError
 from mopd_nemo.run.directory import RunDirectory
-from mopd_nemo.run.trackers import check_trackers, make_trackers
+from mopd_nemo.run.trackers import CHARACTERS, COLUMNS, GROUPS, check_trackers, groups_to_show, make_trackers
+from mopd_nemo.types import Outcome
+from tests.test_trainer import new_run
+
+HOSTILE = "# <b>[31m \x1b[2J"
+
+
+def row(problem: str, rollout: int) -> dict[str, Any]:
+    """A recorded rollout; the second of the problems a to e fails, so that f is the one without anything to see."""
+    right = rollout == 0 or problem == "f"
+    peer = {"kind": "success", "problem": problem, "rollout": 0, "summary": False}
+    taught = (
+        {"peers": [peer], "teacher_prompt": f"prompt {HOSTILE}"} if rollout else {"peers": [], "teacher_prompt": None}
+    )
+    outcome = Outcome.CORRECT if right else Outcome.WRONG
+    texts = {"response": f"{HOSTILE}\n" + "long " * 2000, "response_tokens": 9, "uses_feedback": False}
+    head = {"problem": problem, "rollout": rollout, "outcome": outcome, "success": right, "reward": float(right)}
+    return head | texts | taught
 
 
 def log_three_steps(tmp_path: Path, **logging: object) -> RunDirectory:
@@ -17,6 +37,7 @@ def log_three_steps(tmp_path: Path, **logging: object) -> RunDirectory:
     (tracker,) = make_trackers(config, run)
     for step in (1, 2, 3):
         tracker.log(step, {"loss": 1.0 / step})
+    tracker.groups(3, "train", groups_to_show([row(problem, r) for problem in "abcdef" for r in range(2)]))
     tracker.close()
     return run
 
@@ -28,6 +49,11 @@ def test_tensorboard_gets_every_step(tmp_path: Path) -> None:
     events = EventAccumulator(str(log_three_steps(tmp_path, tensorboard=True).path / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
+    (event,) = events.Tensors("train/groups/text_summary")
+    text = event.tensor_proto.string_val[0].decode()
+    assert event.step == 3 and text.count("rollout 1: wrong; teacher read: success 0") == GROUPS
+    assert all(line.startswith("    ") for line in text.splitlines()), "code, never Markdown"
+    assert "f, rollout" not in text and "\x1b" not in text and len(text) < 2 * GROUPS * (CHARACTERS + 200)
 
 
 def test_wandb_offline_writes_a_run(tmp_path: Path) -> None:
@@ -35,6 +61,43 @@ def test_wandb_offline_writes_a_run(tmp_path: Path) -> None:
     run = log_three_steps(tmp_path, wandb="offline")
     (written,) = (run.path / "wandb").glob("offline-run-*/*.wandb")
     assert (run.path / "wandb_id").read_text() in written.name
+    losses = [float(item) for record in history(written) for name, item in record.items() if name == "loss"]
+    assert losses == [1.0, 0.5, pytest.approx(1 / 3)]
+    (file,) = written.parent.glob("files/media/table/train/*.table.json")
+    table = json.loads(file.read_text())
+    assert table["columns"] == list(COLUMNS) and len(table["data"]) == 2 * GROUPS
+    first, second = table["data"][:2]
+    assert first[:5] == ["a", 0, "correct", 1.0, 9] and first[6:] == ["", ""], "no teacher read anything for it"
+    assert second[2] == "wrong" and second[6:] == ["success 0", f"prompt {HOSTILE}"]
+    assert "characters ..." in second[5] and len(second[5]) < CHARACTERS + 100
+
+
+def history(file: Path) -> Iterator[dict[str, str]]:
+    """The logged values of an offline run, as JSON, row by row. Its file is a log of LevelDB's format."""
+    record_type = importlib.import_module("wandb.proto.wandb_internal_pb2").Record
+    data, at, parts = file.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        if (left := -at % 32768) < 7:
+            at += left
+        _, length, kind = struct.unpack_from("<IHB", data, at)
+        parts += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or its last part
+            record = record_type.FromString(parts)
+            parts = b""
+            if record.WhichOneof("record_type") == "history":
+                yield {item.key or item.nested_key[0]: item.value_json for item in record.history.item}
+
+
+def test_a_run_sends_groups_of_steps_and_evaluations(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = new_run(tmp_path / "run", "train.num_steps=3", "logging.tensorboard=true", "logging.track_groups_every=2")
+    events = EventAccumulator(str(run.path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Tensors("train/groups/text_summary")] == [2]
+    assert [event.step for event in events.Tensors("held_out/groups/text_summary")] == [0, 2, 3]
 
 
 def test_missing_package_is_an_error_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

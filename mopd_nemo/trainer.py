@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,6 @@ from mopd_nemo.files import append_row, write_json, write_rows
 from mopd_nemo.methods.base import make_method
 from mopd_nemo.outlook import summary
 from mopd_nemo.peers.metrics import group_metrics
-from mopd_nemo.peers.render import PeerContext
 from mopd_nemo.preflight import choice
 from mopd_nemo.run import ahead
 from mopd_nemo.run import checkpoints as saved
@@ -33,7 +32,7 @@ from mopd_nemo.run.launches import record_launch
 from mopd_nemo.run.rollouts import read_groups, rollout_records, solved_fraction
 from mopd_nemo.run.stop import TIME_IS_UP, StopRequest
 from mopd_nemo.run.token_signal import write_token_signal
-from mopd_nemo.run.trackers import Tracker, check_trackers, groups_to_show, make_trackers
+from mopd_nemo.run.trackers import Trackers, check_trackers, make_trackers
 from mopd_nemo.types import RolloutGroup
 from mopd_nemo.verifiers.pool import VerifierPool
 
@@ -84,7 +83,7 @@ class Trainer:
         """Whether the guard has ended the run."""
         self.display = Display(console, config.train.num_steps)
         self.stop = StopRequest(config.train.must_save_by_seconds, started, self.display.notice)
-        self.trackers: list[Tracker] = []
+        self.trackers = Trackers()
 
     @classmethod
     def new(cls, config: Config, console: Console, started: float | None = None) -> Trainer:
@@ -152,8 +151,7 @@ class Trainer:
         finally:
             self.rollouts.stop()
             self.verifiers.close()
-            for tracker in self.trackers:
-                tracker.close()
+            self.trackers.close()
             self.run.release()
         return self.step == self.config.train.num_steps and not self._evaluation_due() and not self.halted
 
@@ -250,7 +248,7 @@ class Trainer:
         )
         self._record(metrics)
         if (every := config.logging.track_groups_every) and step % every == 0:
-            self._track_groups("train", groups, batch.contexts)
+            self.trackers.groups(step, "train", groups, batch.contexts, engine.chat)
 
     def _evaluate(self) -> None:
         started = time.perf_counter()
@@ -268,8 +266,8 @@ class Trainer:
         )
         metrics["seconds"] = time.perf_counter() - started
         self._write("evaluations", self.run.eval_file, {"step": self.step, **metrics})
-        self._track({f"eval/{name}": value for name, value in metrics.items()})
-        self._track_groups("held_out", groups, None)
+        self.trackers.log(self.step, {f"eval/{name}": value for name, value in metrics.items()})
+        self.trackers.groups(self.step, "held_out", groups, None, self.engine.chat)
         self.display.evaluation(self.step, metrics)
 
     def _choose_peers(self) -> None:
@@ -278,7 +276,7 @@ class Trainer:
         row = choice.choose(self.step, self.problems, self.engine, self.verifiers, self.config, self.display.progress)
         self._write("choices", self.run.choices_file, row)
         self._show_chosen()
-        self._track(row["metrics"])
+        self.trackers.log(self.step, row["metrics"])
         for sentence in (*row["sentences"], *row["cautions"]):
             self.display.say(f"peers, step {self.step}: {sentence}")
 
@@ -318,20 +316,8 @@ class Trainer:
         row = {"step": self.step, **metrics}
         metrics |= signs([*self.recorded["metrics"], row], self.recorded["evaluations"]).metrics
         self._write("metrics", self.run.metrics_file, {"step": self.step, **metrics})
-        self._track(metrics)
+        self.trackers.log(self.step, metrics)
         self.display.step(self.step, metrics)
-
-    def _track(self, metrics: Mapping[str, float]) -> None:
-        for tracker in self.trackers:
-            tracker.log(self.step, metrics)
-
-    def _track_groups(
-        self, kind: str, groups: Sequence[RolloutGroup], contexts: Sequence[Sequence[PeerContext]] | None
-    ) -> None:
-        if self.trackers:
-            rows = groups_to_show(rollout_records(self.step, groups, contexts, self.engine.chat))
-            for tracker in self.trackers:
-                tracker.groups(self.step, kind, rows)
 
     def _learning_rate(self, step: int) -> float:
         """Linear warm-up that ends at `warmup_steps`, then constant. `step` counts from 1, so no update has rate 0."""

@@ -54,7 +54,9 @@ def describe_method(records: Records) -> str:
     config = records.config
     peers = config.peers
     parts = [config.method]
-    if config.teacher.kind != "none":
+    if config.teachers:
+        parts.append(f"teachers {', '.join(config.teachers)}")
+    elif config.teacher.kind != "none":
         rate = f" (rate {config.teacher.ema_rate:g})" if config.teacher.kind == "ema" else ""
         parts.append(f"teacher {config.teacher.kind}{rate}")
     if uses(config.method, "context"):

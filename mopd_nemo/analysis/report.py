@@ -66,7 +66,7 @@ def _write_single(records: Records, output: Path) -> Path:
         choices=read_rows(run.choices_file) if run.choices_file.exists() else [],
         signal=_signal(run.path / "teacher_signal"),
         samples=sample_groups(run),
-        taught=records.config.teacher.kind != "none",
+        taught=bool(records.config.teachers) or records.config.teacher.kind != "none",
         outcomes=_outcomes(metrics, evals),
         seconds=_mean_seconds(metrics),
         config_text=run.config_file.read_text(),

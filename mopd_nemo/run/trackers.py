@@ -7,10 +7,13 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
+from mopd_nemo.chat import Chat
 from mopd_nemo.config import Config, UserError
+from mopd_nemo.peers.render import PeerContext
 from mopd_nemo.run.directory import RunDirectory
-from mopd_nemo.run.rollouts import Row, describe_peers, mixed_first
+from mopd_nemo.run.rollouts import Row, describe_peers, mixed_first, rollout_records
 from mopd_nemo.terminal import shortened, visible
+from mopd_nemo.types import RolloutGroup
 
 GROUPS, CHARACTERS = 4, 4000
 """Shown of a step, and of each text."""
@@ -41,14 +44,45 @@ def check_trackers(config: Config) -> None:
             )
 
 
-def make_trackers(config: Config, run: RunDirectory) -> list[Tracker]:
+class Trackers:
+    """All trackers of a run."""
+
+    def __init__(self, trackers: Sequence[Tracker] = ()) -> None:
+        self.all = tuple(trackers)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record the metrics of a step."""
+        for tracker in self.all:
+            tracker.log(step, metrics)
+
+    def groups(
+        self,
+        step: int,
+        kind: str,
+        groups: Sequence[RolloutGroup],
+        contexts: Sequence[Sequence[PeerContext]] | None,
+        chat: Chat,
+    ) -> None:
+        """Show some of a step's groups; see `run.rollouts.rollout_records`."""
+        if self.all:
+            rows = groups_to_show(rollout_records(step, groups, contexts, chat))
+            for tracker in self.all:
+                tracker.groups(step, kind, rows)
+
+    def close(self) -> None:
+        """Let them write what they have."""
+        for tracker in self.all:
+            tracker.close()
+
+
+def make_trackers(config: Config, run: RunDirectory) -> Trackers:
     """The configured trackers; a resumed run continues their histories."""
     trackers: list[Tracker] = []
     if config.logging.tensorboard:
         trackers.append(_TensorBoard(run))
     if config.logging.wandb != "off":
         trackers.append(_WeightsAndBiases(config, run))
-    return trackers
+    return Trackers(trackers)
 
 
 def groups_to_show(rows: Iterable[Row]) -> list[Row]:

@@ -24,7 +24,7 @@ def row(problem: str, rollout: int) -> dict[str, Any]:
         {"peers": [peer], "teacher_prompt": f"prompt {HOSTILE}"} if rollout else {"peers": [], "teacher_prompt": None}
     )
     outcome = Outcome.CORRECT if right else Outcome.WRONG
-    texts = {"response": f"{HOSTILE}\n" + "long " * 2000, "response_tokens": 9, "uses_feedback": False}
+    texts = {"response": f"{HOSTILE}\n" + "long " * 2000, "response_tokens": 9, "sources": ["peers"] * rollout}
     head = {"problem": problem, "rollout": rollout, "outcome": outcome, "success": right, "reward": float(right)}
     return head | texts | taught
 
@@ -34,11 +34,13 @@ def log_three_steps(tmp_path: Path, **logging: object) -> RunDirectory:
     run = RunDirectory.at(config)
     run.create(config)
     check_trackers(config)
-    (tracker,) = make_trackers(config, run)
+    trackers = make_trackers(config, run)
     for step in (1, 2, 3):
-        tracker.log(step, {"loss": 1.0 / step})
-    tracker.groups(3, "train", groups_to_show([row(problem, r) for problem in "abcdef" for r in range(2)]))
-    tracker.close()
+        trackers.log(step, {"loss": 1.0 / step})
+    rows = groups_to_show([row(problem, r) for problem in "abcdef" for r in range(2)])
+    for tracker in trackers.all:
+        tracker.groups(3, "train", rows)
+    trackers.close()
     return run
 
 
@@ -109,5 +111,5 @@ def test_missing_package_is_an_error_before_the_run(monkeypatch: pytest.MonkeyPa
 
 
 def test_no_tracker_unless_asked(tmp_path: Path) -> None:
-    assert make_trackers(Config(), RunDirectory(tmp_path)) == []
+    assert make_trackers(Config(), RunDirectory(tmp_path)).all == ()
     assert json.loads(json.dumps(Config().logging.model_dump()))["wandb"] == "off"

@@ -109,11 +109,20 @@ def summary(config: Config, directory: Path, start: str = "the beginning") -> li
         f"run         {directory}",
         f"model       {config.model.path} ({config.model.dtype}, engine {config.engine}, {_device(config)})",
         f"problems    {'; '.join(used)}",
-        f"method      {config.method}, teacher {config.teacher.kind}{reads}",
+        f"method      {config.method}, teacher {_teachers(config)}{reads}",
         f"steps       {steps} of {rollout.num_prompts_per_step} problems x {rollout.num_rollouts_per_prompt} rollouts, "
         f"up to {rollout.max_response_tokens} tokens each, learning rate {config.optimizer.learning_rate:g}",
         f"from        {start}",
     ]
+
+
+def _teachers(config: Config) -> str:
+    """Kind and place of each."""
+    found = []
+    for name, teacher in config.every_teacher.items():
+        place = teacher.path or " and ".join(teacher.urls)
+        found.append(" ".join(part for part in (name, teacher.kind, place) if part))
+    return ", ".join(found)
 
 
 def tokenized(problems: Sequence[Problem], chat: Chat, config: Config) -> list[Problem]:

@@ -103,8 +103,8 @@ def _self_taught(config: Config) -> Config:
         )
     if (kind := config.teacher.kind) in ("external", "server", "several"):
         raise UserError(
-            f"teacher.kind={kind}: preflight measures what a self-teacher makes of peers; for the teacher "
-            f"{config.teacher.path or config.teacher.model or ''} set teacher.kind=live and model.path to it"
+            f"teacher.kind={kind}: preflight measures what a self-teacher makes of peers; for another "
+            "teacher set teacher.kind=live and model.path to its model"
         )
     return config.model_copy(update={"teacher": TeacherConfig(kind="live")})
 

@@ -31,6 +31,9 @@ BUSY = frozenset({408, 429})
 """Status codes that, like all from 500 on, ask for another try."""
 PROBE_TOKENS = 32
 """Length of the request that tries a server out."""
+SAME_MODEL = 0.5
+"""Nats between the log-probabilities of two replicas, on average over a few tokens. Rounding is far less, another model
+far more."""
 PROBE_TEXTS = (
     'The answer is 42.\n\n  def f(x):\n\treturn x ** 2  # it\'s "quoted"\n',
     "1234567890 3.14159 -1e-05 1,000,000 0x1F",
@@ -80,6 +83,14 @@ class ServedTeacher:
                     f"{key}.urls: {replica.url} {replica.clean(error)}: start the server (docs/teachers.md), or "
                     "correct the address"
                 ) from None  # what a library says of a request might hold the key
+        first, *others = self._replicas
+        for other in others:
+            gap = sum(abs(a - b) for a, b in zip(first.own, other.own, strict=True)) / len(first.own)
+            if gap > SAME_MODEL:
+                raise UserError(
+                    f"{key}.urls: {first.url} and {other.url} serve different models: their log-probabilities of the "
+                    f"same tokens are {gap:.2g} nats apart; several models are several teachers (docs/teachers.md)"
+                )
         self.retries = 0
         """Requests that were sent again so far."""
 
@@ -132,7 +143,7 @@ class ServedTeacher:
             message = replica.message(response)
             remedy = replica.serving.refusal(message, self._k) or "see docs/teachers.md for how to start it"
             raise UserError(f"{key}.urls: {replica.url} refuses a request with {message}: {remedy}")
-        replica.read(response, Question(ids, PROBE_TOKENS // 2, self._k, size))
+        replica.own = replica.read(response, Question(ids, PROBE_TOKENS // 2, self._k, size)).own
         beyond = replica.send(Question((*ids[:-1], size), PROBE_TOKENS // 2, self._k, size))
         if not beyond.is_client_error:
             raise UserError(
@@ -237,6 +248,8 @@ class _Replica:
         self.url = url.rstrip("/").removesuffix("/v1")
         self.serving = SERVINGS[config.server]
         self.model = ""
+        self.own: list[float] = []
+        """What it says of the tokens that tried it out."""
         self.gone = threading.Event()
         self.reason = ""
         self._retries = config.retries
@@ -334,13 +347,15 @@ def _check_tokenizer(replica: _Replica, key: str, chat: Chat) -> None:
     vocabulary = chat.tokenizer.get_vocab()
     size = max(vocabulary.values()) + 1
     ids = sorted({place * (size - 1) // (PROBED - 1) for place in range(PROBED)} & set(vocabulary.values()))
-    written = replica.json("POST", "detokenize", {"model": replica.model, "tokens": ids}).get("prompt")
+    serving = replica.serving
+    body = {"model": replica.model, "tokens": ids, "skip_special_tokens": False}
+    written = replica.json("POST", serving.detokenize, body).get(serving.written)
     spread = chat.decode(ids, skip_special_tokens=False)
     added = "".join(list(chat.tokenizer.get_added_vocab())[:PROBED])
     pairs: list[tuple[Any, Any]] = [(written, spread)]
     for text in (*PROBE_TEXTS, added, spread):
         body = {"model": replica.model, "prompt": text, "add_special_tokens": False}
-        read = replica.json("POST", "tokenize", body).get("tokens")
+        read = replica.json("POST", serving.tokenize, body).get("tokens")
         pairs.append((None if read is None else tuple(read), chat.encode(text)))
     for theirs, ours in pairs:
         if theirs != ours:

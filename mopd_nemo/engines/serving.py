@@ -54,6 +54,12 @@ class Serving(Protocol):
     """One software's protocol. Paths are relative to the server's address, bodies are JSON."""
 
     name: str
+    tokenize: str
+    """Path that reads a text, `prompt`, as `tokens`."""
+    detokenize: str
+    """Path that writes `tokens` as a text."""
+    written: str
+    """The field of that text."""
 
     def question(self, model: str, question: Question) -> tuple[str, Json]:
         """Path and body of a request."""
@@ -76,6 +82,7 @@ class Vllm:
     """`/v1/completions` with `prompt_logprobs`. The one token that it must generate is not read."""
 
     name = "vllm"
+    tokenize, detokenize, written = "tokenize", "detokenize", "prompt"
 
     def question(self, model: str, question: Question) -> tuple[str, Json]:
         """Tokens in, log-probabilities of the prompt out. They are raw: the temperature does not change them."""
@@ -133,6 +140,7 @@ class Sglang:
     """`/generate` with `return_logprob`."""
 
     name = "sglang"
+    tokenize, detokenize, written = "v1/tokenize", "v1/detokenize", "text"
 
     def question(self, model: str, question: Question) -> tuple[str, Json]:
         """Log-probabilities begin at a position; that of the position itself is always missing."""
@@ -158,8 +166,9 @@ class Sglang:
         rows: list[Row] = []
         for place, token, top in zip(places, own, tops, strict=True):
             where = _where(place, question)
-            if _get(token, 1, int) != question.ids[place]:
-                raise AnswerError(f"{where} has a log-probability of token {token[1]}, not of {question.ids[place]}")
+            said, sent = _get(token, 1, int), question.ids[place]
+            if said != sent and not (said == 0 and sent == question.vocab_size - 1):  # it writes the last token as 0
+                raise AnswerError(f"{where} has a log-probability of token {said}, not of {sent}")
             if top is None or len(top) != question.k:
                 raise AnswerError(f"{where}: {len(top or ())} of the {question.k} likeliest tokens are there")
             ranked = [(_get(entry, 1, int), _logprob(entry[0], where)) for entry in top]

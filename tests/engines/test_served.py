@@ -272,6 +272,11 @@ def test_a_smaller_vocabulary(model: Path, server: ScriptedServer) -> None:
     assert "is out of vocabulary" in refused(model, server)
 
 
+def test_replicas_of_two_models(model: Path, server: ScriptedServer, tmp_path: Path) -> None:
+    with ScriptedServer(make_random_model(tmp_path, seed=8)) as other:
+        assert f"{server.url} and {other.url} serve different models" in refused(model, server, other)
+
+
 # --- secrets ---------------------------------------------------------------------------------------------------------
 
 

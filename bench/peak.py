@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from typing import Any, Self
 
 import torch
@@ -30,6 +31,12 @@ class Peak:
         else:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
+
+    def hold(self, tensors: Iterable[Tensor]) -> None:
+        """Count tensors that were made before, too, as a GPU's allocator does."""
+        if self._tracked is not None:
+            for tensor in tensors:
+                self._tracked.add(tensor.untyped_storage())
 
     def read(self) -> int:
         """The peak since the start or `restart`."""
@@ -61,10 +68,11 @@ class _Tracked(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         for storage in _storages(result):
             if storage._cdata not in given:  # the rest was counted when it was made, or is from before
-                self._add(storage)
+                self.add(storage)
         return result
 
-    def _add(self, storage: torch.UntypedStorage) -> None:
+    def add(self, storage: torch.UntypedStorage) -> None:
+        """Count a storage, once."""
         key, size = storage._cdata, storage.nbytes()
         if key in self._known or not size:
             return

@@ -19,6 +19,7 @@ import typer
 
 from mopd_nemo.commands import check_output
 from mopd_nemo.config import UserError
+from mopd_nemo.config.load import read_yaml
 from mopd_nemo.files import WriteError, free_space, in_bytes, write_json, write_text
 from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.terminal import Terminal
@@ -198,6 +199,12 @@ def _export_policy(checkpoint: Path, output: Path) -> None:
         shutil.copytree(inside.parent, output)
         shutil.copytree(policy / "tokenizer", output, dirs_exist_ok=True)
         return
+    saved = read_yaml(policy / "config.yaml")["policy"]
+    if saved.get("megatron_cfg", {}).get("peft", {}).get("enabled"):
+        raise UserError(
+            f"{checkpoint}: holds Megatron's adapters, which this command does not convert; use NeMo-RL's "
+            "examples/converters/convert_lora_to_hf.py"
+        )
     from mopd_nemo.engines.nemo.launch import make_package_visible, worker_python
 
     make_package_visible()

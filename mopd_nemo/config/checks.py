@@ -88,8 +88,6 @@ def _check_method(config: Config) -> None:
 
 def _check_lora(config: Config) -> None:
     if config.lora.rank:
-        if config.engine == "nemo":
-            raise ValueError(f"lora.rank={config.lora.rank} is for engine=local: remove it, or set engine=local")
         return
     for key, value in _changed(config.lora, {}, "lora."):
         raise ValueError(f"{key}={value!r} is unused by lora.rank=0: set a rank, such as lora.rank=16, or remove it")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mopd_nemo.config.cluster import NemoConfig, ParallelConfig, sequence_multiple, training_gpus
+from mopd_nemo.config.cluster import MEGATRON_LAYERS, NemoConfig, ParallelConfig, sequence_multiple, training_gpus
 from mopd_nemo.config.schema import Config, GenerationConfig
 
 
@@ -41,6 +41,7 @@ def check_nemo(config: Config, teacher_prompt: tuple[str, int]) -> None:
             "set nemo.teacher_gpus=0 or teacher.kind=external"
         )
     _check_backend(nemo)
+    _check_lora(config)
     _check_overrides(nemo)
     _check_budgets(config, teacher_prompt)
     if config.divergence.support == "full" and nemo.backend != "megatron":
@@ -95,6 +96,26 @@ def _check_sharding(who: str, parallel: ParallelConfig, gpus: int, nemo: NemoCon
         raise ValueError(f"{key}.context={parallel.context} needs nemo.batching=packed, not {nemo.batching}")
     if parallel.pipeline > 1 and nemo.batching == "dynamic":
         raise ValueError(f"{key}.pipeline={parallel.pipeline} excludes nemo.batching=dynamic: set nemo.batching=packed")
+
+
+def _check_lora(config: Config) -> None:
+    """Refuse what NeMo-RL's adapters on Megatron do not offer, or what this engine's teachers cannot do with them."""
+    rank, targets = config.lora.rank, config.lora.targets
+    if not rank:
+        return
+    if config.nemo.backend != "megatron":
+        raise ValueError(f"lora.rank={rank} with engine=nemo needs nemo.backend=megatron, not {config.nemo.backend}")
+    kinds = sorted({teacher.kind for teacher in config.every_teacher.values()} & {"ema", "frozen"})
+    if kinds:
+        raise ValueError(
+            f"lora.rank={rank} with engine=nemo: teacher.kind={kinds[0]} keeps weights of the student's in shares and "
+            "puts them in its place to score, which is not tried with adapters: set teacher.kind=live or external, or "
+            "engine=local"
+        )
+    if targets != "all" and not set(targets) <= set(MEGATRON_LAYERS):
+        raise ValueError(
+            f"lora.targets={list(targets)} with engine=nemo: the layers of Megatron are {', '.join(MEGATRON_LAYERS)}"
+        )
 
 
 def _check_backend(nemo: NemoConfig) -> None:

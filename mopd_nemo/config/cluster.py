@@ -75,6 +75,10 @@ class NemoConfig(ConfigBlock):
     `generation` part, for the teacher."""
 
 
+MEGATRON_LAYERS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
+"""Linear layers of a Megatron block, which an adapter can be beside. Those of `lora.targets: all`."""
+
+
 def training_gpus(nemo: NemoConfig) -> int:
     """GPUs of the student: those of the cluster that are not reserved for vLLM or a teacher."""
     return nemo.num_nodes * nemo.gpus_per_node - nemo.generation.gpus - nemo.teacher_gpus

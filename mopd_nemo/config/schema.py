@@ -44,7 +44,7 @@ class LoraConfig(ConfigBlock):
     """An adapter's output is multiplied by alpha / rank."""
     targets: Literal["all"] | tuple[str, ...] = "all"
     """Layers that get an adapter. `all`: every linear layer except the head. Names, such as `[q_proj, v_proj]`: the
-    layers whose names end so."""
+    layers whose names end so. With `engine: nemo` the names are those of Megatron, such as `linear_qkv`."""
 
 
 class DataConfig(ConfigBlock):

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mopd_nemo.config import Config
+from mopd_nemo.config import Config, LoraConfig
 from mopd_nemo.config.checks import teacher_prompt
-from mopd_nemo.config.cluster import ParallelConfig, scoring_tokens, sequence_multiple
+from mopd_nemo.config.cluster import MEGATRON_LAYERS, ParallelConfig, scoring_tokens, sequence_multiple
 from mopd_nemo.embedded import resolve_model_path
 
 ITERATIONS = 10**6
@@ -25,6 +25,8 @@ of parameters by it. If it followed `optimizer.learning_rate`, a run could not r
 def student_policy(config: Config) -> dict[str, Any]:
     """NeMo-RL's PolicyConfig of the student, generation included."""
     policy = _policy(config, config.model.path, config.nemo.student, config.data.max_prompt_tokens)
+    if config.lora.rank:
+        policy["megatron_cfg"]["peft"] = _adapters(config.lora)
     return _merged(policy | {"generation": _generation(config)}, config.nemo.policy)
 
 
@@ -168,6 +170,23 @@ def _megatron(config: Config, parallel: ParallelConfig) -> dict[str, Any]:
             "data_parallel_sharding_strategy": "optim_grads_params",
         },
         "fp8_cfg": {"enabled": False},
+    }
+
+
+def _adapters(lora: LoraConfig) -> dict[str, Any]:
+    """NeMo-RL's block of Megatron-Bridge's LoRA."""
+    return {
+        "enabled": True,
+        "target_modules": list(MEGATRON_LAYERS if lora.targets == "all" else lora.targets),
+        "exclude_modules": [],
+        "dim": lora.rank,
+        "alpha": lora.alpha,
+        "dropout": 0.0,
+        "dropout_position": "post",
+        "lora_A_init_method": "xavier",
+        "lora_B_init_method": "zero",
+        "a2a_experimental": False,
+        "lora_dtype": None,
     }
 
 

@@ -71,6 +71,16 @@ EXTERNAL = {"kind": "external", "path": "some/teacher"}
             {"divergence": {"support": "full"}, "nemo": {"backend": "dtensor", "batching": "dynamic"}},
             "which nemo.backend=dtensor does not give: set divergence.support=student_topk",
         ),
+        ({"lora": {"rank": 8}}, "teacher.kind=ema keeps weights of the student's in shares .* teacher.kind=live"),
+        ({"lora": {"rank": 8}, "method": "dpo", "peers": {}}, "teacher.kind=frozen keeps weights of the student's"),
+        (
+            {"lora": {"rank": 8, "targets": ["q_proj"]}, "teacher": EXTERNAL},
+            r"lora.targets=\['q_proj'\] .* the layers of Megatron are linear_qkv, linear_proj",
+        ),
+        (
+            {"lora": {"rank": 8}, "teacher": EXTERNAL, "nemo": {"backend": "dtensor", "batching": "padded"}},
+            "lora.rank=8 with engine=nemo needs nemo.backend=megatron, not dtensor",
+        ),
         ({"model": {"device": "cuda"}}, "with engine=nemo leave it at auto"),
         ({"train": {"tokens_per_micro_batch": 500}}, "peers.max_context_tokens=400 .* are 600 tokens, more than"),
         (
@@ -157,6 +167,17 @@ def test_policy_follows_the_settings() -> None:
     assert generation["temperature"] == 1.0  # NeMo-RL would scale training logits by it
     # Newer NeMo-RLs than v0.7.0 take vLLM's default without it: log-probabilities of what was not sampled from.
     assert generation["vllm_cfg"]["logprobs_mode"] == "processed_logprobs"
+
+
+def test_adapters_are_the_students_alone() -> None:
+    config = make(lora={"rank": 8, "alpha": 24, "targets": ["linear_qkv"]}, teacher=EXTERNAL)
+    peft = student_policy(config)["megatron_cfg"]["peft"]
+    assert peft["enabled"] and (peft["dim"], peft["alpha"], peft["target_modules"]) == (8, 24, ["linear_qkv"])
+    assert peft["dropout"] == 0.0 and peft["lora_B_init_method"] == "zero"
+    assert "peft" not in teacher_policy(config)["megatron_cfg"]
+    assert "peft" not in student_policy(make())["megatron_cfg"]
+    live = make(lora={"rank": 8}, teacher={"kind": "live"}, peers={"when_no_success": "skip"})
+    assert len(student_policy(live)["megatron_cfg"]["peft"]["target_modules"]) == 4
 
 
 def test_scoring_packs_twice_the_tokens_of_an_update() -> None:

@@ -1,0 +1,141 @@
+"""Training all weights of a model against adapters of it: peak memory and seconds of a step, on a CPU or a GPU.
+
+    python bench/lora.py MODEL_DIR
+
+Each side runs in a process of its own, twice, in turns. A step is what `mopd train` does with a batch: responses are
+drawn, scored by an EMA teacher that reads peers, and learned from; then the teacher follows. What is scored and learned
+from has the same lengths on both sides. Seconds are CPU time on a CPU, so that other programs count little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from bench.peak import Peak
+from mopd_nemo.config import Config
+from mopd_nemo.config.load import config_from
+from mopd_nemo.engines.base import Sampling
+from mopd_nemo.engines.local.engine import LocalEngine
+from mopd_nemo.losses.objectives import Divergence
+from mopd_nemo.methods.batch import LossTerm, TrainBatch
+from mopd_nemo.types import TrainExample
+
+PHASES = ("generate", "score", "update", "teacher")
+Ids = tuple[int, ...]
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a model directory, or embedded:arithmetic")
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--prompts", type=int, default=6, help="of 64 tokens each")
+    parser.add_argument("--rollouts", type=int, default=8, help="for each prompt")
+    parser.add_argument("--tokens", type=int, default=56, help="of a response")
+    parser.add_argument("--context", type=int, default=192, help="tokens of the teacher's prompt")
+    parser.add_argument("--steps", type=int, default=3, help="timed in each process")
+    parser.add_argument("--output", type=Path, help="also write the figures as JSON here")
+    parser.add_argument("--side", type=int, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def config_of(asked: argparse.Namespace, rank: int) -> Config:
+    values = {
+        "model": {"path": asked.model, "dtype": asked.dtype, "device": asked.device},
+        "lora": {"rank": rank},
+        "rollout": {"max_response_tokens": asked.tokens, "num_rollouts_per_prompt": asked.rollouts, "batch_size": 192},
+        "data": {"max_prompt_tokens": 64},
+        "peers": {"max_context_tokens": asked.context},
+        "train": {"tokens_per_micro_batch": 2048},
+    }
+    return config_from(values, "bench")
+
+
+def drawn(seed: int, count: int, size: int) -> Ids:
+    """Token ids that no chat template means."""
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randint(size // 10, size, (count,), generator=generator).tolist())
+
+
+def measure(asked: argparse.Namespace, rank: int) -> dict[str, float]:
+    """Bytes at the peak of two steps, and seconds of each phase of the steps after them."""
+    engine = LocalEngine(config_of(asked, rank))
+    size = engine.student.module.config.vocab_size
+    prompts = [drawn(number, 64, size) for number in range(asked.prompts)]
+    rows = [
+        TrainExample(
+            group,
+            rollout,
+            prompt,
+            drawn(1000 + group * asked.rollouts + rollout, asked.tokens, size),
+            (-3.0,) * asked.tokens,
+            drawn(100 + group, asked.context - 64, size) + prompt,
+        )
+        for group, prompt in enumerate(prompts)
+        for rollout in range(asked.rollouts)
+    ]
+    batch = TrainBatch(rows, [LossTerm(Divergence(), tuple(range(len(rows))))])
+    clock = time.process_time if asked.device == "cpu" else time.perf_counter
+    seconds: dict[str, list[float]] = {phase: [] for phase in PHASES}
+
+    def timed(phase: str, work: Callable[[], object]) -> object:
+        started = clock()
+        result = work()
+        if asked.device != "cpu":
+            torch.cuda.synchronize()
+        seconds[phase].append(clock() - started)
+        return result
+
+    def step(number: int) -> None:
+        sampling = Sampling(asked.tokens, 1.0)
+        timed("generate", lambda: engine.generate(prompts, asked.rollouts, sampling, str(number)))
+        targets, _ = timed("score", lambda: engine.score(batch))  # type: ignore[misc]
+        timed("update", lambda: engine.update(batch, targets, 1e-5))
+        timed("teacher", engine.update_teacher)
+
+    with Peak(asked.device) as peak:
+        teacher = engine.teacher.model
+        assert teacher is not None
+        peak.hold([*engine.student.module.parameters(), *teacher.module.parameters()])
+        for number in range(2):
+            step(number)
+    for values in seconds.values():
+        values.clear()
+    for number in range(asked.steps):
+        step(2 + number)
+    medians = {phase: statistics.median(values) for phase, values in seconds.items()}
+    return {"bytes": peak.bytes, "step": sum(medians.values()), **medians}
+
+
+def main() -> None:
+    asked = arguments()
+    if asked.side is not None:
+        print(json.dumps(measure(asked, asked.side)))
+        return
+    sides: dict[int, list[dict[str, float]]] = {0: [], asked.rank: []}
+    for rank in (*sides, *sides):
+        command = [sys.executable, "-m", "bench.lora", *sys.argv[1:], "--side", str(rank)]
+        answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        sides[rank].append(json.loads(answer.stdout.splitlines()[-1]))
+    best = {rank: {name: min(run[name] for run in runs) for name in runs[0]} for rank, runs in sides.items()}
+    full, low = best[0], best[asked.rank]
+    print(f"| | all weights | rank {asked.rank} | ratio |\n|---|---|---|---|")
+    for name, unit, divisor in (("bytes", "MB", 1e6), *((phase, "s", 1.0) for phase in ("step", *PHASES))):
+        values = f"{full[name] / divisor:.2f} {unit} | {low[name] / divisor:.2f} {unit}"
+        print(f"| {name} | {values} | {low[name] / full[name]:.2f} |")
+    if asked.output is not None:
+        asked.output.write_text(json.dumps({"settings": vars(asked) | {"output": None}, "sides": sides}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -99,27 +99,19 @@ def trained(source: Path, which: str = "best") -> Trained:
     Raises:
         UserError: it is none of these, or the run has no such checkpoint.
     """
-    from mopd_nemo.run.checkpoints import best_saved, checkpoints, fault, step_of
+    from mopd_nemo.run.checkpoints import best_saved, checkpoints, step_of
 
-    if not (source / "checkpoints").is_dir():
-        above = RunDirectory(source.absolute().parent.parent)
-        if not (source.absolute() in checkpoints(above.checkpoints) and above.config_file.is_file()):
-            return Trained(source)
-        run, which, intact = above, str(step_of(source)), [source]
+    if (source / "checkpoints").is_dir():
+        intact = _intact(source)
+        directory = source
     else:
-        run, found = RunDirectory.open(source), checkpoints(source / "checkpoints")
-        if not found:
-            raise UserError(f"{source}: this run has no checkpoint yet; train.checkpoint_every sets when it writes one")
-        faults = {path: fault(path) for path in found}
-        for path, reason in faults.items():
-            if reason:
-                Terminal(stderr=True).print(f"{path} is passed over: {reason}", soft_wrap=True)
-        intact = [path for path, reason in faults.items() if not reason]
-    if not intact:
-        raise UserError(f"{source}: none of its checkpoints is intact; put back one that is")
-    evaluations = run.rows(run.eval_file)
+        intact, which, directory = [source], "newest", source.absolute().parent.parent
+        if source.absolute() not in checkpoints(directory / "checkpoints"):
+            return Trained(source)
+    run = RunDirectory(directory) if (directory / "config.yaml").is_file() else None
+    evaluations = run.rows(run.eval_file) if run is not None else []
     by_step = {step_of(path): path for path in intact}
-    if which == "best" and (metric := _metric(run, evaluations)):
+    if which == "best" and run is not None and (metric := _metric(run, evaluations)):
         kept = [row for row in evaluations if row["step"] in by_step]
         if best := best_saved(run.checkpoints, kept, metric):
             value = f"{metric} {best[1][metric]:.1%}"
@@ -132,6 +124,21 @@ def trained(source: Path, which: str = "best") -> Trained:
     evaluation = next((row for row in evaluations if row["step"] == step), None)
     why = ", the newest one: none was evaluated" if which == "best" else ""
     return Trained(by_step[step], run, step, evaluation, why)
+
+
+def _intact(source: Path) -> list[Path]:
+    """The checkpoints of a run that are as they were written; the others are said."""
+    from mopd_nemo.run.checkpoints import checkpoints, fault
+
+    faults = {path: fault(path) for path in checkpoints(source / "checkpoints")}
+    if not faults:
+        raise UserError(f"{source}: this run has no checkpoint yet; train.checkpoint_every sets when it writes one")
+    for path, reason in faults.items():
+        if reason:
+            Terminal(stderr=True).print(f"{path} is passed over: {reason}", soft_wrap=True)
+    if all(faults.values()):
+        raise UserError(f"{source}: none of its checkpoints is intact; put back one that is")
+    return [path for path, reason in faults.items() if not reason]
 
 
 def _metric(run: RunDirectory, evaluations: list[dict[str, Any]]) -> str | None:

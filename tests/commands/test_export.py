@@ -80,6 +80,31 @@ def test_without_evaluations_the_newest_is_taken(run: RunDirectory, mopd: Mopd, 
     assert code == 0 and "This checkpoint was not evaluated." in (tmp_path / "model" / "README.md").read_text()
 
 
+def test_checkpoints_without_the_rest_of_their_run_are_enough(run: RunDirectory, mopd: Mopd, tmp_path: Path) -> None:
+    run.config_file.unlink()
+    assert trained(run.path).step == 3 and trained(run.checkpoints / "step_000001").run is None
+    assert mopd("export", str(run.path), "-o", str(tmp_path / "model"))[0] == 0
+    assert not (tmp_path / "model" / "README.md").exists()
+
+
+def test_a_checkpoint_of_the_cluster_engine_has_a_card_too(run: RunDirectory, mopd: Mopd, tmp_path: Path) -> None:
+    """In the form that NeMo-RL's DTensor worker writes."""
+    checkpoint = run.checkpoints / "step_000002"
+    inside = checkpoint / "policy" / "weights" / "model"
+    inside.mkdir(parents=True)
+    (checkpoint / "policy" / "tokenizer").mkdir()
+    (checkpoint / "policy" / "config.yaml").write_text("policy: {}\n")
+    for file in [file for file in checkpoint.iterdir() if file.is_file()]:
+        place = checkpoint / "policy" / "tokenizer" if "token" in file.name or "chat" in file.name else inside
+        file.rename(place / file.name)
+    output = tmp_path / "model"
+    code, printed = mopd("export", str(checkpoint), "-o", str(output))
+    assert code == 0, printed
+    assert "87.5%" in (output / "README.md").read_text() and (output / "tokenizer.json").is_file()
+    code, printed = mopd("chat", str(checkpoint))
+    assert code == 2 and f"first `mopd export {checkpoint} --output DIR`" in printed
+
+
 def test_an_export_is_a_model_with_a_card_and_nothing_else(run: RunDirectory, mopd: Mopd, tmp_path: Path) -> None:
     output = tmp_path / "model"
     (run.checkpoints / "step_000003" / "rollouts.jsonl").write_text("{}\n")  # of rollouts in flight

@@ -37,6 +37,7 @@ THEIRS = {
     "run_distillation.py",
     "examples/converters/convert_megatron_to_hf.py",
     "convert_megatron_to_hf.py",
+    "convert_lora_to_hf.py",
 }
 """Files of NeMo-RL and Automodel."""
 SETTINGS = settings(Config)

@@ -238,7 +238,8 @@ class Trainer:
             engine.update_teacher()
         display.phase("recording")
         if config.logging.save_rollouts_every and step % config.logging.save_rollouts_every == 0:
-            write_rows(self.run.rollouts_file(step), rollout_records(step, groups, batch.contexts, engine.chat))
+            records = rollout_records(step, groups, batch.contexts, engine.chat, batch.leaks)
+            write_rows(self.run.rollouts_file(step), records)
         self.step = step
         metrics = learned | scored | group_metrics(groups) | batch.metrics | errors_over_problems(groups)
         metrics |= {"learning_rate": self._learning_rate(step), "ever_solved": self._count_solved(groups)}

@@ -131,3 +131,5 @@ class TrainExample:
     """Prompt with failures alone: the teacher's distribution after it is the other side of a contrast."""
     teacher: str = ""
     """Name of the teacher that scores it; empty with a single one."""
+    masked: tuple[int, ...] = ()
+    """Positions of the response tokens that have loss 0. They count in the mean."""

@@ -96,8 +96,8 @@ _SHARES = (
         whole=True,
     ),
     _Share(
-        *("teacher contexts that leak the answer", _LEAKS, 0.01, "peers"),
-        "show the teacher less: docs/metrics.md says what counts as a leak",
+        *("responses that speak of what only the teacher reads", _LEAKS, 0.01, "leak.action"),
+        "set it to `no_peer` or `mask`; docs/contexts.md says what counts as a leak",
     ),
 )
 

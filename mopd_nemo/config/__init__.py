@@ -1,7 +1,7 @@
 """Every setting of a run. `schema` is the tree, `load` reads YAML into it, `checks` has the rules between sections."""
 
 from mopd_nemo.config.base import ConfigBlock, TeacherError, UserError
-from mopd_nemo.config.peers import FeedbackConfig, PeersConfig, RequireConfig, Templates
+from mopd_nemo.config.peers import FeedbackConfig, LeakConfig, PeersConfig, RequireConfig, Templates
 from mopd_nemo.config.schema import (
     Config,
     DivergenceConfig,
@@ -17,6 +17,7 @@ __all__ = [
     "ConfigBlock",
     "DivergenceConfig",
     "FeedbackConfig",
+    "LeakConfig",
     "LoraConfig",
     "ModelConfig",
     "PeersConfig",

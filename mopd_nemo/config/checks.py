@@ -15,7 +15,19 @@ from mopd_nemo.config.schema import Config
 from mopd_nemo.config.teacher import TeacherConfig
 
 OPTIONAL = (
-    *("context", "peers", "feedback", "divergence", "policy_gradient", "reference", "gkd", "dpo", "simpo", "suppress"),
+    *(
+        "context",
+        "peers",
+        "feedback",
+        "leak",
+        "divergence",
+        "policy_gradient",
+        "reference",
+        "gkd",
+        "dpo",
+        "simpo",
+        "suppress",
+    ),
     *("rollout.importance_clip", "train.denominator"),
 )
 """Settings that not every method uses. Every method uses the others."""

@@ -70,6 +70,16 @@ class FeedbackConfig(ConfigBlock):
     whatever it says."""
 
 
+class LeakConfig(ConfigBlock):
+    """Responses that speak of what only the teacher reads (docs/contexts.md). `leak/rate` counts them in every run."""
+
+    action: Literal["report", "no_peer", "mask"] = "report"
+    """`report`: count them. `no_peer`: such a response is shown to no teacher. `mask`: tokens that leak have loss 0;
+    they stay in the mean."""
+    words: Annotated[int, Field(ge=5)] = 12
+    """Consecutive words of the privileged text that a response must repeat to leak."""
+
+
 class PeersConfig(ConfigBlock):
     """Peers in the teacher's prompt for a target rollout (paper eq. 4, 6, 7). Default: two successes.
 

@@ -13,7 +13,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from mopd_nemo.config.base import ConfigBlock, Duration, Fraction, seconds_of
 from mopd_nemo.config.cluster import ClusterConfig, NemoConfig
-from mopd_nemo.config.peers import FeedbackConfig, PeersConfig
+from mopd_nemo.config.peers import FeedbackConfig, LeakConfig, PeersConfig
 from mopd_nemo.config.teacher import NamedTeacherConfig, TeacherConfig
 from mopd_nemo.config.verifiers import VerifierConfig
 
@@ -356,6 +356,7 @@ class Config(ConfigBlock):
     `module:function`. See docs/contexts.md. Default: `[peers]`; for sdpo `[peers, feedback]`."""
     peers: PeersConfig = PeersConfig()
     feedback: FeedbackConfig = FeedbackConfig()
+    leak: LeakConfig = LeakConfig()
     teacher: TeacherConfig = TeacherConfig()
     teachers: dict[str, NamedTeacherConfig] = Field(default_factory=dict)
     """Several teachers by name, in place of `teacher`: blocks of its keys, with `kind` `frozen`, `external` or

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from mopd_nemo.losses.objectives import Aggregation, Objective, token_weights
+from mopd_nemo.peers.leaks import Leak
 from mopd_nemo.peers.render import PeerContext
 from mopd_nemo.types import TrainExample
 
@@ -38,6 +39,8 @@ class TrainBatch:
     metrics: dict[str, float] = field(default_factory=dict)
     contexts: list[list[PeerContext]] | None = None
     """Per group and rollout, what its teacher reads; for records. None: no teacher reads anything."""
+    leaks: list[list[tuple[Leak, ...]]] | None = None
+    """Per group and rollout, where it speaks of what only a teacher reads; for records."""
 
     def updates(self, count: int) -> list[list[LossTerm]]:
         """The terms of each of at most `count` optimiser updates. Examples of one group stay together."""
@@ -58,14 +61,23 @@ class TrainBatch:
         ]
         return [kept for terms in updates if (kept := [term for term in terms if term.examples])]
 
-    def token_weights(self, term: LossTerm, aggregation: Aggregation) -> dict[int, float]:
-        """Per example, the weight of each of its tokens in the update's loss; for pairs, of its pair.
+    def token_weights(self, term: LossTerm, aggregation: Aggregation) -> dict[int, list[float]]:
+        """Per example, the weight of each of its tokens in the update's loss: 0 for masked ones, which still count.
+
+        For pairs, each token has the weight of its pair.
 
         Args:
             term: as one update has it.
         """
         if term.objective.pairs:
-            return dict.fromkeys(term.examples, term.weight / len(term.units))
+            return {i: [term.weight / len(term.units)] * len(self.examples[i].response_ids) for i in term.examples}
         counted = [*term.examples, *term.zero_loss]
         weights = token_weights([len(self.examples[i].response_ids) for i in counted], aggregation)
-        return {i: term.weight * weight for i, weight in zip(counted, weights, strict=True)}
+        return {i: self._masked(i, term.weight * weight) for i, weight in zip(counted, weights, strict=True)}
+
+    def _masked(self, i: int, weight: float) -> list[float]:
+        example = self.examples[i]
+        own = [weight] * len(example.response_ids)
+        for position in example.masked:
+            own[position] = 0.0
+        return own

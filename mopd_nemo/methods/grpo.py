@@ -47,7 +47,8 @@ def add_policy_gradient(
     objective = PolicyGradient(config.clip_low, config.clip_high)
     term = LossTerm(objective, learned, config.weight if weight is None else weight, zero_loss)
     metrics = {"advantage/nonzero": len(learned) / max(len(counted), 1)}
-    return TrainBatch(every, [*batch.terms, *([term] if learned else [])], batch.metrics | metrics, batch.contexts)
+    terms = [*batch.terms, *([term] if learned else [])]
+    return replace(batch, examples=every, terms=terms, metrics=batch.metrics | metrics)
 
 
 def group_advantages(rewards_G: Sequence[float], normalise_std: bool) -> list[float]:

@@ -6,7 +6,7 @@ The user turn that a teacher reads is the question, what each source of the cont
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from mopd_nemo.chat import PART_OF_CHARACTER, Chat
@@ -62,14 +62,16 @@ def build_contexts(
     seed: str,
     context: Sequence[str] = PEERS_ALONE,
     feedback: FeedbackConfig = NO_SUCCESS,
+    hidden: Collection[tuple[int, int]] = (),
 ) -> list[list[PeerContext]]:
     """One context per group and rollout, in order. Equal contexts of a group share one tuple of ids.
 
     Args:
         seed: names the step uniquely within the run; the same seed and groups give the same contexts.
         context: the sources, in the order shown.
+        hidden: rollouts that no teacher may read, as (group, rollout).
     """
-    candidates = candidates_of(groups, chat, config)
+    candidates = candidates_of(groups, chat, config, hidden)
     selections: list[list[Selection | None]] = [[None] * len(group.rollouts) for group in groups]
     if "peers" in context:
         selections = [
@@ -82,15 +84,19 @@ def build_contexts(
 
 
 def build_contrasts(
-    groups: Sequence[RolloutGroup], chat: Chat, config: PeersConfig, seed: str
+    groups: Sequence[RolloutGroup],
+    chat: Chat,
+    config: PeersConfig,
+    seed: str,
+    hidden: Collection[tuple[int, int]] = (),
 ) -> list[list[PeerContext]]:
     """The contexts of `build_contexts` cut in two prompts: successes in one, failures in the other, if there are any.
 
     A target that has no prompt of successes has no signal.
     """
-    after_successes = build_contexts(groups, chat, config.model_copy(update={"failures": 0}), seed)
+    after_successes = build_contexts(groups, chat, config.model_copy(update={"failures": 0}), seed, hidden=hidden)
     alone = {"successes": 0, "summaries": 0}
-    after_failures = build_contexts(groups, chat, config.model_copy(update=alone), seed)
+    after_failures = build_contexts(groups, chat, config.model_copy(update=alone), seed, hidden=hidden)
     return [
         [_contrast(*pair) for pair in zip(*members, strict=True)]
         for members in zip(after_successes, after_failures, strict=True)

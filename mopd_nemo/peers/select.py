@@ -9,7 +9,7 @@ serve as peers then get the next ones in rank instead, so a large group needs on
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -33,9 +33,9 @@ class Candidates:
     lengths: tuple[int, ...]
     """Per rollout, tokens of the response."""
     successes: tuple[int, ...]
-    """Indices of S(x), in sampling order."""
+    """Indices of S(x) that may be shown, in sampling order."""
     failures: tuple[int, ...]
-    """Indices of F(x), in sampling order."""
+    """Indices of F(x) that may be shown, in sampling order."""
     feedback: tuple[str, ...]
     """Per rollout, the verifier's feedback on it; empty when there is none."""
 
@@ -79,9 +79,15 @@ class Selection:
         return tuple(peer for peer in self.peers if peer.summary)
 
 
-def candidates_of(groups: Sequence[RolloutGroup], chat: Chat, config: PeersConfig) -> list[Candidates]:
-    """The candidates of each group of a step, their texts cleaned for showing."""
-    return [_candidates(group_index, group, chat, config) for group_index, group in enumerate(groups)]
+def candidates_of(
+    groups: Sequence[RolloutGroup], chat: Chat, config: PeersConfig, hidden: Collection[tuple[int, int]] = ()
+) -> list[Candidates]:
+    """The candidates of each group of a step, their texts cleaned for showing.
+
+    Args:
+        hidden: rollouts that no teacher may read, as (group, rollout).
+    """
+    return [_candidates(group_index, group, chat, config, hidden) for group_index, group in enumerate(groups)]
 
 
 def select_peers(candidates: Candidates, config: PeersConfig, seed: str) -> list[Selection | None]:
@@ -119,7 +125,9 @@ def has_required(candidates: Candidates, config: PeersConfig) -> list[bool]:
     return [all(found(target, kind) >= wanted[kind] for kind in ranked) for target in range(len(candidates.texts))]
 
 
-def _candidates(group_index: int, group: RolloutGroup, chat: Chat, config: PeersConfig) -> Candidates:
+def _candidates(
+    group_index: int, group: RolloutGroup, chat: Chat, config: PeersConfig, hidden: Collection[tuple[int, int]]
+) -> Candidates:
     opened = opens_thinking(chat.decode(group.problem.prompt_ids, skip_special_tokens=False))
     texts: list[str] = []
     for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True):
@@ -129,7 +137,9 @@ def _candidates(group_index: int, group: RolloutGroup, chat: Chat, config: Peers
         texts.append(chat.escape_control_tokens(text).strip())
     lengths = tuple(len(rollout.response_ids) for rollout in group.rollouts)
     feedback = tuple(chat.escape_control_tokens(verdict.feedback).strip() for verdict in group.verdicts)
-    return Candidates(group_index, tuple(texts), lengths, group.successes, group.failures, feedback)
+    successes = tuple(i for i in group.successes if (group_index, i) not in hidden)
+    failures = tuple(i for i in group.failures if (group_index, i) not in hidden)
+    return Candidates(group_index, tuple(texts), lengths, successes, failures, feedback)
 
 
 def _select(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +11,7 @@ from typing import Any, Literal
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import UserError
 from mopd_nemo.files import read_rows
+from mopd_nemo.peers.leaks import Leak
 from mopd_nemo.peers.render import PeerContext
 from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.types import Outcome, Problem, Rollout, RolloutGroup, Verdict
@@ -21,7 +22,11 @@ _NEEDED = ("step", "problem", "rollout", "response", "reward", "outcome", "succe
 
 
 def rollout_records(
-    step: int, groups: Sequence[RolloutGroup], contexts: Sequence[Sequence[PeerContext]] | None, chat: Chat
+    step: int,
+    groups: Sequence[RolloutGroup],
+    contexts: Sequence[Sequence[PeerContext]] | None,
+    chat: Chat,
+    leaks: Sequence[Sequence[tuple[Leak, ...]]] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """One row per rollout. `contexts` is None when there is no teacher.
 
@@ -50,6 +55,7 @@ def rollout_records(
                 "feedback": verdict.feedback,
                 "informative": verdict.informative,
                 "details": verdict.details,
+                "leaks": [asdict(leak) for leak in leaks[g][r]] if leaks is not None else [],
             }
             yield row | _teacher_view(contexts[g][r] if contexts is not None else PeerContext(None), groups, chat)
 

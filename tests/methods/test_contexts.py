@@ -240,3 +240,38 @@ def test_a_missing_column_names_file_line_and_remedy(tmp_path: Path, extra: str,
     with pytest.raises(UserError, match=rf"{file}, {message}.* set data.privileged_column or context"):
         load_problems(load_config(QUICKSTART, [*asked, "context=[privileged]"]), "train")
     assert len(load_problems(load_config(QUICKSTART, asked), "train")) == 2
+
+
+LEAKING = ("A correct solution of this problem:\n7+5=2\n\\boxed{2}", 1.0)
+
+
+def test_leaks_are_counted_and_recorded_in_every_run(chat: Chat) -> None:
+    group = group_of(chat, LEAKING, F1, S1)
+    batch = build(chat, group)
+    assert batch.metrics["leak/rate"] == pytest.approx(1 / 3) and not any(row.masked for row in batch.examples)
+    rows = list(rollout_records(1, [group], batch.contexts, chat, batch.leaks))
+    assert [row["leaks"] for row in rows] == [[{"kind": "template", "start": 0, "end": 34}], [], []]
+
+
+def test_a_leaking_response_may_be_nobody_s_peer(chat: Chat) -> None:
+    group = group_of(chat, LEAKING, F1, S1)
+    shown = [
+        [peer.rollout_index for peer in context.selection.peers]
+        for context in build(chat, group, "leak.action=no_peer").contexts[0]  # type: ignore[index]
+    ]
+    assert shown == [[2], [2], []]
+
+
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean"])
+@pytest.mark.parametrize("reward", ["0", "0.5"])
+def test_leaking_tokens_carry_no_loss_and_count_in_the_mean(chat: Chat, aggregation: str, reward: str) -> None:
+    group = group_of(chat, LEAKING, F1, S1)
+    mixed = f"policy_gradient.weight={reward}"
+    plain, masked = (build(chat, group, f"leak.action={action}", mixed) for action in ("report", "mask"))
+    for before, after in zip(plain.terms, masked.terms, strict=True):
+        assert before.examples == after.examples
+        old, new = plain.token_weights(before, aggregation), masked.token_weights(after, aggregation)  # type: ignore[arg-type]
+        for i in before.examples:
+            hidden = masked.examples[i].masked
+            assert bool(hidden) == (masked.examples[i].rollout_index == 0)
+            assert new[i] == [0.0 if t in hidden else weight for t, weight in enumerate(old[i])]

@@ -168,7 +168,7 @@ class _Passes:
     def backward(
         self,
         micro_batch: Sequence[int],
-        terms: Sequence[tuple[LossTerm, dict[int, float]]],
+        terms: Sequence[tuple[LossTerm, dict[int, list[float]]]],
         watched: dict[str, list[Tensor]],
     ) -> dict[str, float]:
         """Accumulate the gradient of a micro-batch.
@@ -210,8 +210,8 @@ class _Passes:
         return list(parts.values())
 
     def _parts(
-        self, micro_batch: Sequence[int], terms: Sequence[tuple[LossTerm, dict[int, float]]]
-    ) -> Iterator[tuple[int, LossTerm, dict[int, float], list[int]]]:
+        self, micro_batch: Sequence[int], terms: Sequence[tuple[LossTerm, dict[int, list[float]]]]
+    ) -> Iterator[tuple[int, LossTerm, dict[int, list[float]], list[int]]]:
         """The examples of a micro-batch that a loss is computed on at once, with number, term and weights."""
         for number, (term, weights) in enumerate(terms):
             members = set(term.examples)
@@ -221,9 +221,9 @@ class _Passes:
                     yield number, term, weights, part
 
     def _token_loss(
-        self, term: LossTerm, some: Sequence[int], student: Head, weights: dict[int, float], watch: bool
+        self, term: LossTerm, some: Sequence[int], student: Head, weights: dict[int, list[float]], watch: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        weights_M = [weights[i] for i, length in zip(some, self._lengths(some), strict=True) for _ in range(length)]
+        weights_M = [weight for i in some for weight in weights[i]]
         result = token_loss(
             term.objective,
             student,
@@ -236,7 +236,7 @@ class _Passes:
         )
         return result.total, result.signals
 
-    def _pair_loss(self, term: LossTerm, some: Sequence[int], student: Head, weights: dict[int, float]) -> Tensor:
+    def _pair_loss(self, term: LossTerm, some: Sequence[int], student: Head, weights: dict[int, list[float]]) -> Tensor:
         """Loss of the pairs of a micro-batch: chosen, rejected, chosen, rejected, ..."""
         logprobs_2N = self._summed_2N(student, some)
         reference_2N = None
@@ -245,7 +245,7 @@ class _Passes:
                 reference_2N = self._summed_2N(joined_hidden(self._targets_of(some)), some)
         lengths_2N = torch.tensor(self._lengths(some), device=logprobs_2N.device)
         loss_N = pair_loss(term.objective, logprobs_2N, lengths_2N, reference_2N)
-        return (loss_N * torch.tensor([weights[i] for i in some[::2]], device=loss_N.device)).sum()
+        return (loss_N * torch.tensor([weights[i][0] for i in some[::2]], device=loss_N.device)).sum()
 
     def _summed_2N(self, head: Head, some: Sequence[int]) -> Tensor:
         """log P of each response, summed over its tokens."""

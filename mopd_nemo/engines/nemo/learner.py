@@ -140,9 +140,8 @@ class Learner:
     def _weighted(self, term: LossTerm, batch: TrainBatch, targets: Sequence[TopK | None]) -> _Weighted:
         weights = batch.token_weights(term, self._config.train.aggregation)
         if term.objective.pairs:
-            return self._pairs(term, weights, batch, targets)
-        lengths = {i: len(batch.examples[i].response_ids) for i in term.examples}
-        return _Weighted(term.objective, {i: torch.full((lengths[i],), weights[i]) for i in term.examples}, None)
+            return self._pairs(term, {i: own[0] for i, own in weights.items()}, batch, targets)
+        return _Weighted(term.objective, {i: torch.tensor(weights[i]) for i in term.examples}, None)
 
     def _pairs(
         self, term: LossTerm, weights: dict[int, float], batch: TrainBatch, targets: Sequence[TopK | None]

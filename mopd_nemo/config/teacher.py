@@ -59,6 +59,10 @@ class TeacherConfig(ConfigBlock):
                 raise ValueError(
                     f"teacher.{name}={value!r} is unused by teacher.kind={self.kind}: set teacher.kind=server"
                 )
+        if not self.api_key_env.isidentifier():  # not shown: it may be the key itself
+            raise ValueError(
+                "teacher.api_key_env is no name of an environment variable: put the key into one, and name it"
+            )
         for url in self.urls:
             parts = urlsplit(url)
             if "@" in parts.netloc or parts.query:  # not shown: it would be a secret

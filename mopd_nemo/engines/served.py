@@ -21,6 +21,7 @@ from mopd_nemo.engines.serving import SERVINGS, Answer, AnswerError, Json, Quest
 from mopd_nemo.losses.logits import TopK
 from mopd_nemo.types import TrainExample
 
+logger = logging.getLogger(__name__)
 logging.getLogger("httpx").setLevel(logging.WARNING)  # it would say every request
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
@@ -44,6 +45,10 @@ PROBE_TEXTS = (
 """Texts that both tokenizers must read alike, beside those of single tokens."""
 PROBED = 256
 """Tokens, spread over the vocabulary, that both tokenizers must write alike."""
+
+
+_READING = threading.Lock()
+"""An answer of tens of megabytes is ten times as large once it is read, so one is read at a time."""
 
 
 class _GoneError(Exception):
@@ -109,7 +114,7 @@ class ServedTeacher:
         """
         before = self.retries
         answers = self.score([(e.teacher_prompt_ids or (), e.response_ids) for e in examples], on_progress)
-        found = [TopK(torch.tensor(answer.ids), torch.tensor(answer.logprobs)) for answer in answers]
+        found = [TopK(*(torch.tensor(part) for part in (told.ids, told.logprobs, told.own))) for told in answers]
         return found, {"score/retries": self.retries - before, "score/replicas": self.num_replicas}
 
     def score(
@@ -139,13 +144,13 @@ class ServedTeacher:
         size = self._vocab_size
         ids = tuple(round(place * (size - 1) / (PROBE_TOKENS - 1)) for place in range(PROBE_TOKENS))
         response = replica.send(Question(ids, PROBE_TOKENS // 2, self._k, size))
-        if response.is_client_error:
+        if not response.is_success:
             message = replica.message(response)
             remedy = replica.serving.refusal(message, self._k) or "see docs/teachers.md for how to start it"
             raise UserError(f"{key}.urls: {replica.url} refuses a request with {message}: {remedy}")
         replica.own = replica.read(response, Question(ids, PROBE_TOKENS // 2, self._k, size)).own
         beyond = replica.send(Question((*ids[:-1], size), PROBE_TOKENS // 2, self._k, size))
-        if not beyond.is_client_error:
+        if beyond.is_success:
             raise UserError(
                 f"{key}.urls: the model of {replica.url} has more tokens than the {size} of the student: choose a "
                 "teacher with the same vocab_size"
@@ -190,7 +195,8 @@ class _Asking:
         if replica.gone.is_set():
             self._gone[replica.url] = replica.reason
             return
-        self._threads += 1
+        with self._changed:
+            self._threads += 1
         threading.Thread(target=self._work, args=(replica,), name="teacher", daemon=True).start()
 
     def wait(self, on_progress: Progress | None) -> list[Answer]:
@@ -252,6 +258,7 @@ class _Replica:
         """What it says of the tokens that tried it out."""
         self.gone = threading.Event()
         self.reason = ""
+        self._leaving = threading.Lock()
         self._retries = config.retries
         self._secret = secret
         self._client = httpx.Client(
@@ -288,7 +295,10 @@ class _Replica:
                 pause = _seconds(response.headers.get("retry-after"))
             if attempt < self._retries:
                 wait(min(max(FIRST_WAIT * 2**attempt, pause), LONGEST_WAIT))
-        self.gone.set()
+        with self._leaving:
+            if not self.gone.is_set():
+                self.gone.set()
+                logger.warning("teacher at %s: %s; it is left out from here on", self.url, self.reason)
         raise _GoneError
 
     def send(self, question: Question) -> httpx.Response:
@@ -324,7 +334,8 @@ class _Replica:
 
     def _usable(self, response: httpx.Response, question: Question) -> Answer:
         try:
-            return self.read(response, question)
+            with _READING:
+                return self.read(response, question)
         except AnswerError as error:
             raise TeacherError(f"the answer of {self.url} cannot be used: {self.clean(error)}") from None
 

@@ -121,7 +121,7 @@ class ChunkLoss:
             weight_C = divergence_weight(loss_C)
             factor_C = weight_C if factor_C is None else factor_C * weight_C
             grad_CV = None if grad_CV is None else grad_CV.mul_(weight_C.to(grad_CV.dtype)[:, None])
-        signals = self._signals(stats, tokens, weight_C) if self.watch else []
+        signals = self._signals(stats, tokens, topk, weight_C) if self.watch else []
         grad_CV = None if grad_CV is None else grad_CV.to(dtype)
         return loss_C if factor_C is None else loss_C * factor_C, signals, grad_CV
 
@@ -160,6 +160,8 @@ class ChunkLoss:
         names = ["student/entropy", "student/topk_mass"]
         if self.teacher is not None:
             names += ["teacher/entropy", "teacher/topk_mass", "teacher/advantage"]
+        elif self.topk is not None and self.topk.sampled_T is not None:
+            names.append("teacher/advantage")
         if self.contrast is not None:
             names.append("teacher/contrast")
         if self._weights != "none":
@@ -258,13 +260,15 @@ class ChunkLoss:
             (g_CK,) = torch.autograd.grad(loss_C, student_CK, weights_C.to(loss_C.dtype))
         return loss_C.detach(), g_CK
 
-    def _signals(self, stats: ChunkStats, tokens: Tokens, weight_C: Tensor | None) -> list[Tensor]:
+    def _signals(self, stats: ChunkStats, tokens: Tokens, topk: TopK | None, weight_C: Tensor | None) -> list[Tensor]:
         """In the order of `signal_names`."""
         assert stats.sampled_DC is not None and stats.student_top_DCK is not None and stats.student_top_CK is not None
         mass_DC, sampled_DC = stats.student_top_DCK.exp().sum(-1), stats.sampled_DC
         signals = [stats.entropies[0], mass_DC[0]]
         if len(stats.entropies) > 1:
             signals += [stats.entropies[1], mass_DC[1], sampled_DC[1] - sampled_DC[0]]
+        elif topk is not None and topk.sampled_T is not None:
+            signals.append(topk.sampled_T - sampled_DC[0])
         if len(stats.entropies) > 2:
             signals.append(sampled_DC[1] - sampled_DC[2])
         if weight_C is not None:

@@ -107,6 +107,8 @@ class TopK:
     """Global token ids, each at most once in a row."""
     logprobs_TK: Tensor
     """Under the *full-vocabulary* normalisation, so that the mass outside is known."""
+    sampled_T: Tensor | None = None
+    """Log-probability of the sampled token, for signals alone; None: unknown."""
 
     @property
     def num_tokens(self) -> int:
@@ -114,7 +116,13 @@ class TopK:
         return self.ids_TK.shape[0]
 
     def __getitem__(self, part: slice | Tensor) -> TopK:
-        return TopK(self.ids_TK[part], self.logprobs_TK[part])
+        sampled_T = None if self.sampled_T is None else self.sampled_T[part]
+        return TopK(self.ids_TK[part], self.logprobs_TK[part], sampled_T)
+
+    def to(self, device: torch.device) -> TopK:
+        """The same on a device."""
+        sampled_T = None if self.sampled_T is None else self.sampled_T.to(device)
+        return TopK(self.ids_TK.to(device), self.logprobs_TK.to(device), sampled_T)
 
 
 @dataclass(frozen=True, slots=True)

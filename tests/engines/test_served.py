@@ -97,13 +97,13 @@ def test_waits_grow_and_follow_the_server(model: Path, server: ScriptedServer, m
 
 
 def test_a_dead_replica_is_left_out_and_its_rows_go_to_the_other(
-    model: Path, server: ScriptedServer, second: ScriptedServer
+    model: Path, server: ScriptedServer, second: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     teacher = teacher_of(model, server, second, settings=("teacher.max_in_flight=2", "teacher.retries=1"))
     expected = teacher.score(SEQUENCES * 4)
     server.before = server.die
     assert teacher.score(SEQUENCES * 4) == expected
-    assert teacher.num_replicas == 1
+    assert teacher.num_replicas == 1 and caplog.text.count(f"teacher at {server.url}") == 1
     second.asked.clear()
     assert teacher.score(SEQUENCES) == expected[:3] and len(second.asked) == 3
 
@@ -303,6 +303,8 @@ def test_the_variable_of_the_key_can_be_named(model: Path, monkeypatch: pytest.M
         assert "teacher.api_key_env=MY_KEY: this environment variable is not set" in refused(
             model, server, settings=settings
         )
+        message = refused(model, server, settings=(f"teacher.api_key_env={KEY}",))
+        assert "teacher.api_key_env is no name" in message and KEY not in message
         monkeypatch.setenv("MY_KEY", KEY)
         teacher_of(model, server, settings=settings)
         monkeypatch.setenv("MY_KEY", f"{KEY}\n{KEY}")

@@ -100,7 +100,7 @@ def read_by_server(
 ) -> tuple[list[Target], dict[str, float]]:
     """Targets of examples that all have a teacher prompt, from servers; and metrics of the requests."""
     found, metrics = teacher.teach(examples, on_progress)
-    return [Target(topk=TopK(topk.ids_TK.to(device), topk.logprobs_TK.to(device))) for topk in found], metrics
+    return [Target(topk=topk.to(device)) for topk in found], metrics
 
 
 def joined(targets: Sequence[Target]) -> Head | TopK:
@@ -108,7 +108,12 @@ def joined(targets: Sequence[Target]) -> Head | TopK:
     if targets[0].model is not None:
         return joined_hidden(targets)
     found = [target.topk for target in targets if target.topk is not None]
-    return TopK(torch.cat([topk.ids_TK for topk in found]), torch.cat([topk.logprobs_TK for topk in found]))
+    sampled = [topk.sampled_T for topk in found if topk.sampled_T is not None]
+    return TopK(
+        torch.cat([topk.ids_TK for topk in found]),
+        torch.cat([topk.logprobs_TK for topk in found]),
+        torch.cat(sampled) if len(sampled) == len(found) else None,
+    )
 
 
 def joined_hidden(targets: Sequence[Target], contrast: bool = False) -> Head:

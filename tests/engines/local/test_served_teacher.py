@@ -87,6 +87,22 @@ def test_a_row_shifted_by_one_token_is_caught(make: Make, server: ScriptedServer
         learn(engine, rows, 1e-3)
 
 
+@pytest.mark.parametrize("support", ["teacher_topk", "sampled"])
+def test_what_the_teacher_says_of_the_sampled_tokens_is_in_the_metrics(
+    make: Make, other_model: Path, server: ScriptedServer, support: str
+) -> None:
+    here = make("teacher.kind=external", f"teacher.path={other_model}", *SUPPORTS[support])
+    there = make("teacher.kind=server", f"teacher.urls=[{server.url}]", *SUPPORTS[support])
+    rows = make_rows(here, TEACHER_PROMPTS)
+    expected, found = learn(here, rows, 0.0), learn(there, rows, 0.0)
+    names = {"teacher/advantage", "student/entropy", "sampler/gap"} | (
+        {"topk_overlap"} if support != "sampled" else set()
+    )
+    for name in names:
+        assert found[name] == pytest.approx(expected[name], abs=1e-5), name
+    assert not {"teacher/entropy", "teacher/topk_mass"} & found.keys()
+
+
 def test_metrics_say_how_it_went(make: Make, server: ScriptedServer) -> None:
     engine = make("teacher.kind=server", f"teacher.urls=[{server.url}]", *SUPPORTS["teacher_topk"])
     rows = make_rows(engine, TEACHER_PROMPTS)

@@ -29,6 +29,7 @@ from mopd_nemo.config.load import load_config
 from mopd_nemo.engines.architecture import KNOWN, Architecture
 from mopd_nemo.engines.base import Sampling
 from mopd_nemo.engines.local.engine import LocalEngine
+from mopd_nemo.engines.local.memory import estimate
 from mopd_nemo.engines.local.model import LanguageModel, load_model
 from mopd_nemo.engines.local.prefix_tree import build_tree
 from mopd_nemo.methods.base import make_method
@@ -37,10 +38,13 @@ from mopd_nemo.types import Outcome, Problem, Rollout, RolloutGroup, Verdict
 
 QUICKSTART = Path(__file__).parent.parent / "configs/quickstart.yaml"
 LEARNING_RATE = 1e-12
-MODES: dict[str, list[str]] = {"full": [], "full, layers computed again": ["train.activation_checkpointing=true"]}
-"""Ways to train, as settings. Those of a setting that the config does not have are reported as not there."""
-LATER = {"LoRA, rank 16": ("lora", ["lora.rank=16"])}
-"""The same, by the field of the config that they need."""
+MODES: dict[str, list[str]] = {
+    "full": [],
+    "full, layers computed again": ["train.activation_checkpointing=true"],
+    "LoRA, rank 16": ["lora.rank=16"],
+    "LoRA, layers computed again": ["lora.rank=16", "train.activation_checkpointing=true"],
+}
+"""Ways to train, as settings."""
 Ids = tuple[int, ...]
 Row = dict[str, Any]
 
@@ -78,7 +82,7 @@ REAL = Sizes(
 )  # fmt: skip
 TOY = Sizes(
     model=_tiny(2), prompts=2, rollouts=4, prompt=8, response=12, micro_batch=256, trees=((40, 8),),
-    ladder={f"toy-{layers}": _tiny(layers) for layers in (1, 4, 64)}, limit=24_000_000,
+    ladder={f"toy-{layers}": _tiny(layers) for layers in (1, 4, 12)}, limit=24_000_000,
 )  # fmt: skip
 
 
@@ -174,13 +178,6 @@ def timed(device: str, work: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - started, result
 
 
-def modes() -> Iterator[tuple[str, list[str] | None]]:
-    """Every way to train with its settings; None: the config has no such setting."""
-    yield from MODES.items()
-    for name, (key, overrides) in LATER.items():
-        yield name, overrides if key in Config.model_fields else None
-
-
 # ------------------------------------------------------------------------------------------------ tree attention
 
 
@@ -273,12 +270,9 @@ def step(sizes: Sizes, device: str, tell: Callable[[Row], None]) -> None:
     with tempfile.TemporaryDirectory() as directory, random_weights(device):
         path = write_model(Path(directory), sizes.model)
         groups: list[RolloutGroup] = []
-        for mode, overrides in modes():
-            if overrides is None:
-                tell({"what": mode, "note": "not there: the config has no such setting"})
-                continue
+        for mode in ("full", "LoRA, rank 16"):
             for method in ("mopd", "sdpo", "grpo"):
-                config = config_of(path, sizes, device, [f"method={method}", *overrides])
+                config = config_of(path, sizes, device, [f"method={method}", *MODES[mode]])
                 engine = LocalEngine(config)
                 if not groups:
                     groups = _sampled(engine, sizes, device, tell)
@@ -371,26 +365,25 @@ def _phases(engine: LocalEngine, batch: TrainBatch, device: str) -> Iterator[tup
 def fits(sizes: Sizes, device: str, tell: Callable[[Row], None]) -> None:
     """For each way to train, the largest model of which two steps fit, by bisection over the ladder."""
     names = list(sizes.ladder)
-    for mode, overrides in modes():
-        if overrides is None:
-            tell({"what": mode, "note": "not there: the config has no such setting"})
-            continue
-        low, high, found = -1, len(names), 0.0  # names[low] fits, names[high] does not
+    for mode, overrides in MODES.items():
+        low, high, found, needed = -1, len(names), 0.0, 0.0  # names[low] fits, names[high] does not
         while high - low > 1:
             middle = (low + high) // 2
-            gib = _fitting(sizes, names[middle], device, overrides)
-            if gib is None:
+            fitting = _fitting(sizes, names[middle], device, overrides)
+            if fitting is None:
                 high = middle
             else:
-                low, found = middle, gib
+                low, (found, needed) = middle, fitting
         row: Row = {"what": f"what fits, {mode}", "note": names[low] if low >= 0 else f"not even {names[0]}"}
         if low + 1 < len(names):
             row["note"] += f"; {names[low + 1]} does not"
+        if found:
+            row["note"] += f"; {needed:.3g} GiB by `mopd estimate` (every response at its limit)"
         tell(row | {"gib": found})
 
 
-def _fitting(sizes: Sizes, name: str, device: str, overrides: Sequence[str]) -> float | None:
-    """GiB at the peak of two steps of mopd without sampling, or None: they do not fit."""
+def _fitting(sizes: Sizes, name: str, device: str, overrides: Sequence[str]) -> tuple[float, float] | None:
+    """GiB at the peak of two steps of mopd without sampling, measured and estimated. None: they do not fit."""
     model = sizes.ladder[name]
     try:
         with (
@@ -398,14 +391,17 @@ def _fitting(sizes: Sizes, name: str, device: str, overrides: Sequence[str]) -> 
             random_weights(device),
             Peak(device, sizes.limit) as peak,
         ):
-            config = config_of(write_model(Path(directory), model), sizes, device, overrides)
+            count = max(-(-sizes.micro_batch // sizes.response), 4)
+            group = [f"rollout.num_rollouts_per_prompt={count}", "rollout.num_prompts_per_step=1"]
+            config = config_of(write_model(Path(directory), model), sizes, device, [*overrides, *group])
             engine = LocalEngine(config)
             batch = make_method(config, engine.chat).build([_made_up(engine, sizes, model)], 1)
             for _ in range(2):
                 targets, _ = engine.score(batch)
                 engine.update(batch, targets, LEARNING_RATE)
                 engine.update_teacher()
-        return peak.bytes / 2**30
+        need = estimate(config, model, [], device, 0.0)
+        return peak.bytes / 2**30, max(need[phase] for phase in need.phases if phase != "generate") * 1e9 / 2**30
     except torch.OutOfMemoryError:
         return None
     finally:
@@ -420,9 +416,8 @@ def _made_up(engine: LocalEngine, sizes: Sizes, model: Architecture) -> RolloutG
     def words(count: int) -> Ids:
         return tuple(rng.randrange(5, model.vocab) for _ in range(count))
 
-    count = max(-(-sizes.micro_batch // sizes.response), 4)
     rollouts = []
-    for _ in range(count):
+    for _ in range(engine._config.rollout.num_rollouts_per_prompt):
         ids = words(sizes.response)
         rollouts.append(Rollout(ids, engine.chat.decode(ids), True, (-math.log(model.vocab),) * len(ids)))
     messages = ({"role": "user", "content": engine.chat.decode(words(sizes.prompt))},)

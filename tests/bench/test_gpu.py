@@ -34,11 +34,13 @@ def test_engine_parts_report_every_row(tmp_path: Path) -> None:
     assert not [row for row in rows if "error" in row]
     named = {row["what"]: row for row in rows}
     for method in ("mopd", "sdpo", "grpo"):
-        assert named[f"{method}, full: update"]["flops"] > 0
+        for mode in ("full", "LoRA, rank 16"):
+            assert named[f"{method}, {mode}: update"]["flops"] > 0
     for phase in ("score", "update"):
         padded, tree = (named[f"{phase}, 8 x 8 after 40, {form}"] for form in ("padded", "tree"))
         assert padded["flops"] == tree["flops"] and padded["gib"] > tree["gib"] and tree["top"]
-    assert named["what fits, full"]["note"] == "toy-4; toy-64 does not"
+    assert named["what fits, full"]["note"].startswith("toy-4; toy-12 does not; 0.0")
+    assert named["what fits, LoRA, layers computed again"]["note"].startswith("toy-12; ")
 
 
 def test_script_goes_on_after_a_failure_and_skipped_checks_have_not_passed(tmp_path: Path) -> None:

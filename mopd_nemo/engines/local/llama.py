@@ -21,7 +21,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 from torch.nn.utils.rnn import pad_sequence
 
 from mopd_nemo.engines.local.lora import merged_weight
-from mopd_nemo.engines.local.memory import CACHE_GROWTH
+from mopd_nemo.engines.local.memory import cache_size
 from mopd_nemo.engines.local.model import LanguageModel
 
 LIKE_LLAMA = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
@@ -86,7 +86,7 @@ class LlamaDecoder:
     def __init__(self, layers: LlamaLayers, prompts: SharedPrompts, positions_B: Tensor, max_tokens: int) -> None:
         self._layers, self._prompts, self._positions_B = layers, prompts, positions_B
         self._limit, self._length = 1 + max_tokens, 1  # the first position of the cache represents the prompt
-        self._cache_L2BKCD = layers.new_cache(len(positions_B), min(CACHE_GROWTH, self._limit))
+        self._cache_L2BKCD = layers.new_cache(len(positions_B), cache_size(self._length, self._limit))
         self._cache_L2BKCD[..., 0, :] = 0
 
     def step(self, tokens_B: Tensor) -> Tensor:
@@ -115,9 +115,7 @@ class LlamaDecoder:
 
     def _grow(self, rows: int) -> None:
         written_L2BKSD = self._cache_L2BKCD[:, :, :rows]
-        self._cache_L2BKCD = self._layers.new_cache(
-            rows, min(self._length + max(self._length, CACHE_GROWTH), self._limit)
-        )
+        self._cache_L2BKCD = self._layers.new_cache(rows, cache_size(self._length, self._limit))
         self._cache_L2BKCD[..., : self._length, :] = written_L2BKSD
 
 

@@ -33,8 +33,8 @@ from mopd_nemo.engines.memory import Estimate, Parts
 SCORING_BATCH, SCORING_ROWS = 2, 4
 """A pass without gradients keeps the activations of one layer only. So its batches have twice the tokens of an update's
 micro-batch, and at least four times the longest sequence: responses share a long context only within a batch."""
-CACHE_GROWTH = 128
-"""Positions by which the cache of responses grows at least."""
+SMALL_CACHE = 128
+"""Positions that a cache of responses has room for at least, if there can be as many."""
 LOGITS = {"cpu": 2**22, "cuda": 2**29}
 """Logits of a chunk of the loss: `losses.token_loss.LOGIT_BUDGET`."""
 MIN_CHUNK = 256
@@ -50,6 +50,17 @@ def scoring_budget(tokens_per_micro_batch: int, longest: int) -> int:
         longest: tokens of the longest sequence.
     """
     return max(SCORING_BATCH * tokens_per_micro_batch, SCORING_ROWS * longest)
+
+
+def cache_size(length: int, limit: int) -> int:
+    """Positions of a cache of responses that has to hold more than `length`: the limit, halved as often as it can be.
+
+    So the last growth, in which the old and the new cache are there together, is from half the limit to the whole.
+    """
+    size = limit
+    while size > SMALL_CACHE and -(-size // 2) > length:
+        size = -(-size // 2)
+    return size
 
 
 def checkpoint_bytes(config: Config, trained: float) -> int:
@@ -152,10 +163,7 @@ class _Run:
         group = rollout.num_rollouts_per_prompt
         prompts = min(max(rollout.batch_size // group, 1), rollout.num_prompts_per_step)
         sequences, limit = prompts * group, 1 + rollout.max_response_tokens
-        before = size = min(CACHE_GROWTH, limit)
-        while size < limit:
-            before, size = size, min(size + max(size, CACHE_GROWTH), limit)
-        grown = sequences * (size + (before if size > before else 0))
+        grown = sequences * (limit + (-(-limit // 2) if limit > SMALL_CACHE else 0))
         of_token = 2 * model.layers * model.kv_heads * model.head_dim * self.width
         matrices, fused = _matrices(model), self.width == self.stored and not self.config.lora.rank
         if fused:  # output projections are the model's own, those that read the same input are copied into one

@@ -130,3 +130,12 @@ def test_a_served_teacher_takes_nothing_here() -> None:
     )
     need = memory.estimate(config, MODEL, [], "cpu", 1.0)
     assert need["score"] == 0 and "teacher" not in need.phases["update"]
+
+
+def test_a_cache_grows_last_from_half_its_limit() -> None:
+    """Of 2,048 tokens and one place for the prompt: not from 2,048 to 2,049."""
+    sizes = [memory.cache_size(1, 2049)]
+    while sizes[-1] < 2049:
+        sizes.append(memory.cache_size(sizes[-1], 2049))
+    assert sizes == [65, 129, 257, 513, 1025, 2049]
+    assert [memory.cache_size(1, limit) for limit in (2, 128, 129, 300)] == [2, 128, 65, 75]

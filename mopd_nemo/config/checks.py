@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from mopd_nemo.config.base import seconds_of
 from mopd_nemo.config.checks_context import check_context
 from mopd_nemo.config.checks_nemo import check_nemo
+from mopd_nemo.config.cluster import keeps_hidden
 from mopd_nemo.config.plugins import METHODS, method_class
 from mopd_nemo.config.schema import Config
 from mopd_nemo.config.teacher import TeacherConfig
@@ -191,11 +192,18 @@ def _check_lag(config: Config) -> None:
 
 
 def _check_token_signal(config: Config) -> None:
-    every = config.logging.save_token_signal_every
-    if every and config.engine != "local":
+    every, support, updates = (
+        config.logging.save_token_signal_every,
+        config.divergence.support,
+        config.train.num_updates_per_step,
+    )
+    distils = uses(config.method, "divergence.support")
+    if every and config.engine == "nemo" and not (distils and keeps_hidden(config.nemo, support, updates)):
         raise ValueError(
-            f"logging.save_token_signal_every={every}: engine={config.engine} tells no signal of single tokens: "
-            "remove it, or set engine=local"
+            f"logging.save_token_signal_every={every}: with engine=nemo the signal is read from the teacher's hidden "
+            "states, which workers keep with nemo.backend=megatron and divergence.support=full, or student_topk with "
+            f"train.num_updates_per_step=1; here method={config.method}, nemo.backend={config.nemo.backend}, "
+            f"divergence.support={support}, train.num_updates_per_step={updates}: change these, or remove it"
         )
     if every and config.teacher.kind == "none":
         raise ValueError(

@@ -327,7 +327,8 @@ class LoggingConfig(ConfigBlock):
     """Steps between files `rollouts/step_*.jsonl`. 0: never write one."""
     save_token_signal_every: NonNegativeInt = 0
     """Steps between files `rollouts/signal_*.npz`: of each token that is learned from, what student and teacher say
-    (`mopd inspect --tokens`). Costs one more pass of the student. 0: never write one. With engine=local only."""
+    (`mopd inspect --tokens`). Costs one more pass of the student. 0: never write one. With engine=nemo only where
+    workers keep hidden states: nemo.backend=megatron, and support=full, or student_topk with one update a step."""
 
 
 class Config(ConfigBlock):

@@ -38,17 +38,21 @@ def read_tokens(
     *,
     contrast: Head | Logits | None = None,
     top: int = 1,
+    vocab: Vocab | None = None,
 ) -> tuple[Reading, Reading, Tensor]:
     """Readings of student and teacher, and divergence_T: the objective of each token before any weight of its response.
 
     With a contrast the teacher's reading is that of the teacher given successes; the divergence is to the contrast.
+
+    Args:
+        vocab: as in `token_loss`, whose collectives these are.
     """
-    divergence_T = token_loss(objective, student, tokens, teacher, contrast=contrast).loss_T
-    return _reading(student, tokens, top), _reading(teacher, tokens, top), divergence_T
+    vocab = vocab or Vocab()
+    divergence_T = token_loss(objective, student, tokens, teacher, contrast=contrast, vocab=vocab).loss_T
+    return _reading(student, tokens, top, vocab), _reading(teacher, tokens, top, vocab), divergence_T
 
 
-def _reading(model: Head | Logits, tokens: Tokens, top: int) -> Reading:
-    vocab = Vocab()
+def _reading(model: Head | Logits, tokens: Tokens, top: int, vocab: Vocab) -> Reading:
     rows = model.rows(vocab.shard(model.width), model.compute_dtype)
     sampled, ids, logprobs = [], [], []
     for start in range(0, model.num_tokens, CHUNK):

@@ -82,10 +82,19 @@ def test_recorded_token_signal_is_that_of_the_weights_it_was_learned_with(tmp_pa
     assert run.signal_file(1).exists() and not run.signal_file(2).exists()
 
 
-@pytest.mark.parametrize("settings", [["engine=nemo"], ["method=grpo"]])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["method=grpo"],
+        ["engine=nemo", "nemo.backend=dtensor"],
+        ["engine=nemo", "divergence.support=teacher_topk"],
+        ["engine=nemo", "train.num_updates_per_step=2"],
+    ],
+)
 def test_token_signal_is_refused_by_name_where_there_is_none(settings: list[str]) -> None:
     with pytest.raises(UserError, match=r"logging\.save_token_signal_every=2"):
         load_config(QUICKSTART, [*settings, "logging.save_token_signal_every=2"])
+    load_config(QUICKSTART, ["engine=nemo", "logging.save_token_signal_every=2"])
 
 
 def test_recovery_answers_every_condition_and_goes_on_where_it_stopped(tmp_path: Path) -> None:

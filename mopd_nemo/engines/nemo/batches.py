@@ -102,7 +102,18 @@ def joined(parts: Sequence[np.ndarray], axis: int = 0) -> Tensor:
 
 
 def split_scores(scores: Sequence[Scored], order: Sequence[int], response_lengths: Sequence[int]) -> list[TopK]:
-    """Scores of all data-parallel ranks as targets of the rows, in the rows' order.
+    """Scores of all data-parallel ranks as targets of the rows, in the rows' order; see `split_rows`."""
+    parts = split_rows([{name: part[name] for name in ("ids", "logprobs")} for part in scores], order, response_lengths)
+    return [
+        TopK(torch.from_numpy(ids), torch.from_numpy(logprobs))
+        for ids, logprobs in zip(parts["ids"], parts["logprobs"], strict=True)
+    ]
+
+
+def split_rows(
+    scores: Sequence[Scored], order: Sequence[int], response_lengths: Sequence[int]
+) -> dict[str, list[np.ndarray]]:
+    """What all data-parallel ranks say of their tokens, by name and row, in the rows' order.
 
     Args:
         scores: by rank.
@@ -112,8 +123,8 @@ def split_scores(scores: Sequence[Scored], order: Sequence[int], response_length
     count = len(response_lengths)
     ends = np.cumsum([response_lengths[number] if number < count else 1 for number in order])
     place = {number: position for position, number in enumerate(order)}
-    parts = {name: _cut([part[name] for part in scores], ends) for name in ("ids", "logprobs")}
-    return [TopK(*(torch.from_numpy(parts[name][place[number]]) for name in parts)) for number in range(count)]
+    parts = {name: _cut([part[name] for part in scores], ends) for name in scores[0]}
+    return {name: [own[place[number]] for number in range(count)] for name, own in parts.items()}
 
 
 def _cut(scored: Sequence[np.ndarray], ends: np.ndarray) -> list[np.ndarray]:

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 import yaml
 
-from mopd_nemo.config import Config, UserError
+from mopd_nemo.config import Config
 from mopd_nemo.engines.base import InFlight, OnRollout, Progress, Sampling, TokenSignal, added
 from mopd_nemo.engines.models import load_chat
+from mopd_nemo.engines.nemo.batches import NO_ROW
 from mopd_nemo.engines.nemo.checks import check_models, check_surroundings
 from mopd_nemo.engines.nemo.dealing import deal
 from mopd_nemo.engines.nemo.launch import BACKENDS, Launch, Runtime, launch
@@ -23,6 +24,7 @@ from mopd_nemo.engines.served import ServedTeacher
 from mopd_nemo.engines.vllm import Numbered
 from mopd_nemo.files import write_text
 from mopd_nemo.losses.logits import TopK
+from mopd_nemo.losses.objectives import Divergence
 from mopd_nemo.methods.batch import TrainBatch
 from mopd_nemo.types import Rollout
 
@@ -179,7 +181,20 @@ class NemoEngine:
         return learner.step(batch, targets, self._deal(batch), learning_rate, on_progress)
 
     def token_signal(self, batch: TrainBatch, targets: Targets, top: int) -> list[TokenSignal | None]:
-        raise UserError("engine=nemo tells no signal of single tokens: use engine=local")
+        signals: list[TokenSignal | None] = [None] * len(batch.examples)
+        taught = [i for i, key in enumerate(targets.keys) if key != NO_ROW]
+        if taught:
+            self._stale = True
+            objective = next(term.objective for term in batch.terms if isinstance(term.objective, Divergence))
+            rank_of, rows, keys = (
+                self._deal(batch),
+                [batch.examples[i] for i in taught],
+                [targets.keys[i] for i in taught],
+            )
+            told = self._scorer.token_signal(rows, objective, [rank_of[i] for i in taught], keys, top)
+            for i, signal in zip(taught, told, strict=True):
+                signals[i] = signal
+        return signals
 
     def response_logprobs(
         self,

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from mopd_nemo.config import Config
 from mopd_nemo.config.cluster import keeps_hidden
-from mopd_nemo.engines.base import TokenCounts
-from mopd_nemo.engines.nemo.batches import NO_ROW, Scored, score_batch, split_scores
+from mopd_nemo.engines.base import TokenCounts, TokenSignal
+from mopd_nemo.engines.nemo.batches import NO_ROW, Scored, score_batch, split_rows, split_scores
 from mopd_nemo.engines.nemo.dealing import deal, deal_sequences, dealt, lanes
 from mopd_nemo.engines.nemo.prompts import row_by_row, say
 from mopd_nemo.losses.logits import TopK
@@ -176,6 +176,18 @@ class Scorer:
         if policy is not self._student:
             self._hand_over(dict(zip(keys, rank_of, strict=True)), hidden and needs_head)
         return counts.metrics("score", alone)
+
+    def token_signal(
+        self, rows: Sequence[TrainExample], objective: Divergence, rank_of: Sequence[int], keys: Sequence[int], top: int
+    ) -> list[TokenSignal]:
+        """What the student says of each token now, and the teacher whose hidden states are kept; see `keep`."""
+        self._student.prepare_for_lp_inference()
+        sequences = [(row.prompt_ids, row.response_ids) for row in rows]
+        shards, order = self._shards(self._student, sequences, None, rank_of, keys)
+        answers = self._asked(self._student, "token_signal", shards, top, False, objective=objective)
+        scores = [part for part in answers if part is not None]
+        parts = split_rows(scores, order, [len(row.response_ids) for row in rows])
+        return [TokenSignal(**{name: part[i] for name, part in parts.items()}) for i in range(len(rows))]
 
     def forget(self) -> bool:
         """Give the memory of kept targets back; whether a worker of the student needs an external teacher's head."""

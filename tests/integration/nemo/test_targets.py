@@ -183,6 +183,73 @@ def test_a_teacher_that_is_one_token_late_is_another(name: str, results: Any) ->
         assert abs(late - loss) > 1e-2 * loss
 
 
+SIGNALS = ("full, forward", "student", "student, no tail", "student, contrast")
+
+
+def signals(engine: Any, scale: Any) -> dict[str, Any]:
+    """What is said of tokens under some objectives, with a row that no teacher reads in the middle."""
+    nothing = step(OBJECTIVES["full, jsd"])
+    engine.update(nothing, engine.score(nothing)[0], 0.0)
+    scale()
+    found = {}
+    for name in SIGNALS:
+        batch = step(OBJECTIVES[name])
+        rows, unread = list(batch.examples), TrainExample(1, 3, (4, 5), (6, 7, 8), (-6.0,) * 3, None, 2.0)
+        batch = TrainBatch(
+            [*rows[:4], unread, *rows[4:]],
+            [
+                LossTerm(OBJECTIVES[name], tuple(i for i in range(len(rows) + 1) if i != 4)),
+                LossTerm(PolicyGradient(), (4,)),
+            ],
+        )
+        targets, _ = engine.score(batch)
+        found[name] = engine.token_signal(batch, targets, 3)
+        engine.update(batch, targets, 0.0)  # which still finds its targets
+    return found
+
+
+def signals_on_ranks(cuts: list[str]) -> dict[str, Any]:
+    found = {}
+    for name in cuts:
+        engine = engine_of(settings(name))
+        found[name] = signals(engine, lambda engine=engine: scale_worker(engine._runtime.student.worker))
+    return found
+
+
+@pytest.mark.parametrize(
+    "names", [["padded", "packed"], ["dp2, packed", "tp2", "tp2, packed, sequence parallel", "cp2, packed"]]
+)
+def test_signal_of_tokens_is_that_of_the_local_engine(names: list[str]) -> None:
+    from mopd_nemo.engines.local.engine import LocalEngine
+
+    engine = LocalEngine(settings("padded").model_copy(update={"engine": "local"}))
+
+    @torch.no_grad()
+    def scale() -> None:
+        for parameter in engine.student.module.parameters():
+            parameter.mul_(SCALE)
+
+    wanted = signals(engine, scale)
+    ranks = run_ranks(signals_on_ranks, CUTS[names[0]]["gpus_per_node"], names)
+    for rank in ranks:
+        for cut_name, found in rank.items():
+            for objective in SIGNALS:
+                assert found[objective][4] is None and wanted[objective][4] is None
+                for own, other in zip(found[objective], wanted[objective], strict=True):
+                    for field in () if other is None else other.__dataclass_fields__:
+                        a, b = (torch.from_numpy(getattr(signal, field)) for signal in (own, other))
+                        assert a.dtype == b.dtype and a.shape == b.shape, (cut_name, objective, field)
+                        if field.endswith("ids"):
+                            assert (a == b).all(), (cut_name, objective, field)
+                        else:
+                            # Ranks that share a layer add in another order; a token too late would differ by nats.
+                            exact = 1e-5 if len(ranks) == 1 else 1e-4
+                            torch.testing.assert_close(
+                                a, b, atol=exact, rtol=1e-5, msg=f"{cut_name} {objective} {field}"
+                            )
+            assert found["student"][0].divergence.max() > 1e-3, "the teacher is another model"
+
+
 IDS = {"input_ids", "input_lengths", "prompt_lengths", "keys"}
 WEIGHTS = {"token_mask", "sample_mask", "advantages", "weights", "sampler"}
 

@@ -18,11 +18,17 @@ from torch.distributed.tensor import DTensor
 from mopd_nemo.engines.nemo.batches import Scored
 from mopd_nemo.engines.nemo.workers.self_teacher import Part, SelfTeacher, Share
 from mopd_nemo.engines.nemo.workers.targets import KeptTargets, as_array
+from mopd_nemo.losses.logits import Head, Tokens
+from mopd_nemo.losses.objectives import Divergence
+from mopd_nemo.losses.token_signal import Reading, read_tokens
+from mopd_nemo.losses.vocab import Vocab
 
 Scores = dict[str, Tensor]
 """`ids` [T, k] int32 and `logprobs` [T, k], T response tokens sequence by sequence in order, and `counts` [2]:
 positions that were computed for them, and how many of these held no token."""
 
+SIGNAL_TOKENS = 4096
+"""Tokens whose hidden states are on the GPU at once for a signal."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
@@ -116,6 +122,41 @@ class TeacherMethods:
             kept.keep(keys, lengths, {name: scores[name] for name in ("ids", "logprobs")})
         return {"counts": scores["counts"].numpy()}
 
+    def token_signal(
+        self, *, data: Any, k: int, vocab_size: int, self_teacher: bool, dtype: str, objective: Divergence
+    ) -> Scored | None:
+        """What student and teacher say of each response token, from the hidden states that are kept of the teacher.
+
+        Args:
+            data: with `keys` [B] of `keep_targets`.
+            k: likeliest tokens to tell.
+            self_teacher, dtype: of every method that scores; not read, since the student is read in float32.
+
+        Returns:
+            The numbers of `TokenSignal` by name; None where the model's last pipeline stage is elsewhere.
+        """
+        scores = self._score(data, k, vocab_size, torch.float32, hidden=True)
+        if scores is None:
+            return None
+        prompts, lengths = data["prompt_lengths"].tolist(), data["input_lengths"].tolist()
+        ids_T = torch.cat([ids[p:n] for ids, p, n in zip(data["input_ids"], prompts, lengths, strict=True)])
+        kept, head_VH, device = self._kept or KeptTargets(), scores["head"].detach(), scores["head"].device
+        columns = kept.columns(data["keys"].tolist(), [n - p for p, n in zip(prompts, lengths, strict=True)])
+        teacher_head_VH = kept.head(device) if columns else head_VH
+        assert teacher_head_VH is not None
+        hidden = {name: torch.cat(parts_T) for name, parts_T in columns.items()}
+        own_TH, parts = scores["hidden"], []
+        for some in torch.arange(len(ids_T)).split(SIGNAL_TOKENS):
+            student = Head(own_TH[some].to(device), head_VH)
+            # A rank without a taught row has filler alone, whose numbers nobody reads.
+            given = {name: Head(part_TH[some].to(device), teacher_head_VH) for name, part_TH in hidden.items()}
+            teacher = given.get("teacher_hidden", student)
+            contrast = given.get("teacher_second", teacher) if objective.reads_contrast else None
+            tokens = Tokens(ids_T[some].to(device))
+            vocab = Vocab(self._tensor_group(), vocab_size)
+            parts.append(read_tokens(objective, student, tokens, teacher, contrast=contrast, top=k, vocab=vocab))
+        return _signal_columns(parts)
+
     def forget_targets(self) -> bool:
         """Give the memory of kept targets back.
 
@@ -207,6 +248,10 @@ class TeacherMethods:
     def _place(self) -> Place:
         raise NotImplementedError
 
+    def _tensor_group(self) -> Any:
+        """The process group over which the output layer's columns are cut."""
+        raise NotImplementedError
+
     def _share(self) -> Share:
         """The part of the weights whose self-teacher this rank keeps: here its shards, all of them."""
         return {
@@ -228,6 +273,18 @@ class TeacherMethods:
     def _whole_parameters(self) -> AbstractContextManager[None]:
         """Inside, all parameters are up to date, and no forward pass gathers them."""
         return nullcontext()
+
+
+def _signal_columns(parts: Sequence[tuple[Reading, Reading, Tensor]]) -> Scored:
+    """Numbers of a `TokenSignal`, of all tokens."""
+    columns: dict[str, list[Tensor]] = {}
+    for student, teacher, divergence_T in parts:
+        found = {"student": student.sampled_T, "teacher": teacher.sampled_T, "divergence": divergence_T}
+        for name, reading in (("student", student), ("teacher", teacher)):
+            found |= {f"{name}_top_ids": reading.top.ids_TK, f"{name}_top": reading.top.logprobs_TK}
+        for name, part in found.items():
+            columns.setdefault(name, []).append(part)
+    return {name: torch.cat(own).cpu().numpy() for name, own in columns.items()}
 
 
 def _shards(model: Any) -> Iterator[tuple[str, Tensor]]:

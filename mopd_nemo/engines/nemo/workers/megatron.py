@@ -91,6 +91,9 @@ class MegatronTeacherMethods(TeacherMethods):
             _unwrapped(self.model).output_layer.output_size_per_partition if last else 0,
         )
 
+    def _tensor_group(self) -> Any:
+        return parallel_state.get_tensor_model_parallel_group()
+
     def _share(self) -> Share:
         """The values that this rank's part of the distributed optimiser moves. Where that is not used, all values.
 

@@ -56,6 +56,7 @@ def model_card(run: RunDirectory, step: int, name: str) -> str:
         _use(config, name),
         "## Make it again",
         "```bash\nmopd train --config mopd.yaml\n```",
+        *_launches(run, step),
         "`mopd.yaml` beside this file has every setting of the run that is not a default; paths in it are those of the "
         f"machine that trained. Exported with {_versions()}.",
         "## Limits",
@@ -80,6 +81,20 @@ def settings_file(config: Config) -> str:
 
 def _versions() -> str:
     return ", ".join([f"mopd-nemo {__version__}", *(f"{name} {version(name)}" for name in ("torch", "transformers"))])
+
+
+def _launches(run: RunDirectory, step: int) -> list[str]:
+    """What is recorded of the processes that trained up to this step: no hosts, as a card may be published."""
+    said = []
+    for row in run.rows(run.launches_file):
+        if row["step"] < step:
+            packages = ", ".join(f"{name} {number}" for name, number in row["versions"].items())
+            code = f" at commit {row['commit']}" if row["commit"] else ""
+            command = f", as `{row['command']}`" if row["command"] else ""
+            said.append(
+                f"- {row['started'][:10]}, from step {row['step']}: {row['hardware']}{code}{command}; {packages}"
+            )
+    return ["Trained:\n\n" + "\n".join(said)] if said else []
 
 
 def _results(config: Config, step: int, evaluations: Rows) -> list[str]:

@@ -134,6 +134,7 @@ def test_the_card_has_the_runs_own_figures(run: RunDirectory, mopd: Mopd, tmp_pa
     assert "2 successes and 0 failures" in text and "learning rate 0.0001, seed 0" in text
     rows = read_rows(run.metrics_file)
     assert len(rows) == 3 and "- 2 steps in 0:00:" in text, "of the steps up to this checkpoint"
+    assert "- 20" in text and ", from step 0: CPU" in text and "torch 2" in text and "transformers" in text
     assert "SECRET" not in card + (output / "mopd.yaml").read_text() and str(run.path) not in text
     here = run.read_config()
     again = load_config(output / "mopd.yaml")

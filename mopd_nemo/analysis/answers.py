@@ -93,7 +93,9 @@ def worked(records: Records) -> dict[str, Any]:
     interval = f"95 % interval {_rate(last, f'{name}/low')} to {_rate(last, f'{name}/high')}"
     notes = [f"Steps {first['step']} → {last['step']}. At the end: {interval}, over other problems of this kind."]
     if change is None:
-        notes.append("Not compared problem by problem: the samples of one of the two evaluations are not there.")
+        notes.append(
+            "Not compared problem by problem: the samples of one of the two evaluations are not there, or damaged."
+        )
         return {"headline": f"{moved[0].upper()}{moved[1:]}{so_far}.", "tone": "", "notes": notes}
     found, tone = _finding(change)
     notes.append(

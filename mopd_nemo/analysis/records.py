@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from mopd_nemo.config import Config
+from mopd_nemo.config import Config, UserError
 from mopd_nemo.config.load import flatten
 from mopd_nemo.data.load import recorded_fingerprints
 from mopd_nemo.evaluation import bootstrap_interval
+from mopd_nemo.files import DamagedError
 from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.run.guard import best_evaluation
 from mopd_nemo.run.rollouts import read_groups, solved_fraction
@@ -85,7 +86,7 @@ class Records:
             return {}
 
     def change(self, before: int, after: int) -> Change | None:
-        """Between the evaluations of two steps. None: their samples are not there, or have no problem in common."""
+        """Between the evaluations of two steps. None: samples are lacking or damaged, or share no problem."""
         old, new = self._solved_at(before), self._solved_at(after)
         common = [problem for problem in new or () if problem in (old or {})]
         if old is None or new is None or not common:
@@ -95,9 +96,12 @@ class Records:
 
     def _solved_at(self, step: int) -> dict[str, float] | None:
         if step not in self._solved:
-            file = self.run.rollouts_file(step, "eval")
-            groups = read_groups(file) if file.is_file() else None
-            self._solved[step] = None if groups is None else {g.problem_id: solved_fraction(g.rows) for g in groups}
+            try:
+                groups = read_groups(self.run.rollouts_file(step, "eval"))
+            except (FileNotFoundError, DamagedError, UserError):
+                self._solved[step] = None
+            else:
+                self._solved[step] = {group.problem_id: solved_fraction(group.rows) for group in groups}
         return self._solved[step]
 
 

@@ -176,7 +176,7 @@ def _numbers(signal: TokenSignal) -> dict[str, Any]:
     return {
         "p": [_finite(value) for value in signal.student.tolist()],
         "q": [_finite(value) for value in signal.teacher.tolist()],
-        "d": [_finite(value) for value in signal.divergence.tolist()],
+        "d": [float(f"{value:.3g}") if math.isfinite(value) else None for value in signal.divergence.tolist()],
         "student": top(signal.student_top_ids, signal.student_top),
         "teacher": top(signal.teacher_top_ids, signal.teacher_top),
     }

@@ -11,7 +11,7 @@ from mopd_nemo.analysis.findings import _SHARES, Finding, findings, in_order
 from mopd_nemo.analysis.records import Records
 from mopd_nemo.config import Config
 from mopd_nemo.config.load import flatten, load_config
-from mopd_nemo.files import write_rows
+from mopd_nemo.files import write_rows, write_text
 from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.run.display import PHASES
 from tests.conftest import QUICKSTART
@@ -93,7 +93,7 @@ def test_unknown_is_said_to_be_unknown(tmp_path: Path) -> None:
     assert lines["started"] == lines["code"] == lines["on"] == lines["command"] == UNKNOWN
     assert "an unknown number from arithmetic" in lines["problems"]
     assert dict(cost(nothing))["GPUs"] == UNKNOWN
-    assert ("teacher contexts that leak the answer", "0 %") in in_order(nothing)
+    assert ("responses that speak of what only the teacher reads", "0 %") in in_order(nothing)
     early = write_run(tmp_path / "b", [{}], {0: [4, 4]})
     assert worked(early)["headline"].startswith("Too early to say")
     unpaired = write_run(tmp_path / "c", [{}] * 2, {0: [0, 0], 2: [8, 8]})
@@ -104,9 +104,13 @@ def test_unknown_is_said_to_be_unknown(tmp_path: Path) -> None:
         and "It worked" not in said["headline"]
         and "Not compared problem by problem" in said["notes"][1]
     )
+    write_text(unpaired.run.rollouts_file(0, "eval"), "not what a run writes\n")
+    assert worked(Records.read(unpaired.run)) == said, "a damaged file of old samples takes no report away"
     row = {name: value for name, value in QUIET.items() if name != "leak/rate"}
     write_rows(unpaired.run.metrics_file, [{"step": 1, **row}])
-    assert ("teacher contexts that leak the answer", "not measured") in in_order(Records.read(unpaired.run))
+    assert ("responses that speak of what only the teacher reads", "not measured") in in_order(
+        Records.read(unpaired.run)
+    )
 
 
 def test_cost_adds_up(tmp_path: Path) -> None:

@@ -96,8 +96,10 @@ def test_a_token_of_the_report_has_the_numbers_that_were_recorded(
     )
     signal = own.signal
     assert f"token 3 of {len(own.texts)}" in shown
-    for value in (signal.student[2], signal.teacher[2], signal.advantage[2], signal.divergence[2]):
+    for value in (signal.student[2], signal.teacher[2], signal.advantage[2]):
         assert f"{value:.3f}" in shown
+    (divergence,) = re.findall(r"divergence\s+(\S+)", shown)
+    assert float(divergence) == pytest.approx(float(signal.divergence[2]), rel=0.06, abs=1e-9)
     for ids, logprobs in ((signal.student_top_ids, signal.student_top), (signal.teacher_top_ids, signal.teacher_top)):
         name, share = one_line(own.names[int(ids[2, 0])]), 100 * round(float(np.exp(logprobs[2, 0])), 4)
         assert f"{name} {share:.1f} %" in shown

@@ -385,6 +385,7 @@ def fits(sizes: Sizes, device: str, tell: Callable[[Row], None]) -> None:
 def _fitting(sizes: Sizes, name: str, device: str, overrides: Sequence[str]) -> tuple[float, float] | None:
     """GiB at the peak of two steps of mopd without sampling, measured and estimated. None: they do not fit."""
     model = sizes.ladder[name]
+    clear(device)
     try:
         with (
             tempfile.TemporaryDirectory() as directory,

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mopd_nemo.embedded import resolve_model_path
 
@@ -59,6 +59,16 @@ class Architecture:
         """Parameters of the model."""
         layer = self.attention + self.mlp + self.all_experts + self.norms
         return self.layers * layer + self.hidden + self.embedding * (1 if self.tied else 2)
+
+    def adapters(self, rank: int, targets: Literal["all"] | tuple[str, ...] = "all") -> int:
+        """Parameters of LoRA adapters of a dense model, at layers by their names in transformers."""
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        both = {
+            **dict.fromkeys(("q_proj", "o_proj"), self.hidden + queries),
+            **dict.fromkeys(("k_proj", "v_proj"), self.hidden + keys),
+            **dict.fromkeys(("gate_proj", "up_proj", "down_proj"), self.hidden + self.ffn),
+        }  # inputs and outputs
+        return rank * self.layers * sum(size for name, size in both.items() if targets == "all" or name in targets)
 
 
 def _qwen3(layers: int, hidden: int, heads: int, ffn: int, tied: bool = False) -> Architecture:

@@ -70,16 +70,8 @@ def checkpoint_bytes(config: Config, trained: float) -> int:
 
 def trained_parameters(config: Config, model: Architecture) -> int:
     """All, or those of the adapters."""
-    rank, targets = config.lora.rank, config.lora.targets
-    if not rank:
-        return model.parameters
-    queries, keys = model.heads * model.head_dim, model.kv_heads * model.head_dim
-    both = {
-        **dict.fromkeys(("q_proj", "o_proj"), model.hidden + queries),
-        **dict.fromkeys(("k_proj", "v_proj"), model.hidden + keys),
-        **dict.fromkeys(("gate_proj", "up_proj", "down_proj"), model.hidden + model.ffn),
-    }  # inputs and outputs
-    return rank * model.layers * sum(size for name, size in both.items() if targets == "all" or name in targets)
+    lora = config.lora
+    return model.adapters(lora.rank, lora.targets) if lora.rank else model.parameters
 
 
 def at_least(config: Config, parameters: float) -> Estimate:

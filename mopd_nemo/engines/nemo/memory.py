@@ -46,7 +46,8 @@ def estimate(config: Config, student: Architecture, teacher: Architecture | None
         teacher: of `teacher.kind=external`, else None.
     """
     nemo, tokens = config.nemo, config.train.tokens_per_micro_batch
-    update = {"reserve": RESERVE_GB} | _training(student, nemo, tokens, nemo.activation_checkpointing)
+    trained = student.adapters(config.lora.rank) / student.parameters if config.lora.rank else 1.0
+    update = {"reserve": RESERVE_GB} | _training(student, nemo, tokens, trained)
     score: Parts = {}
     scored = scoring_tokens(nemo, tokens)
     taught, support = not config.has_teacher("none", "server"), config.divergence.support
@@ -56,7 +57,7 @@ def estimate(config: Config, student: Architecture, teacher: Architecture | None
     if taught and (teacher is None or (support == "student_topk" and not hidden)):
         score = {"reserve": RESERVE_GB} | _scoring(student, nemo.student, scored)
         if not nemo.offload_optimizer:
-            score["optimiser"] = _shared(student, nemo, OPTIMIZER_BYTES)
+            score["optimiser"] = trained * _shared(student, nemo, OPTIMIZER_BYTES)
         if config.teacher.kind in ("ema", "frozen"):
             score["weights set aside"] = _shared(student, nemo, 2)
     if teacher is not None:
@@ -90,11 +91,16 @@ def check_divisible(who: str, model: Architecture, parallel: ParallelConfig) -> 
     return None
 
 
-def _training(model: Architecture, nemo: NemoConfig, tokens: int, recompute: bool) -> Parts:
-    """The fuller of the first stage, which keeps most micro-batches, and the last, which has the logits."""
-    parallel = nemo.student
+def _training(model: Architecture, nemo: NemoConfig, tokens: int, trained: float) -> Parts:
+    """The fuller of the first stage, which keeps most micro-batches, and the last, which has the logits.
+
+    Args:
+        trained: share of the weights that have gradients.
+    """
+    parallel, recompute = nemo.student, nemo.activation_checkpointing
     weights = _weights(model, parallel)
-    fixed = {"weights": weights, "gradients": 2 * weights, "optimiser": _shared(model, nemo, OPTIMIZER_BYTES)}
+    optimizer = trained * _shared(model, nemo, OPTIMIZER_BYTES)
+    fixed = {"weights": weights, "gradients": 2 * trained * weights, "optimiser": optimizer}
     stages, local = parallel.pipeline, tokens / parallel.context
     first = _activations(model, parallel, local, in_flight=stages, recompute=recompute)
     last = _activations(model, parallel, local, in_flight=1, recompute=recompute)

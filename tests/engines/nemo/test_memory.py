@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from mopd_nemo.config import Config, DivergenceConfig, ModelConfig, TeacherConfig, TrainConfig
+from mopd_nemo.config import Config, DivergenceConfig, LoraConfig, ModelConfig, TeacherConfig, TrainConfig
 from mopd_nemo.config.cluster import NemoConfig, ParallelConfig, VllmConfig
 from mopd_nemo.engines.architecture import KNOWN, Architecture, architecture_of
 from mopd_nemo.engines.nemo.memory import RESERVE_GB, check_divisible, estimate
@@ -160,3 +160,14 @@ def external(support: str, updates: int = 1) -> Config:
             "train": {"tokens_per_micro_batch": 16384, "num_updates_per_step": updates},
         }
     )
+
+
+def test_adapters_alone_have_gradients_and_an_optimiser() -> None:
+    base = config(tensor=2).model_copy(update={"teacher": TeacherConfig(kind="live")})
+    adapted = base.model_copy(update={"lora": LoraConfig(rank=16)})
+    whole, own = (estimate(c, EIGHT_B, None, 80).phases["update"] for c in (base, adapted))
+    assert own["weights"] == whole["weights"]
+    assert own["gradients"] + own["optimiser"] < 0.01 * (whole["gradients"] + whole["optimiser"])
+    per_layer = 2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 12288)
+    assert EIGHT_B.adapters(16) == 16 * 36 * per_layer
+    assert EIGHT_B.adapters(16, ("q_proj",)) == 16 * 36 * 2 * 4096

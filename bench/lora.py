@@ -1,8 +1,8 @@
 """Training all weights of a model against adapters of it: peak memory and seconds of a step, on a CPU or a GPU.
 
-    python bench/lora.py MODEL_DIR
+    python -m bench.lora MODEL_DIR
 
-Each side runs in a process of its own, twice, in turns. A step is what `mopd train` does with a batch: responses are
+Each side runs in processes of its own, in turns. A step is what `mopd train` does with a batch: responses are
 drawn, scored by an EMA teacher that reads peers, and learned from; then the teacher follows. What is scored and learned
 from has the same lengths on both sides. Seconds are CPU time on a CPU, so that other programs count little.
 """
@@ -44,6 +44,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=56, help="of a response")
     parser.add_argument("--context", type=int, default=192, help="tokens of the teacher's prompt")
     parser.add_argument("--steps", type=int, default=3, help="timed in each process")
+    parser.add_argument("--rounds", type=int, default=2, help="processes of each side, in turns")
+    parser.add_argument("--micro-batch", type=int, default=2048, help="tokens in one pass of an update")
     parser.add_argument("--output", type=Path, help="also write the figures as JSON here")
     parser.add_argument("--side", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -56,7 +58,7 @@ def config_of(asked: argparse.Namespace, rank: int) -> Config:
         "rollout": {"max_response_tokens": asked.tokens, "num_rollouts_per_prompt": asked.rollouts, "batch_size": 192},
         "data": {"max_prompt_tokens": 64},
         "peers": {"max_context_tokens": asked.context},
-        "train": {"tokens_per_micro_batch": 2048},
+        "train": {"tokens_per_micro_batch": asked.micro_batch},
     }
     return config_from(values, "bench")
 
@@ -123,10 +125,11 @@ def main() -> None:
         print(json.dumps(measure(asked, asked.side)))
         return
     sides: dict[int, list[dict[str, float]]] = {0: [], asked.rank: []}
-    for rank in (*sides, *sides):
+    for rank in list(sides) * asked.rounds:
         command = [sys.executable, "-m", "bench.lora", *sys.argv[1:], "--side", str(rank)]
         answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         sides[rank].append(json.loads(answer.stdout.splitlines()[-1]))
+        print(rank, sides[rank][-1], file=sys.stderr)
     best = {rank: {name: min(run[name] for run in runs) for name in runs[0]} for rank, runs in sides.items()}
     full, low = best[0], best[asked.rank]
     print(f"| | all weights | rank {asked.rank} | ratio |\n|---|---|---|---|")

@@ -108,7 +108,7 @@ def trained(source: Path, which: str = "best") -> Trained:
         intact, which, directory = [source], "newest", source.absolute().parent.parent
         if source.absolute() not in checkpoints(directory / "checkpoints"):
             return Trained(source)
-    run = RunDirectory(directory) if (directory / "config.yaml").is_file() else None
+    run = _readable(RunDirectory(directory))
     evaluations = run.rows(run.eval_file) if run is not None else []
     by_step = {step_of(path): path for path in intact}
     if which == "best" and run is not None and (metric := _metric(run, evaluations)):
@@ -124,6 +124,18 @@ def trained(source: Path, which: str = "best") -> Trained:
     evaluation = next((row for row in evaluations if row["step"] == step), None)
     why = ", the newest one: none was evaluated" if which == "best" else ""
     return Trained(by_step[step], run, step, evaluation, why)
+
+
+def _readable(run: RunDirectory) -> RunDirectory | None:
+    """The run, if its settings can be read; weights of an older version's run are a model without a card."""
+    if not run.config_file.is_file():
+        return None
+    try:
+        run.read_config()
+    except UserError as error:
+        Terminal(stderr=True).print(f"no records of the run are used: {error}", style="yellow", soft_wrap=True)
+        return None
+    return run
 
 
 def _intact(source: Path) -> list[Path]:

@@ -87,6 +87,15 @@ def test_checkpoints_without_the_rest_of_their_run_are_enough(run: RunDirectory,
     assert not (tmp_path / "model" / "README.md").exists()
 
 
+def test_a_run_whose_settings_this_version_does_not_know_is_still_a_model(
+    run: RunDirectory, mopd: Mopd, tmp_path: Path
+) -> None:
+    run.config_file.write_text(run.config_file.read_text() + "of_an_older_version: 1\n")
+    code, printed = mopd("export", str(run.path), "-o", str(tmp_path / "model"))
+    assert code == 0 and "no records of the run are used" in printed and "of_an_older_version" in printed
+    assert not (tmp_path / "model" / "README.md").exists()
+
+
 def test_a_checkpoint_of_the_cluster_engine_has_a_card_too(run: RunDirectory, mopd: Mopd, tmp_path: Path) -> None:
     """In the form that NeMo-RL's DTensor worker writes."""
     checkpoint = run.checkpoints / "step_000002"

@@ -124,6 +124,9 @@ def _body(row: Mapping[str, Any]) -> Group:
         parts.append(plain("[truncated at the token limit]", "yellow"))
     if row["feedback"]:
         parts.append(plain(f"feedback: {row['feedback']}", "dim"))
+    for leak in row["leaks"]:
+        said = row["response"][leak["start"] : leak["end"]]
+        parts.append(plain(f"leaks the teacher's prompt ({leak['kind']}): {shortened(said)}", "yellow"))
     if row["details"].get("error"):
         parts.append(plain(row["details"]["error"], "yellow"))
     return Group(*parts)

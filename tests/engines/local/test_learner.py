@@ -214,6 +214,18 @@ def test_zero_loss_examples_count_in_the_mean_and_cost_nothing(make: Make) -> No
     assert some["loss"] == pytest.approx(every["loss"], rel=1e-4)
 
 
+@pytest.mark.parametrize("micro_batch", ["16", "4096"])
+def test_masked_tokens_have_no_loss_and_count_in_the_mean(make: Make, micro_batch: str) -> None:
+    engine = make("method=verified_sft", f"train.tokens_per_micro_batch={micro_batch}")
+    rows = [replace(row, masked=(0, 2)) if row.rollout_index else row for row in make_rows(engine, NO_TEACHER)]
+    kept = [
+        torch.tensor([float(t not in row.masked) for t in range(len(row.response_ids))], dtype=torch.float32)
+        for row in rows
+    ]
+    by_hand = -torch.cat([logprobs(engine, row) * keep for row, keep in zip(rows, kept, strict=True)]).mean()
+    check(engine, make_batch(rows, LogLikelihood()), by_hand)
+
+
 def test_sft_is_minus_mean_logprob(make: Make) -> None:
     engine = make("method=verified_sft")
     rows = make_rows(engine, NO_TEACHER)

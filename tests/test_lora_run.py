@@ -1,5 +1,6 @@
 """Runs with adapters as a user makes them: every method, killed and continued, evaluated, exported."""
 
+import io
 import json
 from pathlib import Path
 
@@ -103,4 +104,10 @@ def test_commands_take_a_checkpoint_of_adapters(run: RunDirectory, mopd: Mopd, t
     assert code == 0, printed
     assert json.loads(answer.read_text())["mean@2"] == last["mean@2"]
     code, printed = mopd("inspect", str(run.path), "--tokens")
+    assert code == 0, printed
+
+
+def test_what_was_trained_answers(run: RunDirectory, mopd: Mopd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("What is 7+5 modulo 10?\n"))
+    code, printed = mopd("chat", str(run.path), "--max-tokens", "8", "--temperature", "0")
     assert code == 0, printed

@@ -90,17 +90,18 @@ def _load(source: str, which: str, console: Terminal) -> Talk:
 
     talking = load_chat(settings)  # before the weights: it fails fast
     import torch
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    from mopd_nemo.embedded import resolve_model_path
+    from mopd_nemo.engines.local.adapters import read_module
     from mopd_nemo.engines.models import first_line
 
     logging.disable_progress_bar()
     device = resolve_device("auto")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     try:
-        model = AutoModelForCausalLM.from_pretrained(resolve_model_path(settings.path), dtype=dtype).to(device).eval()
+        model = read_module(settings.path, dtype).to(device).eval()
+    except UserError:
+        raise
     except Exception as error:  # damaged files make libraries raise anything
         raise UserError(f"DIR={source}: cannot load a causal language model: {first_line(error)}") from error
     return Talk(model, talking)

@@ -18,10 +18,19 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from mopd_nemo.config import UserError
+from mopd_nemo.embedded import resolve_model_path
 from mopd_nemo.engines.models import ADAPTER_CONFIG, first_line
 
 WEIGHTS, BASE = "adapter_model.safetensors", "base_model.json"
 _HASHED_AT_ONCE = 4
+
+
+def read_module(path: str, weights: torch.dtype) -> Any:
+    """The causal LM of a model directory or hub name. Adapters are merged into the weights of their model."""
+    directory = resolve_model_path(path)
+    if (Path(directory) / ADAPTER_CONFIG).is_file():
+        return load_merged(Path(directory), weights)
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=weights)
 
 
 def load_merged(directory: Path, weights: torch.dtype) -> Any:

@@ -17,13 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from mopd_nemo.config import UserError
-from mopd_nemo.embedded import resolve_model_path
 from mopd_nemo.engines.base import TokenCounts
-from mopd_nemo.engines.local import adapters
+from mopd_nemo.engines.local.adapters import read_module
 from mopd_nemo.engines.local.prefix_tree import (
     ATTENTION,
     MIN_SHARED,
@@ -196,12 +194,8 @@ def load_model(
     """
     transformers_logging.disable_progress_bar()  # it would break the live display
     check_directory(path, key)
-    directory = Path(resolve_model_path(path))
     try:
-        if (directory / ADAPTER_CONFIG).is_file():
-            module = adapters.load_merged(directory, weights).to(device)
-        else:
-            module = AutoModelForCausalLM.from_pretrained(resolve_model_path(path), dtype=weights).to(device)
+        module = read_module(path, weights).to(device)
     except UserError:
         raise
     except Exception as error:  # damaged files make libraries raise anything

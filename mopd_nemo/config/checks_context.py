@@ -26,7 +26,7 @@ def _check_sources(config: Config) -> None:
         raise ValueError(f"context=[] shows the teacher nothing: name one of {', '.join(SOURCES)}, or set method=opd")
     for source in context:
         if context.count(source) > 1:
-            raise ValueError(f"context names {source} twice: leave one out")
+            raise ValueError(f"context=[{', '.join(context)}] names {source} twice: leave one out")
         if source not in SOURCES:
             context_function(source)
     if context == ("peers",):

@@ -66,21 +66,25 @@ def load_class(name: str, built_in: Mapping[str, str], key: str) -> Any:
         key: of the config, used in errors.
 
     Raises:
-        UserError: there is no such class.
+        UserError: there is no such class, or its module cannot be imported.
     """
     module, colon, attribute = built_in.get(name, name).partition(":")
     if not colon:
         raise UserError(f"{key}={name}: choose {', '.join(built_in)}, or write module:Name for a class of your own")
+    if not attribute.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
+        raise UserError(f"{key}={name}: no name of a module and of what it holds: write it as a.b:Name, without spaces")
     here = str(Path.cwd())
     if name not in built_in and here not in sys.path:
         sys.path.append(here)  # a console script, unlike `python -m`, does not search it
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except ModuleNotFoundError as error:
-        if not module.startswith(error.name or "."):
-            raise  # the module exists, and one that it imports does not
-        raise UserError(
-            f"{key}={name}: there is no module {module} on the Python path or in {here}; name one as a.b:Name"
-        ) from error
+        imported = importlib.import_module(module)
+    except (Exception, SystemExit) as error:  # whatever the user's module does when it is imported
+        if isinstance(error, ModuleNotFoundError) and module.startswith(error.name or "."):
+            raise UserError(
+                f"{key}={name}: there is no module {module} on the Python path or in {here}; name one as a.b:Name"
+            ) from error
+        raise UserError(f"{key}={name}: its module cannot be imported: {type(error).__name__}: {error}") from error
+    try:
+        return getattr(imported, attribute)
     except AttributeError as error:
         raise UserError(f"{key}={name}: module {module} has no {attribute}") from error

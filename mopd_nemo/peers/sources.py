@@ -69,7 +69,7 @@ def _call(name: str, group: RolloutGroup, target: int) -> Sequence[tuple[str, st
     where = f"context={name}, problem {group.problem.id!r}, rollout {target}"
     try:
         returned: Any = function(group, target)
-    except Exception as error:  # it is the user's code: it may raise anything
+    except (Exception, SystemExit) as error:  # it is the user's code: it may raise anything
         raise UserError(f"{where}: the function failed with {type(error).__name__}: {error}") from error
     pairs = returned if isinstance(returned, list | tuple) else None
     if pairs is None or not all(
@@ -79,4 +79,7 @@ def _call(name: str, group: RolloutGroup, target: int) -> Sequence[tuple[str, st
             f"{where}: the function returned {returned!r:.100}: return a list of (heading, text) pairs of str, "
             "empty where there is nothing to show"
         )
+    for said in (said for pair in pairs for said in pair):
+        if not said.isascii() and any("\ud800" <= character <= "\udfff" for character in said):
+            raise UserError(f"{where}: the function returned {said!r:.100}, which holds half of a character: repair it")
     return pairs

@@ -59,12 +59,7 @@ def check_judges(config: VerifierConfig) -> None:
 
 def _custom_class(task: str, path: str) -> type[Verifier]:
     key = f"verifier.custom.{task}"
-    try:
-        found = load_class(path, {}, key)
-    except UserError:
-        raise
-    except Exception as error:  # whatever the user's module does when it is imported
-        raise UserError(f"{key}={path}: its module cannot be imported: {type(error).__name__}: {error}") from error
+    found = load_class(path, {}, key)
     if hasattr(found, "check_answer"):
         return found
     if isinstance(found, type) or not callable(found):

@@ -152,6 +152,12 @@ def broken(group, target):
 def wrong(group, target):
     return "text"
 
+def leaves(group, target):
+    raise SystemExit(3)
+
+def half(group, target):
+    return [("A hint:", "x" + chr(0xD83D))]
+
 number = 3
 """
 
@@ -160,6 +166,9 @@ number = 3
 def hints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_hints.py").write_text(HINTS)
     monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_exit.py").write_text("raise SystemExit(3)\n")
+    (tmp_path / "my_import.py").write_text("import no_such_package\n")
+    (tmp_path / "my_syntax.py").write_text("def f(:\n")
     sys.modules.pop("my_hints", None)
 
 
@@ -175,11 +184,18 @@ def test_a_function_of_the_user_s_is_a_source(chat: Chat) -> None:
     ("context", "message"),
     [
         ("[]", r"context=\[\] shows the teacher nothing"),
-        ("[peers,peers]", "context names peers twice"),
+        ("[peers,peers]", r"command line: context=\[peers, peers\] names peers twice"),
         ("[solution]", "context=solution: choose peers, feedback, privileged, or write module:function"),
         ("['my_hints:nothing']", "module my_hints has no nothing"),
         ("['my_hints:number']", "context=my_hints:number: not a function"),
         ("['no_such_module:f']", "there is no module no_such_module"),
+        ("['my_exit:f']", "context=my_exit:f: its module cannot be imported: SystemExit: 3"),
+        ("['my_import:f']", "its module cannot be imported: ModuleNotFoundError: No module named 'no_such_package'"),
+        ("['my_syntax:f']", "its module cannot be imported: SyntaxError: "),
+        ("[':f']", "context=:f: no name of a module"),
+        ("['.my_hints:hint']", "context=.my_hints:hint: no name of a module"),
+        ("['my_hints:']", "context=my_hints:: no name of a module"),
+        ("['my_hints: hint']", "no name of a module and of what it holds: write it as a.b:Name, without spaces"),
     ],
 )
 def test_a_context_is_checked_at_start(context: str, message: str) -> None:
@@ -193,6 +209,8 @@ def test_a_context_is_checked_at_start(context: str, message: str) -> None:
     [
         ("broken", "context=my_hints:broken, problem 'p', rollout 0: the function failed with KeyError: 'nothing'"),
         ("wrong", "context=my_hints:wrong, problem 'p', rollout 0: the function returned 'text': return a list of"),
+        ("leaves", "context=my_hints:leaves, problem 'p', rollout 0: the function failed with SystemExit: 3"),
+        ("half", "context=my_hints:half, problem 'p', rollout 0: the function returned 'x.ud83d', which holds half"),
     ],
 )
 def test_an_error_of_a_function_names_it(chat: Chat, name: str, message: str) -> None:

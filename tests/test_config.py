@@ -163,6 +163,22 @@ def test_an_error_names_the_file_that_gave_the_setting_or_the_command_line(tmp_p
         load_config(leaf)
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "verifier.custom={poem: judges}",
+        "verifier.http.poem.url=http://user:word@judge:8000",
+        "teacher={kind: server, urls: ['judge:8000']}",
+        "teachers={a: {kind: frozen, tasks: [math]}, b: {kind: frozen, tasks: [math]}}",
+    ],
+)
+def test_a_rule_that_names_a_block_says_who_gave_it(tmp_path: Path, override: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("seed: 1\n")
+    with pytest.raises(UserError, match=r"^command line: "):
+        load_config(file, [override])
+
+
 @pytest.mark.parametrize("text", ["defaults:\nseed: 1\n", "\ufeffseed: 1\n", "seed: 1\n"])
 def test_an_empty_list_of_defaults_and_a_byte_order_mark_are_no_errors(tmp_path: Path, text: str) -> None:
     assert load_config(write(tmp_path / "c.yaml", text)).seed == 1

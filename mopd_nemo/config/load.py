@@ -48,7 +48,11 @@ class _Values:
 
     def who(self, message: str) -> str:
         """Who gave the first setting that a message names and the command line has; else the only file of them all."""
-        named = [self.where(key) for key in re.findall(r"([a-z_]+(?:\.\w+)*)=", message) if key in self.origins]
+        # A word with a dot is a key or a block, also without a value behind it; one without may be plain English.
+        words = re.findall(r"[a-z_]+(?:\.\w+)*(?==)|[a-z_]+(?:\.\w+)+", message)
+        below = [(f"{key}.", f"{name}.") for key in words for name in self.origins]
+        given = {key for key, name in below if name.startswith(key) or key.startswith(name)}
+        named = [self.where(key) for key in words if f"{key}." in given]
         if COMMAND_LINE in named:
             return COMMAND_LINE
         return named[0] if len(set(named)) == 1 else self.source

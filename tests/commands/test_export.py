@@ -6,13 +6,14 @@ import io
 import json
 import os
 import pty
+import select
 import shutil
 import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -330,25 +331,37 @@ def test_a_model_that_is_not_there_is_named() -> None:
 def test_ctrl_c_cuts_an_answer_and_ctrl_d_ends(run: RunDirectory) -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "mopd_nemo", "chat", str(run.path), "--max-tokens", "500", "--temperature", "5"]
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+    )
     os.close(theirs)
     seen = b""
 
     def until(text: bytes) -> None:
         nonlocal seen
-        end = time.monotonic() + 60
         while text not in seen:
-            assert time.monotonic() < end, seen
+            assert select.select([ours], [], [], 60)[0], seen
             seen += os.read(ours, 4096)
 
-    until(b"> ")
-    os.write(ours, ASKED.encode() + b"\n")
-    until(ASKED.encode() + b"\r\n")
-    time.sleep(0.5)
-    os.kill(process.pid, signal.SIGINT)
-    until(b"[cut short]")
-    seen = b""
-    until(b"> ")
-    os.write(ours, b"\x04")
-    assert process.wait(timeout=30) == 0
-    os.close(ours)
+    try:
+        until(b"> ")
+        os.write(ours, ASKED.encode() + b"\n")
+        until(ASKED.encode() + b"\r\n")
+        seen = seen.partition(ASKED.encode() + b"\r\n")[2]
+        while len(seen) < 3:  # the answer has begun
+            assert select.select([ours], [], [], 60)[0], seen
+            seen += os.read(ours, 4096)
+        os.kill(process.pid, signal.SIGINT)
+        until(b"[cut short]")
+        seen = b""
+        until(b"> ")
+        os.write(ours, b"\x04")
+        assert process.wait(timeout=30) == 0
+    finally:
+        process.kill()
+        os.close(ours)

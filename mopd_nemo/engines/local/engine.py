@@ -179,7 +179,8 @@ class LocalEngine:
             own = [i for i in taught if batch.examples[i].teacher == name]
             if own:
                 found, metrics = teacher.score([batch.examples[i] for i in own], self._budget, on_progress)
-                targets = [dict(zip(own, found, strict=True)).get(i, target) for i, target in enumerate(targets)]
+                for i, target in zip(own, found, strict=True):
+                    targets[i] = target
                 told.append(metrics)
         if self._reference is not None:
             add_references(targets, batch, self._reference, self._budget, on_progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -164,7 +165,7 @@ def _incomplete(records: Records) -> Iterator[Finding]:
     if records.metrics and not records.complete:
         yield Finding(
             f"{records.step} of {train.num_steps} steps are recorded: the run goes on, or was stopped.",
-            *("train.num_steps", f"if it was stopped, `mopd train --resume {records.run.path}` goes on"),
+            *("train.num_steps", f"if it was stopped, `{_resume(records)}` goes on"),
         )
 
 
@@ -258,7 +259,7 @@ def _next_time(records: Records) -> Iterator[Finding]:
             steps = 2 * config.train.num_steps
             yield Finding(
                 *("", "train.num_steps"),
-                f"accuracy was still rising: `mopd train --resume {records.run.path} train.num_steps={steps}`",
+                f"accuracy was still rising: `{_resume(records)} train.num_steps={steps}`",
             )
         yield Finding("", "seed", "`mopd sweep` with seed=0,1,2, and another `method` beside it, before you believe it")
     waiting = _waits(records.metrics[-1]) if records.metrics else 0.0
@@ -273,3 +274,7 @@ def _waits(row: Mapping[str, Any]) -> float:
 def _percent(share: float) -> str:
     """Two digits where a share is small, so that a few do not read as none."""
     return f"{100 * share:.2g} %" if 0 < share < 0.01 else f"{100 * share:.0f} %"
+
+
+def _resume(records: Records) -> str:
+    return shlex.join(["mopd", "train", "--resume", str(records.run.path)])

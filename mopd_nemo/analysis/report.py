@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,7 @@ def _write_single(records: Records, output: Path) -> Path:
         "report.html.j2",
         name=records.config.name,
         path=run.path,
+        shell_path=shlex.quote(str(run.path)),
         recorded=bool(metrics or evals),
         method=describe_method(records),
         worked=worked(records),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -70,7 +71,7 @@ def export(
         _write(model, written, merge, name=(push or str(output)).rstrip("/").rpartition("/")[2])
         if output is not None:
             console.print(f"{output}: the model of {model.directory}{model.why}", soft_wrap=True)
-            console.print(f"mopd chat {output}", style="dim", soft_wrap=True)
+            console.print(f"mopd chat {shlex.quote(str(output))}", style="dim", soft_wrap=True)
         if push is not None:
             console.print(f"{_push(written, push, public)}: the model of {model.directory}{model.why}", soft_wrap=True)
 

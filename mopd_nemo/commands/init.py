@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import Annotated
@@ -85,7 +86,9 @@ def init(
     load_config(output)
     console = Terminal()
     console.print(text, soft_wrap=True)
-    console.print(f"{output} is written. Next: mopd train --config {output} --dry-run", soft_wrap=True)
+    console.print(
+        f"{output} is written. Next: mopd train --config {shlex.quote(str(output))} --dry-run", soft_wrap=True
+    )
 
 
 def _settings(model: str, problems: Path, held_out: Path | None, output: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -89,9 +90,8 @@ def _list_problems(rows: Sequence[Mapping[str, Any]], run: RunDirectory, console
         table.add_row(problem, shortened(members[0]["answer"]), f"{correct}/{len(members)}", f"{signal}/{len(members)}")
     console.print(table)
     first = rows[0]["problem"]
-    console.print(
-        f"\nmopd inspect {run.path} --step {rows[0]['step']} --problem '{first}'", style="dim", soft_wrap=True
-    )
+    command = shlex.join(["mopd", "inspect", str(run.path), "--step", str(rows[0]["step"]), "--problem", first])
+    console.print(f"\n{command}", style="dim", soft_wrap=True)
 
 
 def _show(rows: Sequence[Mapping[str, Any]], console: Console) -> None:

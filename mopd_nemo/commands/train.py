@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import shlex
 import signal
 import sys
 import time
@@ -136,7 +137,7 @@ def _say_where(run: RunDirectory, complete: bool, console: Console) -> None:
     if metric and (best := best_saved(run.checkpoints, run.rows(run.eval_file), metric)):
         console.print(f"best        {best[0]} ({metric} {best[1][metric]:.1%})", soft_wrap=True)
     if not complete:
-        console.print(f"continue    mopd train --resume {run.path}", soft_wrap=True)
+        console.print(f"continue    mopd train --resume {shlex.quote(str(run.path))}", soft_wrap=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ import fcntl
 import json
 import os
 import re
+import shlex
 import socket
 import time
 from collections.abc import Callable, Iterable
@@ -69,8 +70,8 @@ class RunDirectory:
         """
         if self.config_file.exists():
             raise UserError(
-                f"run_dir={self.path}: holds a run already; continue it with `mopd train --resume {self.path}`, "
-                "or choose another run_dir"
+                f"run_dir={self.path}: holds a run already; continue it with "
+                f"`mopd train --resume {shlex.quote(str(self.path))}`, or choose another run_dir"
             )
 
     def claim(self, say: Callable[[str], None] = lambda _: None) -> None:

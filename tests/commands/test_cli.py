@@ -1,8 +1,11 @@
 """The `mopd` command as a person types it."""
 
+import html
 import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mopd_nemo.cli import app, main
+from mopd_nemo.config import UserError
 from mopd_nemo.run.directory import RunDirectory
 from tests.conftest import QUICKSTART
 from tests.test_trainer import new_run
@@ -38,11 +42,24 @@ def test_help_explains_every_command() -> None:
 
 def test_inspect_lists_problems_then_shows_what_the_teacher_read(run: RunDirectory) -> None:
     listing = mopd("inspect", str(run.path))
-    problem = re.search(r"--problem '(.+)'", listing)
-    assert problem
-    text = mopd("inspect", str(run.path), "--step", "1", "--problem", problem[1])
+    command = shlex.split(listing.strip().splitlines()[-1])
+    text = mopd(*command[1:])
     assert "student prompt" in text and "what the teachers read" in text
     assert "A correct solution of this problem" in text
+
+
+def test_commands_to_copy_are_quoted_for_the_shell(run: RunDirectory, tmp_path: Path) -> None:
+    odd = tmp_path / "it's <b>a</b> & [red]run"
+    shutil.copytree(run.path, odd)
+    listing = mopd("inspect", str(odd))
+    assert shlex.split(listing.strip().splitlines()[-1])[:3] == ["mopd", "inspect", str(odd)]
+    mopd("report", str(odd))
+    said = html.unescape((odd / "report.html").read_text())
+    assert f"<code>mopd inspect {shlex.quote(str(odd))}</code>" in said
+    assert f"<code>mopd inspect {odd}" not in said
+    with pytest.raises(UserError) as refused:
+        RunDirectory(odd).check_unused()
+    assert f"mopd train --resume {shlex.quote(str(odd))}`" in str(refused.value)
 
 
 def test_eval_prints_and_writes_metrics(run: RunDirectory, tmp_path: Path) -> None:

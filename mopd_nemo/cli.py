@@ -79,6 +79,11 @@ def main() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     try:
+        if sum(word in ("-c", "--config") or word.startswith("--config=") for word in sys.argv[1:]) > 1:
+            raise UserError(
+                "--config is given twice, and only the last would count: name one file, whose "
+                "`defaults: [a.yaml, b.yaml]` name the others"
+            )
         app()
     except (UserError, DamagedError) as error:
         _fail(str(error), 2)

@@ -201,6 +201,8 @@ def plan(config_file: Path, overrides: Sequence[str], output: Path) -> list[Plan
         run = PlannedRun(path, [*fixed, *chosen, f"run_dir={path}"])
         wanted = load_config(config_file, run.overrides)
         check_choice(wanted)
+        if not wanted.train.eval_every:
+            raise UserError("train.eval_every=0: a sweep ends with a comparison of evaluations; give it a number")
         directory = RunDirectory(path)
         if directory.config_file.exists() and directory.read_config() != wanted:
             raise UserError(f"{path}: holds a run with other settings; remove it or choose another --output")

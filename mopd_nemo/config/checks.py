@@ -96,7 +96,8 @@ def _check_method(config: Config) -> None:
             hint = ", or add feedback to context"
         elif users := [name for name in METHODS if name != method and uses(name, key)]:
             hint = f", or choose method={' or '.join(users)}"
-        raise ValueError(f"{key}={value!r} is unused by method={method}: remove it{hint}")
+        shown = list(value) if isinstance(value, tuple) else value
+        raise ValueError(f"{key}={shown!r} is unused by method={method}: remove it{hint}")
 
 
 def _check_lora(config: Config) -> None:

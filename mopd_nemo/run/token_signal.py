@@ -10,6 +10,8 @@ own, own_logprob     the student's, one column; none where the engine does not t
 from __future__ import annotations
 
 import json
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from mopd_nemo.chat import Chat
+from mopd_nemo.config import UserError
 from mopd_nemo.engines.base import TokenSignal
 from mopd_nemo.files import replacing_bytes
 from mopd_nemo.methods.batch import TrainBatch
@@ -72,11 +75,18 @@ def write_token_signal(
 
 
 def read_token_signal(file: Path) -> list[RecordedSignal]:
-    """What `write_token_signal` has written, response by response."""
-    with np.load(file, allow_pickle=False) as arrays:
-        about = json.loads(arrays["about"].tobytes())
-        rows = about["rows"]
-        numbers = [arrays[name] for name in _NUMBERS] if rows else []
+    """What `write_token_signal` has written, response by response.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            about = json.loads(arrays["about"].tobytes())
+            rows = about["rows"]
+            numbers = [arrays[name] for name in _NUMBERS] if rows else []
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError) as error:
+        raise UserError(f"{file}: damaged ({error}); delete it, and the run is shown without it") from error
     names = {int(token): text for token, text in about["names"].items()}
     found, start = [], 0
     for row in rows:

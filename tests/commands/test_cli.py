@@ -62,6 +62,15 @@ def test_commands_to_copy_are_quoted_for_the_shell(run: RunDirectory, tmp_path: 
     assert f"mopd train --resume {shlex.quote(str(odd))}`" in str(refused.value)
 
 
+@pytest.mark.parametrize("kept", [0, 100])
+def test_a_damaged_file_of_token_signal_is_named(run: RunDirectory, tmp_path: Path, kept: int) -> None:
+    shutil.copytree(run.path, tmp_path / "run")
+    file = RunDirectory(tmp_path / "run").signal_file(1)
+    file.write_bytes(b"PK\3\4".ljust(kept, b"x")[:kept])
+    result = runner.invoke(app, ["report", str(tmp_path / "run")])
+    assert isinstance(result.exception, UserError) and f"{file}: damaged" in str(result.exception)
+
+
 def test_eval_prints_and_writes_metrics(run: RunDirectory, tmp_path: Path) -> None:
     output = tmp_path / "out" / "metrics.json"
     checkpoint = run.checkpoints / "step_000001"

@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -250,9 +250,10 @@ def _handler(pages: Sequence[Page]) -> type[BaseHTTPRequestHandler]:
             sizes = {"Content-Type": f"{kind}; charset=utf-8", "Content-Length": str(len(data))}
             for name, value in (sizes | allowed | _HEADERS).items():
                 self.send_header(name, value)
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(data)
+            with suppress(BrokenPipeError, ConnectionResetError):  # the reader has closed the page
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(data)
 
         def log_message(self, format: str, *args: Any) -> None:
             """Requests are no news."""

@@ -7,8 +7,10 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -231,6 +233,20 @@ def test_other_names_for_this_machine_are_refused(tmp_path: Path, host: str, sta
     with asking(tmp_path / "run") as ask:
         for path in ("/", "/state.json", "/page/0"):
             assert ask(path, Host=host)[0] == status
+
+
+def test_a_reader_who_leaves_in_mid_page_is_no_news(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path / "run")
+    with serving([tmp_path / "run"]) as (server, pages):
+        pages[0].html = b"x" * 20_000_000
+        reader = socket.create_connection(server.server_address[:2])
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        reader.sendall(b"GET /page/0 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert reader.recv(100)
+        reader.close()
+        while any("process_request" in thread.name for thread in threading.enumerate()):
+            time.sleep(0.01)
+    assert capsys.readouterr().err == ""
 
 
 def test_several_runs(tmp_path: Path) -> None:

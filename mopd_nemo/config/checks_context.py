@@ -13,8 +13,6 @@ def check_context(config: Config) -> None:
     Raises:
         ValueError: names the keys, their values and the remedy.
     """
-    if config.leak.action == "mask" and config.engine == "nemo":
-        raise ValueError("leak.action=mask is for engine=local: set leak.action=no_peer or report")
     _check_sources(config)
     _check_peers(config)
     _check_choice(config)

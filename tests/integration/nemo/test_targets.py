@@ -6,6 +6,7 @@ The teacher is the student as it was before all its weights were scaled, reads a
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -74,9 +75,10 @@ def step(objective: Objective, groups: int = 3) -> TrainBatch:
 
 
 def with_a_gradient_of_policy() -> TrainBatch:
-    """A second term, about rows that no teacher reads, too."""
+    """A second term, about rows that no teacher reads, too; and tokens without loss."""
     batch = step(Divergence("jsd", support="full"))
-    rows = [*batch.examples, TrainExample(1, 3, (4, 5), (6, 7, 8), (-6.0,) * 3, None, 2.0)]
+    masked = [replace(row, masked=(0,)) if row.rollout_index == 1 else row for row in batch.examples]
+    rows = [*masked, TrainExample(1, 3, (4, 5), (6, 7, 8), (-6.0,) * 3, None, 2.0)]
     return TrainBatch(rows, [*batch.terms, LossTerm(PolicyGradient(), tuple(range(len(rows))), weight=0.5)])
 
 

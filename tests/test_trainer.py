@@ -378,7 +378,7 @@ def test_the_best_checkpoint_survives_pruning_and_kills(
         assert path.name == "step_000004" and row["mean@2"] == 0.5 and fault(path) == ""
         assert load_file(path / "model.safetensors").keys()
     write_report([run])
-    assert "step_000004 · 50.0 %" in run.report_file.read_text()
+    assert "best checkpoint by mean@2: step_000004" in run.report_file.read_text()
 
 
 def test_an_equal_evaluation_replaces_no_best_checkpoint(rated: None, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 import importlib.util
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,11 @@ def test_wandb_offline_writes_a_run(tmp_path: Path) -> None:
     run = log_three_steps(tmp_path, wandb="offline")
     (written,) = (run.path / "wandb").glob("offline-run-*/*.wandb")
     assert (run.path / "wandb_id").read_text() in written.name
-    losses = [float(item) for record in history(written) for name, item in record.items() if name == "loss"]
+    end = time.monotonic() + 30
+    while not any(record.WhichOneof("record_type") == "exit" for record in records(written)):
+        assert time.monotonic() < end, "wandb's own process has not finished its file"
+        time.sleep(0.05)
+    losses = [float(item) for row in history(written) for name, item in row.items() if name == "loss"]
     assert losses == [1.0, 0.5, pytest.approx(1 / 3)]
     (file,) = written.parent.glob("files/media/table/train/*.table.json")
     table = json.loads(file.read_text())
@@ -75,20 +80,27 @@ def test_wandb_offline_writes_a_run(tmp_path: Path) -> None:
 
 
 def history(file: Path) -> Iterator[dict[str, str]]:
-    """The logged values of an offline run, as JSON, row by row. Its file is a log of LevelDB's format."""
+    """The logged values of an offline run, as JSON, row by row."""
+    for record in records(file):
+        if record.WhichOneof("record_type") == "history":
+            yield {item.key or item.nested_key[0]: item.value_json for item in record.history.item}
+
+
+def records(file: Path) -> Iterator[Any]:
+    """All that an offline run has written so far. Its file is a log of LevelDB's format."""
     record_type = importlib.import_module("wandb.proto.wandb_internal_pb2").Record
     data, at, parts = file.read_bytes(), 7, b""
     while at + 7 <= len(data):
         if (left := -at % 32768) < 7:
             at += left
         _, length, kind = struct.unpack_from("<IHB", data, at)
+        if at + 7 + length > len(data):
+            return
         parts += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # whole, or its last part
-            record = record_type.FromString(parts)
+            yield record_type.FromString(parts)
             parts = b""
-            if record.WhichOneof("record_type") == "history":
-                yield {item.key or item.nested_key[0]: item.value_json for item in record.history.item}
 
 
 def test_a_run_sends_groups_of_steps_and_evaluations(tmp_path: Path) -> None:

@@ -386,7 +386,7 @@ COMMANDS = [
     Case("sweep -c none.yaml -o out seed=0,1", "none.yaml: no such config file"),
     Case("sweep -c small.yaml -o out seed=0,1 train.eval_every=0", "a sweep ends with a comparison of evaluations"),
     Case("train -c small.yaml --config small.yaml", "--config is given twice"),
-    Case("train -c small.yaml method=grpo context=[privileged]", r"context=['privileged'] is unused by method=grpo"),
+    Case("train -c small.yaml method=grpo context=[privileged]", r"context=\['privileged'\] is unused by method=grpo"),
     Case("export none -o out", "none: no config.json"),
     Case("export . -o small.yaml", "--output small.yaml: exists"),
     Case("complete -c small.yaml -o out.jsonl", "gkd"),

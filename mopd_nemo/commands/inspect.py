@@ -55,6 +55,9 @@ def _show_tokens(rows: Sequence[Mapping[str, Any]], run: RunDirectory, console: 
 
     file = run.signal_file(rows[0]["step"])
     if not file.is_file():
+        config = run.read_config()
+        if config.teacher.kind == "none":
+            raise UserError(f"{file}: not recorded: method={config.method} has no teacher; see `mopd analyze tokens`")
         raise UserError(
             f"{file}: not recorded; train with logging.save_token_signal_every=1, or see `mopd analyze tokens`"
         )

@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 
 from mopd_nemo.cli import app, main
 from mopd_nemo.config import UserError
+from mopd_nemo.config.load import load_config
+from mopd_nemo.files import read_rows
 from mopd_nemo.run.directory import RunDirectory
 from tests.conftest import QUICKSTART
 from tests.test_trainer import new_run
@@ -149,6 +151,27 @@ def test_inspect_names_what_there_is(
         with pytest.raises(SystemExit):
             main()
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [("mopd", "train with logging.save_token_signal_every=1"), ("grpo", "method=grpo has no teacher")],
+)
+def test_inspect_says_how_tokens_can_be_seen(
+    method: str,
+    message: str,
+    run: RunDirectory,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = RunDirectory(Path(shutil.copytree(run.path, tmp_path / "run")))
+    run.write_config(load_config(QUICKSTART, [f"method={method}"]))
+    problem = read_rows(run.rollouts_file(1))[0]["problem"]
+    monkeypatch.setattr(sys, "argv", ["mopd", "inspect", str(run.path), "--problem", problem, "--tokens"])
+    with pytest.raises(SystemExit):
+        main()
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_importing_the_package_is_cheap() -> None:

@@ -1,18 +1,18 @@
-"""The local engine: `engines.base.Engine` over a Hugging Face model in this process, and its teacher.
+"""The local engine: `engines.base.Engine` over a Hugging Face model in this process.
 
 Shape suffixes: T response tokens laid end to end, R of one response, C tokens of a chunk, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from mopd_nemo.chat import Chat
-from mopd_nemo.config import Config, TeacherConfig, UserError
+from mopd_nemo.config import Config, UserError
 from mopd_nemo.config.checks import teacher_prompt
 from mopd_nemo.config.teacher import key_of
 from mopd_nemo.engines.base import InFlight, OnRollout, Progress, Sampling, TokenSignal, added
@@ -21,13 +21,13 @@ from mopd_nemo.engines.local.lora import AdaptedModel
 from mopd_nemo.engines.local.memory import checkpoint_bytes, scoring_budget
 from mopd_nemo.engines.local.model import DTYPES, LanguageModel, load_model, resolve_device
 from mopd_nemo.engines.local.sampler import sample
-from mopd_nemo.engines.local.targets import Target, add_references, read_by_model, read_by_server
+from mopd_nemo.engines.local.targets import Target, add_references
+from mopd_nemo.engines.local.teacher import Teacher
 from mopd_nemo.engines.local.vllm_backend import VllmBackend, check_backend
 from mopd_nemo.engines.models import check_positions, check_vocabularies, load_chat
-from mopd_nemo.engines.served import ServedTeacher
 from mopd_nemo.engines.vllm import Numbered
 from mopd_nemo.methods.batch import TrainBatch
-from mopd_nemo.types import Rollout, TrainExample
+from mopd_nemo.types import Rollout
 
 LOGIT_BUDGET = 2**26
 """Logits of one chunk of response tokens, counted as tokens × vocabulary: 256 MiB in float32."""
@@ -253,74 +253,6 @@ def _stream_aside(device: torch.device) -> torch.cuda.Stream | None:
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     return stream
-
-
-class Teacher:
-    """The model whose distribution the student follows; `model` is None without one in this process.
-
-    `live` shares the student's weights, so it moves with every update. `ema` is a float32 copy of those that are
-    trained. `frozen` and `external` never move and are loaded from their model directory, so a checkpoint needs only
-    the weights of `ema`. Weights that are not trained, below adapters, are the student's own in all but `external`. Of
-    `server`, there is nothing here but its address.
-    """
-
-    def __init__(self, student: LanguageModel, chat: Chat, config: Config, name: str) -> None:
-        self._config: TeacherConfig = config.every_teacher[name]
-        self._device = student.device
-        self.model = self._make(student, config, f"{key_of(name)}.path")
-        self.served: ServedTeacher | None = None
-        if self._config.kind == "server":
-            self.served = ServedTeacher(config, name, chat, student.head.weight.shape[0])
-
-    def _make(self, student: LanguageModel, config: Config, key: str) -> LanguageModel | None:
-        match self._config.kind:
-            case "none" | "server" | "several":
-                return None
-            case "live":
-                return student
-            case "ema":
-                return student.copy()
-            case "frozen":
-                return student.initial()
-            case "external":
-                dtype = DTYPES[config.model.dtype]
-                assert self._config.path is not None
-                model = load_model(self._config.path, key=key, dtype=dtype, weights=dtype, device=student.device)
-                model.module.requires_grad_(False)
-                return model
-
-    def score(
-        self, examples: Sequence[TrainExample], budget: Callable[[Sequence[int]], int], on_progress: Progress | None
-    ) -> tuple[list[Target], dict[str, float]]:
-        """Targets of examples that all have a teacher prompt, and metrics.
-
-        Args:
-            budget: tokens of a batch, given the lengths of the sequences.
-        """
-        if self.served is not None:
-            return read_by_server(self.served, examples, self._device, on_progress)
-        assert self.model is not None
-        return read_by_model(self.model, examples, budget, on_progress)
-
-    @torch.no_grad()
-    def follow(self, student: LanguageModel) -> None:
-        """For `ema`: teacher ← (1 - rate)·teacher + rate·student, in float32. The other kinds do nothing here."""
-        if self._config.kind != "ema":
-            return
-        assert self.model is not None
-        averages = self.model.named_parameters()
-        for name, current in student.trained().items():
-            averages[name].lerp_(current, self._config.ema_rate)
-
-    def save(self, directory: Path) -> None:
-        """Write an `ema` teacher in the form of the student. The other kinds are found elsewhere on a resume."""
-        if self._config.kind == "ema" and self.model is not None:
-            self.model.save(directory / "teacher")
-
-    def load(self, directory: Path) -> None:
-        """Continue from `save`."""
-        if self._config.kind == "ema" and self.model is not None:
-            self.model.load(directory / "teacher")
 
 
 def _end_ids(model: LanguageModel, chat: Chat) -> frozenset[int]:

@@ -104,6 +104,25 @@ def test_dump_reads_back_to_the_same_config(tmp_path: Path) -> None:
         ("method: simpo", ["rollout.importance_clip=3"], "rollout.importance_clip=3.0 is unused by method=simpo"),
         ("method: opd", [], "teacher.kind=external needs teacher.path"),
         ("method: gkd", ["teacher.kind=frozen"], "it works with external"),
+        (
+            "",
+            ["teacher.kind=live", "teacher.offload=true"],
+            "teacher.kind=live, which is the student itself: remove it",
+        ),
+        ("method: grpo", ["teacher.offload=true"], "unused by teacher.kind=none, of which this machine has no weights"),
+        (
+            "teachers: {a: {path: x}}",
+            ["method=opd", "teacher.offload=true"],
+            "teacher.kind=several, of which each has its own: set it in teachers",
+        ),
+        ("", ["reference.offload=true"], "reference.offload=true is unused by reference.kl=0: set reference.kl"),
+        ("", ["lora.rank=8", "teacher.offload=true"], "teacher.offload=true has no weights to move with lora.rank=8"),
+        (
+            "lora: {rank: 8}",
+            ["reference.kl=1", "reference.offload=true"],
+            "reference.offload=true has no weights to move .* remove it",
+        ),
+        ("engine: nemo", ["teacher.offload=true"], "teacher.offload=true is for engine=local; .* remove it"),
         ("", ["teacher.kind=frozen", "teacher.ema_rate=0.5"], "teacher.ema_rate=0.5 is unused by teacher.kind=frozen"),
         (
             "train: {checkpoint_must_save_by: 3h}",

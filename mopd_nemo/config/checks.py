@@ -13,7 +13,7 @@ from mopd_nemo.config.checks_nemo import check_nemo
 from mopd_nemo.config.cluster import keeps_hidden
 from mopd_nemo.config.plugins import METHODS, method_class
 from mopd_nemo.config.schema import Config
-from mopd_nemo.config.teacher import TeacherConfig
+from mopd_nemo.config.teacher import TeacherConfig, key_of
 
 OPTIONAL = (
     *(
@@ -102,6 +102,16 @@ def _check_method(config: Config) -> None:
 
 def _check_lora(config: Config) -> None:
     if config.lora.rank:
+        offloaded = [
+            f"{key_of(name)}.offload"
+            for name, teacher in config.every_teacher.items()
+            if teacher.offload and teacher.kind in ("ema", "frozen")
+        ] + ["reference.offload"] * config.reference.offload
+        for key in offloaded:
+            raise ValueError(
+                f"{key}=true has no weights to move with lora.rank={config.lora.rank}: the teacher has the student's, "
+                "with small adapters of its own or without: remove it"
+            )
         return
     for key, value in _changed(config.lora, {}, "lora."):
         raise ValueError(f"{key}={value!r} is unused by lora.rank=0: set a rank, such as lora.rank=16, or remove it")

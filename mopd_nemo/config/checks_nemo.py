@@ -25,6 +25,11 @@ def check_nemo(config: Config, teacher_prompt: tuple[str, int]) -> None:
         )
     if config.generation != GenerationConfig():
         raise ValueError("generation is for engine=local; engine=nemo has nemo.generation: remove generation")
+    if config.teacher.offload:
+        raise ValueError(
+            "teacher.offload=true is for engine=local; engine=nemo keeps an ema or frozen teacher in host memory as it "
+            "is, and an external one that shares the student's GPUs while it does not score: remove it"
+        )
     for name, teacher in config.teachers.items():
         if teacher.kind != "server":
             raise ValueError(

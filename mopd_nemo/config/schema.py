@@ -14,7 +14,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from mopd_nemo.config.base import ConfigBlock, Duration, Fraction, seconds_of
 from mopd_nemo.config.cluster import ClusterConfig, NemoConfig
 from mopd_nemo.config.peers import FeedbackConfig, LeakConfig, PeersConfig
-from mopd_nemo.config.teacher import NamedTeacherConfig, TeacherConfig
+from mopd_nemo.config.teacher import NamedTeacherConfig, ReferenceConfig, TeacherConfig
 from mopd_nemo.config.verifiers import VerifierConfig
 
 
@@ -179,15 +179,6 @@ class SuppressConfig(ConfigBlock):
 
     below: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
     """A token is unlikely if the student gives it less probability than this. It has the advantage -1, others 0."""
-
-
-class ReferenceConfig(ConfigBlock):
-    """A pull back to the student's initial weights P_0, which read the student's prompt."""
-
-    kl: NonNegativeFloat = 0.0
-    """β of an additional loss β·KL(P‖P_0), on the `divergence.k` likeliest tokens of the student and the tail, over all
-    responses that the method learns from. It costs a scoring pass and a copy of the weights. With engine=local only.
-    0: none."""
 
 
 class PolicyGradientConfig(ConfigBlock):

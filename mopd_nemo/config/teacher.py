@@ -1,11 +1,11 @@
-"""Settings of the teacher: which model it is, and where it runs."""
+"""Settings of the teacher and of the reference: which model each is, and where it runs."""
 
 from __future__ import annotations
 
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from mopd_nemo.config.base import ConfigBlock, Fraction
 
@@ -20,6 +20,9 @@ class TeacherConfig(ConfigBlock):
     else `none`."""
     ema_rate: Fraction = 0.05
     """After each step: teacher ← (1 - rate)·teacher + rate·student. The average is kept in float32."""
+    offload: bool = False
+    """For kinds `ema`, `frozen` and `external` with `engine: local`: the teacher's weights are in host memory, and a
+    copy of them on the device only while it scores. See docs/one-gpu.md."""
     path: str | None = None
     """Model directory or hub name of an external teacher, which must have the student's vocabulary."""
     urls: tuple[str, ...] = ()
@@ -47,6 +50,16 @@ class TeacherConfig(ConfigBlock):
             raise ValueError(
                 f"teacher.path={self.path!r} is unused by teacher.kind={self.kind}: set teacher.kind=external"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_offload(self) -> Self:
+        if self.offload and self.kind not in ("ema", "frozen", "external"):
+            why = {
+                "live": "which is the student itself",
+                "several": "of which each has its own: set it in teachers",
+            }.get(self.kind, "of which this machine has no weights")
+            raise ValueError(f"teacher.offload=true is unused by teacher.kind={self.kind}, {why}: remove it here")
         return self
 
     @model_validator(mode="after")
@@ -86,6 +99,23 @@ class NamedTeacherConfig(TeacherConfig):
     """As `teacher.kind`."""
     tasks: tuple[str, ...] = ()
     """Tasks whose responses it teaches. Default: the one that is called as it is."""
+
+
+class ReferenceConfig(ConfigBlock):
+    """A pull back to the student's initial weights P_0, which read the student's prompt."""
+
+    kl: NonNegativeFloat = 0.0
+    """β of an additional loss β·KL(P‖P_0), on the `divergence.k` likeliest tokens of the student and the tail, over all
+    responses that the method learns from. It costs a scoring pass and a copy of the weights. With engine=local only.
+    0: none."""
+    offload: bool = False
+    """Keep that copy in host memory, as `teacher.offload` does with the teacher's."""
+
+    @model_validator(mode="after")
+    def _check_offload(self) -> Self:
+        if self.offload and not self.kl:
+            raise ValueError("reference.offload=true is unused by reference.kl=0: set reference.kl, or remove it")
+        return self
 
 
 def key_of(name: str) -> str:

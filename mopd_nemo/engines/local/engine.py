@@ -22,7 +22,7 @@ from mopd_nemo.engines.local.memory import checkpoint_bytes, scoring_budget
 from mopd_nemo.engines.local.model import DTYPES, LanguageModel, load_model, resolve_device
 from mopd_nemo.engines.local.sampler import sample
 from mopd_nemo.engines.local.targets import Target, add_references
-from mopd_nemo.engines.local.teacher import Teacher
+from mopd_nemo.engines.local.teacher import Teacher, initial
 from mopd_nemo.engines.local.vllm_backend import VllmBackend, check_backend
 from mopd_nemo.engines.models import check_positions, check_vocabularies, load_chat
 from mopd_nemo.engines.vllm import Numbered
@@ -58,7 +58,7 @@ class LocalEngine:
         if config.lora.rank:
             self.student = AdaptedModel(self.student, config.lora, path, str(config.seed))
         self.teachers = {name: Teacher(self.student, self.chat, config, name) for name in config.every_teacher}
-        self._reference = self.student.initial() if config.reference.kl else None
+        self._reference = initial(self.student, config.reference.offload) if config.reference.kl else None
         self._check_lengths()
         self._learner = Learner(self.student, config)
         self._eos_ids = _end_ids(self.student, self.chat)

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mopd_nemo.config import Config
 from mopd_nemo.engines.base import Progress, TokenCounts, TokenSignal
@@ -203,10 +203,10 @@ class _Passes:
 
     def by_teacher(self, some: Sequence[int]) -> list[list[int]]:
         """Examples in parts, each with one teacher in this process, or with served ones."""
-        parts: dict[LanguageModel | None, list[int]] = {}
+        parts: dict[nn.Linear | None, list[int]] = {}
         for i in some:
             target = self._targets[i]
-            parts.setdefault(None if target is None else target.model, []).append(i)
+            parts.setdefault(None if target is None else target.head, []).append(i)
         return list(parts.values())
 
     def _parts(

@@ -120,6 +120,11 @@ class LanguageModel:
         """The parameters that an optimiser moves, by name."""
         return {name: weights for name, weights in self.module.named_parameters() if weights.requires_grad}
 
+    @contextmanager
+    def on_device(self) -> Iterator[nn.Linear]:
+        """Inside, the weights are on the device. Gives the head, which may stay there for longer."""
+        yield self.head
+
     def sampled_weights(self) -> Iterator[tuple[str, Tensor]]:
         """The weights that a sampler needs, by the names of the model's files."""
         yield from ((name, weights.detach()) for name, weights in self.module.named_parameters())

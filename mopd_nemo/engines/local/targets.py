@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mopd_nemo.engines.base import Progress, TokenCounts
 from mopd_nemo.engines.local.model import LanguageModel
@@ -27,8 +27,8 @@ class Target:
     known. That is the same work, and no [tokens, vocabulary] tensor is kept. Of a served one, its likeliest tokens.
     """
 
-    model: LanguageModel | None = None
-    """Whose head reads the hidden states."""
+    head: nn.Linear | None = None
+    """That of the teacher, which reads the hidden states. Targets of one pass share it."""
     hidden_TH: Tensor | None = None
     """After the teacher's prompt; they predict the response."""
     contrast_TH: Tensor | None = None
@@ -42,7 +42,7 @@ class Target:
     @property
     def taught(self) -> bool:
         """A teacher reads the response."""
-        return self.model is not None or self.topk is not None
+        return self.head is not None or self.topk is not None
 
 
 def read_by_model(
@@ -64,13 +64,14 @@ def read_by_model(
     micro_batches = teacher.batches([[sequence] for sequence in sequences], budget(lengths))
     teacher.counts = TokenCounts()
     states: dict[int, Tensor] = {}
-    for done, members in enumerate(micro_batches, start=1):
-        with teacher.computing():
-            hidden_TH = teacher.response_hidden_TH([prompts[m] for m in members], [responses[m] for m in members])
-        states |= zip(members, hidden_TH.split([len(responses[m]) for m in members]), strict=True)
-        if on_progress:
-            on_progress(done / len(micro_batches))
-    targets = [Target(teacher, states[number]) for number in range(len(examples))]
+    with teacher.on_device() as head:
+        for done, members in enumerate(micro_batches, start=1):
+            with teacher.computing():
+                hidden_TH = teacher.response_hidden_TH([prompts[m] for m in members], [responses[m] for m in members])
+            states |= zip(members, hidden_TH.split([len(responses[m]) for m in members]), strict=True)
+            if on_progress:
+                on_progress(done / len(micro_batches))
+    targets = [Target(head, states[number]) for number in range(len(examples))]
     for member in range(len(examples), len(read)):
         number = read[member][0]
         targets[number] = replace(targets[number], contrast_TH=states[member])
@@ -105,7 +106,7 @@ def read_by_server(
 
 def joined(targets: Sequence[Target]) -> Head | TopK:
     """What the one teacher of several responses says, laid end to end; so may several served ones."""
-    if targets[0].model is not None:
+    if targets[0].head is not None:
         return joined_hidden(targets)
     found = [target.topk for target in targets if target.topk is not None]
     sampled = [topk.sampled_T for topk in found if topk.sampled_T is not None]
@@ -122,7 +123,7 @@ def joined_hidden(targets: Sequence[Target], contrast: bool = False) -> Head:
     Args:
         contrast: after the contrast prompt of each, or the only one where there is none.
     """
-    model = targets[0].model
-    assert model is not None  # `config.checks` refuses what only hidden states can answer
+    head = targets[0].head
+    assert head is not None  # `config.checks` refuses what only hidden states can answer
     parts = [t.contrast_TH if contrast and t.contrast_TH is not None else t.hidden_TH for t in targets]
-    return Head(torch.cat([part for part in parts if part is not None]), model.head.weight, model.head.bias)
+    return Head(torch.cat([part for part in parts if part is not None]), head.weight, head.bias)

@@ -12,6 +12,7 @@ from mopd_nemo.config import Config, TeacherConfig
 from mopd_nemo.config.teacher import key_of
 from mopd_nemo.engines.base import Progress
 from mopd_nemo.engines.local.model import DTYPES, LanguageModel, load_model
+from mopd_nemo.engines.local.offload import OffloadedModel, on_host
 from mopd_nemo.engines.local.targets import Target, read_by_model, read_by_server
 from mopd_nemo.engines.served import ServedTeacher
 from mopd_nemo.types import TrainExample
@@ -41,15 +42,15 @@ class Teacher:
             case "live":
                 return student
             case "ema":
-                return student.copy()
+                return OffloadedModel(student, torch.float32) if self._config.offload else student.copy()
             case "frozen":
-                return student.initial()
+                return initial(student, self._config.offload)
             case "external":
                 dtype = DTYPES[config.model.dtype]
                 assert self._config.path is not None
                 model = load_model(self._config.path, key=key, dtype=dtype, weights=dtype, device=student.device)
                 model.module.requires_grad_(False)
-                return model
+                return OffloadedModel(model) if self._config.offload else model
 
     def score(
         self, examples: Sequence[TrainExample], budget: Callable[[Sequence[int]], int], on_progress: Progress | None
@@ -72,7 +73,10 @@ class Teacher:
         assert self.model is not None
         averages = self.model.named_parameters()
         for name, current in student.trained().items():
-            averages[name].lerp_(current, self._config.ema_rate)
+            average = averages[name]
+            if current.device != average.device:
+                current = on_host(current, average.dtype)
+            average.lerp_(current.to(average.dtype), self._config.ema_rate)
 
     def save(self, directory: Path) -> None:
         """Write an `ema` teacher in the form of the student. The other kinds are found elsewhere on a resume."""
@@ -83,3 +87,8 @@ class Teacher:
         """Continue from `save`."""
         if self._config.kind == "ema" and self.model is not None:
             self.model.load(directory / "teacher")
+
+
+def initial(student: LanguageModel, offload: bool) -> LanguageModel:
+    """The student as it is before its first update, which training does not move."""
+    return OffloadedModel(student) if offload else student.initial()

@@ -14,7 +14,7 @@ from mopd_nemo.config import Config, UserError
 from mopd_nemo.config.checks import teacher_prompt
 from mopd_nemo.config.plugins import method_class
 from mopd_nemo.config.teacher import key_of
-from mopd_nemo.data.load import judgeable, load_problems, num_available, with_teachers
+from mopd_nemo.data.load import judgeable, load_problems, num_available, num_without_privileged, with_teachers
 from mopd_nemo.embedded import resolve_model_path
 from mopd_nemo.engines import estimate_memory
 from mopd_nemo.engines.architecture import architecture_of
@@ -79,6 +79,7 @@ def look_ahead(config: Config) -> Outlook:
                 problems[split] = judgeable(problems[split], verifiers, config, split)
             if split == "train":
                 problems[split] = with_teachers(problems[split], config)
+                found.lines += privileged_texts(config, problems[split])
             if chat is not None:
                 problems[split] = tokenized(problems[split], chat, config)
                 lengths = [len(problem.prompt_ids) for problem in problems[split]]
@@ -114,6 +115,14 @@ def summary(config: Config, directory: Path, start: str = "the beginning") -> li
         f"up to {rollout.max_response_tokens} tokens each, learning rate {config.optimizer.learning_rate:g}",
         f"from        {start}",
     ]
+
+
+def privileged_texts(config: Config, problems: Sequence[Problem]) -> list[str]:
+    """A line on training problems without privileged text, where the context names it and some have none."""
+    without = num_without_privileged(problems)
+    if "privileged" not in config.context or not without:
+        return []
+    return [f"privileged  {without} of {len(problems)} problems have no text in {config.data.privileged_column}"]
 
 
 def _teachers(config: Config) -> str:

@@ -20,7 +20,7 @@ from mopd_nemo.engines import make_engine
 from mopd_nemo.evaluation import change_since, check_votes, evaluate
 from mopd_nemo.files import append_row, write_json, write_rows
 from mopd_nemo.methods.base import make_method
-from mopd_nemo.outlook import summary
+from mopd_nemo.outlook import privileged_texts, summary
 from mopd_nemo.peers.metrics import group_metrics
 from mopd_nemo.preflight import choice
 from mopd_nemo.run import ahead
@@ -139,7 +139,7 @@ class Trainer:
             record_launch(self.run, self.config, self.step)
             self._look_for_room()
             start = f"step {self.step}" if self.step else "the beginning"
-            for line in summary(self.config, self.run.path, start):
+            for line in (*summary(self.config, self.run.path, start), *privileged_texts(self.config, self.problems)):
                 self.display.say(line)
             self.trackers = make_trackers(self.config, self.run)
             with self.stop, self.display:

@@ -99,6 +99,16 @@ def test_dump_reads_back_to_the_same_config(tmp_path: Path) -> None:
         ),
         ("method: grpo", ["divergence.k=20"], "divergence.k=20 is unused by method=grpo"),
         ("method: grpo", ["policy_gradient.weight=2"], "policy_gradient.weight=2.0 is unused by method=grpo"),
+        (
+            "",
+            ["divergence.kind=reverse_kl", "divergence.alpha=0.3"],
+            "alpha=0.3 is unused by divergence.kind=reverse_kl",
+        ),
+        ("", ["divergence.support=full", "divergence.tail=false"], "tail=False is unused by divergence.support=full"),
+        ("method: opd", ["teacher.kind=frozen", "divergence.kind=forward_kl", "divergence.alpha=0.3"], "alpha=0.3 is"),
+        ("method: opd", ["teacher.kind=frozen", "data.privileged_column=hint"], "hint' is unused by method=opd"),
+        ("", ["generation.gpu_memory_utilization=0.5"], "is unused by generation.backend=local"),
+        ("", ["engine=nemo", "nemo.teacher.tensor=2"], "nemo.teacher shards an external teacher and is unused"),
         ("", ["policy_gradient.clip_low=0.1"], "or mix in the reward with policy_gradient.weight"),
         ("", ["dpo.beta=0.2"], "dpo.beta=0.2 is unused by method=mopd: remove it, or choose method=dpo"),
         ("method: simpo", ["rollout.importance_clip=3"], "rollout.importance_clip=3.0 is unused by method=simpo"),
@@ -147,6 +157,27 @@ def test_errors_name_the_key_the_value_and_the_remedy(
 ) -> None:
     with pytest.raises(UserError, match=message):
         load_config(write(tmp_path / "config.yaml", yaml or "{}"), overrides)
+
+
+def test_a_setting_of_what_is_replaced_later_is_left_out_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """So a file with peers serves under another context; what stands beside that context is an error all the same."""
+    base = write(tmp_path / "base.yaml", "peers: {failures: 1, max_peer_tokens: 99}\ndivergence: {alpha: 0.3}\n")
+    asked = ["context=[privileged]", "divergence.kind=reverse_kl"]
+    above = write(tmp_path / "above.yaml", "defaults: base.yaml\ncontext: [privileged]\n")
+    for file, settings in ((base, asked), (above, asked[1:])):
+        config = load_config(file, settings)
+        assert (config.peers.failures, config.peers.max_peer_tokens, config.divergence.alpha) == (0, 99, 0.5)
+        assert caplog.messages == [
+            f"context=[privileged] leaves out peers.failures=1 of {base}",
+            f"divergence.kind=reverse_kl leaves out divergence.alpha=0.3 of {base}",
+        ]
+        caplog.clear()
+    beside = write(tmp_path / "beside.yaml", "context: [privileged]\npeers: {failures: 1}\n")
+    for file, settings in ((beside, []), (above, ["peers.failures=1"]), (base, [*asked, "peers={successes: 1}"])):
+        with pytest.raises(UserError, match=r"unused by context=\[privileged\]: remove it, or add peers to context"):
+            load_config(file, settings)
 
 
 def test_all_errors_are_reported_at_once(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ OPTIONAL = (
         "simpo",
         "suppress",
     ),
-    *("rollout.importance_clip", "train.denominator"),
+    *("data.privileged_column", "rollout.importance_clip", "train.denominator"),
 )
 """Settings that not every method uses. Every method uses the others."""
 BUDGETS = ("peers.max_context_tokens", "peers.max_peer_tokens", "peers.max_summary_tokens")
@@ -44,6 +44,7 @@ def check(config: Config) -> None:
     """
     _check_method(config)
     _check_lora(config)
+    _check_sampler(config)
     check_context(config)
     _check_teachers(config)
     _check_served(config)
@@ -75,7 +76,7 @@ def is_unused(method: str, key: str) -> bool:
 def _check_method(config: Config) -> None:
     """Refuse settings that the method does not use."""
     method, kind = config.method, config.teacher.kind
-    teachers, idle = method_class(method).teachers, method_class(method).idle(config)
+    teachers = method_class(method).teachers
     if kind not in teachers and not (kind == "several" and "server" in teachers):
         raise ValueError(f"teacher.kind={kind} does not go with method={method}: it works with {' or '.join(teachers)}")
     if kind != "ema" and config.teacher.ema_rate != TeacherConfig.model_fields["ema_rate"].default:
@@ -87,17 +88,23 @@ def _check_method(config: Config) -> None:
         )
     preset = method_class(method).preset
     for key, value in _changed(config, preset):
-        if not is_unused(method, key) and not (_is_optional(key) and any(_within(key, scope) for scope in idle)):
-            continue
-        hint = ""
-        if key.startswith("policy_gradient.") and "policy_gradient" in idle:
-            hint = ", or mix in the reward with policy_gradient.weight"
-        elif key.startswith("feedback.") and "feedback" in idle:
-            hint = ", or add feedback to context"
-        elif users := [name for name in METHODS if name != method and uses(name, key)]:
-            hint = f", or choose method={' or '.join(users)}"
+        if is_unused(method, key):
+            shown = list(value) if isinstance(value, tuple) else value
+            users = [name for name in METHODS if name != method and uses(name, key)]
+            hint = f", or choose method={' or '.join(users)}" if users else ""
+            raise ValueError(f"{key}={shown!r} is unused by method={method}: remove it{hint}")
+    for key, value, beside, remedy in idle_settings(config):
         shown = list(value) if isinstance(value, tuple) else value
-        raise ValueError(f"{key}={shown!r} is unused by method={method}: remove it{hint}")
+        raise ValueError(f"{key}={shown!r} is unused by {beside}: remove it, or {remedy}")
+
+
+def idle_settings(config: Config) -> Iterator[tuple[str, Any, str, str]]:
+    """The settings that the method reads beside others than these: key, value, what leaves it idle, and a remedy."""
+    method = method_class(config.method)
+    idle = method.idle(config)
+    for key, value in _changed(config, method.preset):
+        if _is_optional(key):
+            yield from ((key, value, *idle[scope]) for scope in idle if _within(key, scope))
 
 
 def _check_lora(config: Config) -> None:
@@ -115,6 +122,13 @@ def _check_lora(config: Config) -> None:
         return
     for key, value in _changed(config.lora, {}, "lora."):
         raise ValueError(f"{key}={value!r} is unused by lora.rank=0: set a rank, such as lora.rank=16, or remove it")
+
+
+def _check_sampler(config: Config) -> None:
+    if config.generation.backend == "vllm" or config.engine == "nemo":
+        return
+    for key, value in _changed(config.generation, {}, "generation."):
+        raise ValueError(f"{key}={value!r} is unused by generation.backend=local: remove it, or choose backend=vllm")
 
 
 def _changed(section: BaseModel, preset: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

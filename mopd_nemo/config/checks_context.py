@@ -35,10 +35,6 @@ def _check_sources(config: Config) -> None:
             f"divergence.contrast={config.divergence.contrast} sets successful peers against failed ones, and {shown} "
             "has other sources: set context=[peers]"
         )
-    if "peers" not in context and config.peers.control != "none":
-        raise ValueError(f"peers.control={config.peers.control} replaces peers, and {shown} has none: add peers to it")
-    if "peers" not in context and config.peers.choose != "fixed":
-        raise ValueError(f"peers.choose={config.peers.choose} chooses peers, and {shown} has none: add peers to it")
 
 
 def _check_peers(config: Config) -> None:

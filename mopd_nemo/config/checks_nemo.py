@@ -40,6 +40,11 @@ def check_nemo(config: Config, teacher_prompt: tuple[str, int]) -> None:
     _check_sharding("student", nemo.student, training_gpus(nemo), nemo)
     if config.teacher.kind == "external":
         _check_sharding("teacher", nemo.teacher, nemo.teacher_gpus or training_gpus(nemo), nemo)
+    elif nemo.teacher != ParallelConfig():
+        raise ValueError(
+            f"nemo.teacher shards an external teacher and is unused by teacher.kind={config.teacher.kind}: remove it, "
+            "or set teacher.kind=external"
+        )
     elif nemo.teacher_gpus:
         raise ValueError(
             f"nemo.teacher_gpus={nemo.teacher_gpus} are for an external teacher, not for kind {config.teacher.kind}: "

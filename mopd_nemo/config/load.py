@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -17,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from mopd_nemo.config.base import ConfigBlock, UserError
-from mopd_nemo.config.checks import check, is_unused
+from mopd_nemo.config.checks import check, idle_settings, is_unused
 from mopd_nemo.config.plugins import method_class
 from mopd_nemo.config.schema import Config
 from mopd_nemo.files import DamagedError, read_text, reason_of
@@ -35,7 +36,7 @@ class _Values:
     source: str
     """Of what has no origin, such as a rule between settings."""
     origins: Mapping[str, str] = field(default_factory=dict)
-    """By dotted key, the file or the command line that gave it."""
+    """By dotted key, the file or the command line that gave it, in the order in which these are read."""
 
     def where(self, key: str) -> str:
         """Who gave a key, a key below it, or a block with it."""
@@ -45,6 +46,14 @@ class _Values:
                 return given[-1]
             key = key.rpartition(".")[0]
         return self.source
+
+    def is_older(self, key: str, than: str) -> bool:
+        """Whether a file gave one key, and another file or the command line after it the other."""
+        given = [(name, origin) for name, origin in self.origins.items() if f"{key}.".startswith(f"{name}.")]
+        if not given or than not in self.origins or self.origins[than] == given[-1][1]:
+            return False
+        order = list(self.origins)
+        return order.index(given[-1][0]) < order.index(than)
 
     def who(self, message: str) -> str:
         """Who gave the first setting that a message names and the command line has; else the only file of them all."""
@@ -63,7 +72,8 @@ def load_config(path: str | os.PathLike[str] | None, overrides: Sequence[str] = 
 
     The files that its `defaults:` names (relative to it) are read first, then the file, then the overrides. An override
     `method=NAME` leaves out what only the file's own method reads, with a warning, so that a file serves to compare
-    methods.
+    methods. What a file gives for a setting that is replaced after it, such as its peers for its `context`, is left out
+    likewise.
 
     Raises:
         UserError: the file, an override or a value is wrong. The message names it and the remedy.
@@ -83,10 +93,31 @@ def config_from(values: Mapping[str, Any], source: str) -> Config:
 def _config(read: _Values) -> Config:
     try:
         config = _validate(Config, replace(read, values=_with_method(read.values)))
+        if overruled := _overruled(config, read):
+            return _config(replace(read, values=reduce(_without, overruled, read.values)))
         check(config)
     except ValueError as error:
         raise UserError(f"{read.who(str(error))}: {error}") from error
     return config
+
+
+def _overruled(config: Config, read: _Values) -> list[str]:
+    """Keys that a file gives and that have no effect beside what is read after it, such as peers before a `context`.
+
+    Says so.
+    """
+    found = []
+    for key, value, beside, _ in idle_settings(config):
+        if read.is_older(key, beside.partition("=")[0]):
+            logger.warning("%s leaves out %s=%s of %s", beside, key, value, read.where(key))
+            found.append(key)
+    return found
+
+
+def _without(values: dict[str, Any], key: str) -> dict[str, Any]:
+    """The values without one, given by its dotted key."""
+    name, dot, below = key.partition(".")
+    return {n: _without(v, below) if n == name and dot else v for n, v in values.items() if n != name or dot}
 
 
 def load_section(block: type[_Block], path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> _Block:
@@ -139,7 +170,7 @@ def _read_values(path: str | os.PathLike[str] | None, overrides: Sequence[str]) 
             own, of_files = _read(Path(path), ())
             if isinstance(method := merged.get("method"), str):
                 _leave_out_unused(own, method, path)
-            merged, origins = OmegaConf.merge(own, merged), of_files | origins
+            merged, origins = OmegaConf.merge(own, merged), _later(of_files, origins)
         values = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
     except (OmegaConfBaseException, TypeError) as error:  # TypeError: a block meets a list
         raise UserError(f"{source}: {str(error).splitlines()[0]}") from error
@@ -189,12 +220,17 @@ def _read(path: Path, above: tuple[Path, ...]) -> tuple[DictConfig, dict[str, st
     try:
         for parent in parents:
             inherited, given = _read(path.parent / parent, (*above, resolved))
-            merged, origins = OmegaConf.merge(merged, inherited), origins | given
+            merged, origins = OmegaConf.merge(merged, inherited), _later(origins, given)
         merged = OmegaConf.merge(merged, OmegaConf.create(own))
     except (OmegaConfBaseException, TypeError) as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
     assert isinstance(merged, DictConfig)
-    return merged, origins | dict.fromkeys(_flatten(own, ""), str(path))
+    return merged, _later(origins, dict.fromkeys(_flatten(own, ""), str(path)))
+
+
+def _later(origins: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
+    """Origins with those of what is read after them, which stand last."""
+    return {key: origin for key, origin in origins.items() if key not in given} | dict(given)
 
 
 def _parse_overrides(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:

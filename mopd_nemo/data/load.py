@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +22,8 @@ from mopd_nemo.types import Message, Problem
 from mopd_nemo.verifiers import check_judges, verifier_class
 from mopd_nemo.verifiers.pool import VerifierPool
 
+logger = logging.getLogger(__name__)
+
 
 def load_problems(config: Config, split: Literal["train", "eval"], bad: BadRows | None = None) -> list[Problem]:
     """The problems of one split, in a fixed order.
@@ -29,8 +32,8 @@ def load_problems(config: Config, split: Literal["train", "eval"], bad: BadRows 
         bad: the treatment of malformed rows. Default: that of `data.on_bad_row`.
 
     Raises:
-        UserError: the file is missing, empty or malformed, or its programs cannot be counted as `eval.paper_metrics`
-            counts them.
+        UserError: the file is missing, empty or malformed, no row has the privileged text that the context names, or
+            its programs cannot be counted as `eval.paper_metrics` counts them.
     """
     source = config.data.train if split == "train" else config.data.eval
     limit = config.data.num_train if split == "train" else config.data.num_eval
@@ -44,6 +47,12 @@ def load_problems(config: Config, split: Literal["train", "eval"], bad: BadRows 
         problems = read_problems(
             source, f"data.{split}", bad, config.verifier, privileged_column=column, column_is_needed=needed
         )[:limit]
+        if needed and column and num_without_privileged(problems) == len(problems):
+            raise UserError(
+                f"data.train={source}: {column} is empty in each of the {len(problems)} rows, so that context="
+                f"[{', '.join(config.context)}] shows nothing of it: write the texts, set data.privileged_column, or "
+                "take privileged out of context"
+            )
     code = config.verifier.code
     counts_tests = config.eval.paper_metrics and split == "eval" and any(problem.task == "code" for problem in problems)
     if counts_tests and not code.all_tests and code.mode != "paper":
@@ -58,6 +67,11 @@ def load_problems(config: Config, split: Literal["train", "eval"], bad: BadRows 
 def _read_privileged(config: Config) -> bool:
     """Whether a source of the context may read the problems' privileged text: functions of users may."""
     return any(source == "privileged" or ":" in source for source in config.context)
+
+
+def num_without_privileged(problems: Sequence[Problem]) -> int:
+    """Problems whose privileged text says nothing."""
+    return sum(not problem.privileged.strip() for problem in problems)
 
 
 def num_available(source: str, split: Literal["train", "eval"]) -> int:
@@ -91,10 +105,17 @@ def judgeable(
 def with_teachers(problems: Sequence[Problem], config: Config) -> list[Problem]:
     """The problems with the name of their teacher, if there are several: the row's own, or the one of their task.
 
+    Where there is one alone, names in rows are left out with a warning.
+
     Raises:
         UserError: a problem has no teacher, or a teacher no problem.
     """
     if not config.teachers:
+        if named := sum(bool(problem.teacher) for problem in problems):
+            logger.warning(
+                "data.train=%s: %d of %d rows name a teacher, and the config has no teachers: these names are not read",
+                *(config.data.train, named, len(problems)),
+            )
         return [replace(problem, teacher="") for problem in problems]
     of_task = {task: name for name, teacher in config.teachers.items() for task in teacher.tasks or (name,)}
     found = [replace(problem, teacher=problem.teacher or of_task.get(problem.task, "")) for problem in problems]

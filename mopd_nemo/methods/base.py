@@ -35,9 +35,13 @@ class Method(ABC):
         self.chat = chat
 
     @classmethod
-    def idle(cls, config: Config) -> frozenset[str]:
-        """Of `uses`, what has no effect beside the config's other settings."""
-        return frozenset()
+    def idle(cls, config: Config) -> dict[str, tuple[str, str]]:
+        """Of `uses`, what has no effect beside the config's other settings. Setting it is an error.
+
+        Returns:
+            by key or section, the setting that leaves it without effect, and what would give it one.
+        """
+        return {}
 
     @abstractmethod
     def build(self, groups: Sequence[RolloutGroup], step: int) -> TrainBatch:

@@ -9,16 +9,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
-from mopd_nemo.config import Config
+from mopd_nemo.config import Config, PeersConfig, RequireConfig
 from mopd_nemo.methods.base import Method, with_reference
 from mopd_nemo.methods.batch import TrainBatch
 from mopd_nemo.methods.grpo import add_policy_gradient
-from mopd_nemo.methods.opd import DISTILLATION, distil
+from mopd_nemo.methods.opd import DISTILLATION, Opd, distil
 from mopd_nemo.peers.leaks import Leak, find_leaks, leak_metrics, leaking_tokens
 from mopd_nemo.peers.metrics import dedupe_metrics
 from mopd_nemo.peers.render import build_contexts, build_contrasts
 from mopd_nemo.peers.select import candidates_of
 from mopd_nemo.types import RolloutGroup
+
+SHARED = ("require", "templates", "max_peer_tokens", "max_summary_tokens", "max_context_tokens")
+"""Settings under `peers` that hold whatever the context shows."""
+COUNTED = ("dedupe", "strip_thinking_successes", "strip_thinking_failures")
+"""Those by which `peers.require` counts."""
 
 
 class Mopd(Method):
@@ -28,7 +33,9 @@ class Mopd(Method):
     """
 
     teachers: ClassVar = ("ema", "live", "frozen", "external", "server")
-    uses: ClassVar = DISTILLATION | {"context", "feedback", "leak", "divergence.contrast", "peers", "policy_gradient"}
+    uses: ClassVar = DISTILLATION | {
+        *("context", "data.privileged_column", "feedback", "leak", "divergence.contrast", "peers", "policy_gradient")
+    }
     reads_peers: ClassVar = True
 
     def build(self, groups: Sequence[RolloutGroup], step: int) -> TrainBatch:
@@ -62,10 +69,25 @@ class Mopd(Method):
         return replace(batch, examples=examples)
 
     @classmethod
-    def idle(cls, config: Config) -> frozenset[str]:
-        """Without a weight there is no policy gradient; feedback that is not in the context is not read."""
-        idle = {"policy_gradient": config.policy_gradient.weight == 0, "feedback": "feedback" not in config.context}
-        return frozenset(key for key, unread in idle.items() if unread)
+    def idle(cls, config: Config) -> dict[str, tuple[str, str]]:
+        """What belongs to a source that the context does not name, or to a reward that is not mixed in."""
+        idle, context = Opd.idle(config), config.context
+        shown = f"context=[{', '.join(context)}]"
+        if not config.policy_gradient.weight:
+            idle["policy_gradient"] = ("policy_gradient.weight=0", "mix in the reward with policy_gradient.weight")
+        if "feedback" not in context:
+            idle["feedback"] = (shown, "add feedback to context")
+        if "peers" not in context:
+            required = COUNTED if config.peers.require != RequireConfig() else ()
+            unread = [f"peers.{name}" for name in PeersConfig.model_fields if name not in (*SHARED, *required)]
+            if config.leak.action == "no_peer":
+                unread.append("leak.action")
+            idle |= dict.fromkeys(unread, (shown, "add peers to context"))
+        if "privileged" not in context:
+            idle["leak.words"] = (shown, "add privileged to context")
+            if not any(":" in source for source in context):
+                idle["data.privileged_column"] = idle["leak.words"]
+        return idle
 
 
 class Sdpo(Mopd):
@@ -77,7 +99,7 @@ class Sdpo(Mopd):
 
     uses: ClassVar = (
         DISTILLATION
-        | {"context", "feedback.which", "leak"}
+        | {"context", "data.privileged_column", "feedback.which", "leak"}
         | {f"peers.{name}" for name in ("dedupe", "require", "order", "templates", "strip_thinking_successes")}
     )
     preset: ClassVar = {"context": ("peers", "feedback"), "peers.successes": 1, "peers.failures": 0}

@@ -31,6 +31,20 @@ class Opd(Method):
     teachers: ClassVar = ("external", "frozen", "server")
     uses: ClassVar = DISTILLATION
 
+    @classmethod
+    def idle(cls, config: Config) -> dict[str, tuple[str, str]]:
+        """What the form of the divergence does not read."""
+        kind, support = config.divergence.kind, config.divergence.support
+        idle = {}
+        if kind != "jsd":
+            idle["divergence.alpha"] = (f"divergence.kind={kind}", "set divergence.kind=jsd")
+        if support in ("full", "sampled"):
+            idle["divergence.tail"] = (
+                f"divergence.support={support}",
+                "set divergence.support=student_topk or teacher_topk",
+            )
+        return idle
+
     def build(self, groups: Sequence[RolloutGroup], step: int) -> TrainBatch:
         """Every rollout has a signal, whatever its verdict."""
         return with_reference(distil(groups, plain_contexts(groups), self.config), self.config)

@@ -200,6 +200,17 @@ def test_every_task_needs_a_teacher_and_every_teacher_a_task(teachers: list[str]
         routed(*(f"teachers.{teacher}" for teacher in teachers))
 
 
+def test_teachers_that_rows_name_and_nothing_reads_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    named = [replace(problem, teacher="old") for problem in PROBLEMS[:3]]
+    assert [problem.teacher for problem in with_teachers([*named, *PROBLEMS[3:5]], load_config(QUICKSTART))] == [""] * 5
+    assert caplog.messages == [
+        "data.train=arithmetic: 3 of 5 rows name a teacher, and the config has no teachers: these names are not read"
+    ]
+    caplog.clear()
+    with_teachers(PROBLEMS, load_config(QUICKSTART))
+    assert not caplog.messages
+
+
 def test_another_teacher_of_a_row_is_a_change_of_the_problem() -> None:
     (problem,) = make_problems("train", 1)
     other = replace(problem, teacher="b")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from mopd_nemo.config.load import load_config
 from mopd_nemo.data.load import load_problems
 from mopd_nemo.methods.base import make_method
 from mopd_nemo.methods.batch import TrainBatch
+from mopd_nemo.outlook import look_ahead
 from mopd_nemo.run.rollouts import describe_peers, rollout_records
 from mopd_nemo.types import RolloutGroup
 from tests.conftest import QUICKSTART, make_group
@@ -222,13 +224,29 @@ def test_an_error_of_a_function_names_it(chat: Chat, name: str, message: str) ->
     ("setting", "message"),
     [
         ("divergence.contrast=1", "set context="),
-        ("peers.control=random_peer", "add peers to it"),
-        ("peers.choose=measured", "add peers to it"),
+        ("peers.control=random_peer", r"control='random_peer' is unused by context=\[privileged\]: .* add peers"),
+        ("peers.choose=measured", "add peers to context"),
+        ("peers.successes=1", "add peers to context"),
+        ("peers.strip_thinking_failures=false", "add peers to context"),
+        ("leak.action=no_peer", "add peers to context"),
     ],
 )
 def test_settings_that_need_peers_alone(setting: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        load_config(QUICKSTART, ["context=[privileged]", "peers.failures=1", setting])
+        load_config(QUICKSTART, ["context=[privileged]", setting])
+
+
+def test_what_holds_without_peers_may_be_set() -> None:
+    kept = ["peers.require.successes=1", "peers.dedupe=none", "peers.max_peer_tokens=64", "leak.words=9"]
+    load_config(QUICKSTART, ["context=[privileged]", *kept])
+    with pytest.raises(UserError, match=r"peers.dedupe='none' is unused"):
+        load_config(QUICKSTART, ["context=[privileged]", "peers.dedupe=none"])
+
+
+@pytest.mark.parametrize("setting", ["data.privileged_column=hint", "leak.words=9"])
+def test_settings_of_privileged_text_need_it_in_the_context(setting: str) -> None:
+    with pytest.raises(UserError, match=r"is unused by context=\[peers, feedback\]: .* add privileged to context"):
+        load_config(QUICKSTART, ["context=[peers,feedback]", setting])
 
 
 def rows_file(tmp_path: Path, *extra: str) -> Path:
@@ -257,7 +275,27 @@ def test_a_missing_column_names_file_line_and_remedy(tmp_path: Path, extra: str,
     asked = [f"data.train={file}", "data.privileged_column=hint"]
     with pytest.raises(UserError, match=rf"{file}, {message}.* set data.privileged_column or context"):
         load_problems(load_config(QUICKSTART, [*asked, "context=[privileged]"]), "train")
-    assert len(load_problems(load_config(QUICKSTART, asked), "train")) == 2
+    with pytest.raises(UserError, match=r"data.privileged_column='hint' is unused by context=\[peers\]"):
+        load_config(QUICKSTART, asked)
+    assert len(load_problems(load_config(QUICKSTART, asked[:1]), "train")) == 2
+
+
+@pytest.mark.parametrize("context", ["[privileged]", "[peers, privileged]"])
+def test_a_column_that_is_empty_in_every_row_is_refused_before_the_start(tmp_path: Path, context: str) -> None:
+    file = rows_file(tmp_path, ', "hint": ""', ', "hint": " \\n"')
+    settings = [f"data.train={file}", f"data.eval={file}", "data.privileged_column=hint", f"context={context}"]
+    message = rf"data.train={file}: hint is empty in each of the 2 rows, .* take privileged out of context"
+    with pytest.raises(UserError, match=message):
+        load_problems(load_config(QUICKSTART, settings), "train")
+    assert any(re.search(message, error) for error in look_ahead(load_config(QUICKSTART, settings)).errors)
+    assert len(load_problems(load_config(QUICKSTART, settings), "eval")) == 2
+
+
+def test_rows_without_privileged_text_are_counted(tmp_path: Path) -> None:
+    file = rows_file(tmp_path, ', "hint": ""', ', "hint": "add"', ', "hint": ""')
+    settings = [f"data.train={file}", f"data.eval={file}", "data.privileged_column=hint", "context=[privileged]"]
+    lines = look_ahead(load_config(QUICKSTART, [*settings, "rollout.num_prompts_per_step=2"])).lines
+    assert "privileged  2 of 3 problems have no text in hint" in lines
 
 
 LEAKING = ("A correct solution of this problem:\n7+5=2\n\\boxed{2}", 1.0)

@@ -115,7 +115,7 @@ def test_sdpo_s_settings_stand_in_its_config() -> None:
 
 def test_feedback_that_no_context_names_is_refused() -> None:
     with pytest.raises(
-        UserError, match=r"feedback\.when='always' is unused by method=mopd: .* add feedback to context"
+        UserError, match=r"feedback\.when='always' is unused by context=\[peers\]: .* add feedback to context"
     ):
         config("feedback.when=always")
 

@@ -28,7 +28,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from bench import gpu_engine, losses
+from bench import gpu_attention, gpu_engine, losses
 from bench.gpu_engine import REAL, TOY, Row, timed
 
 ROOT = Path(__file__).parent.parent
@@ -90,7 +90,7 @@ def of_engine(part: Callable[..., None]) -> Callable[..., None]:
 PARTS: dict[str, Callable[[bool, str, Path, Callable[[Row], None]], None]] = {
     "tests": tests,
     "losses": all_losses,
-    "attention": of_engine(gpu_engine.attention),
+    "attention": of_engine(gpu_attention.attention),
     "step": of_engine(gpu_engine.step),
     "fits": of_engine(gpu_engine.fits),
 }

@@ -47,7 +47,7 @@ if [ -n "$wheels" ]; then
   export PYTHONPATH=$out/packages:$PYTHONPATH
 fi
 
-declare -A limits=([tests]=100 [losses]=130 [attention]=80 [step]=110 [fits]=110)  # 530 s in all
+declare -A limits=([tests]=100 [losses]=130 [attention]=110 [step]=100 [fits]=95)  # 535 s in all
 for part in "${parts[@]}"; do
   rm -f "$out/$part.jsonl"
   timeout --kill-after=5 "${limits[$part]:?no such part: $part}" \

@@ -1,4 +1,4 @@
-"""The parts of `bench/gpu.py` that run the local engine: tree attention, a whole step, and what fits.
+"""The parts of `bench/gpu.py` that run the local engine: a whole step, and what fits. What its other parts share.
 
 Models are made on the spot: the sizes of Qwen3, random weights, and a tokenizer of as many words as the vocabulary has
 tokens, so that a response of random tokens is a text of as many words. Such a model is never right, so verdicts are
@@ -30,7 +30,6 @@ from mopd_nemo.engines.architecture import KNOWN, Architecture
 from mopd_nemo.engines.base import Sampling
 from mopd_nemo.engines.local.engine import LocalEngine
 from mopd_nemo.engines.local.memory import estimate
-from mopd_nemo.engines.local.model import LanguageModel, load_model
 from mopd_nemo.engines.local.prefix_tree import build_tree
 from mopd_nemo.methods.base import make_method
 from mopd_nemo.methods.batch import TrainBatch
@@ -176,74 +175,6 @@ def timed(device: str, work: Callable[[], Any]) -> tuple[float, Any]:
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - started, result
-
-
-# ------------------------------------------------------------------------------------------------ tree attention
-
-
-def attention(sizes: Sizes, device: str, tell: Callable[[Row], None]) -> None:
-    """Scoring and gradients of eight responses that share a context: as a tree, and padded; with profiles."""
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    with tempfile.TemporaryDirectory() as directory, random_weights(device):
-        path = str(write_model(Path(directory), sizes.model))
-        model = load_model(
-            path, key="model.path", dtype=dtype, weights=torch.float32, device=torch.device(device)
-        )  # fmt: skip
-    assert model.reads_trees, "the tree disagrees with padded rows on this device"
-    for context, response in sizes.trees:
-        rng = random.Random(0)
-        shared = tuple(rng.randrange(5, sizes.model.vocab) for _ in range(context))
-        rows = [tuple(rng.randrange(5, sizes.model.vocab) for _ in range(response)) for _ in range(8)]
-        work = flops(sizes.model, [shared] * 8, rows, head=0)
-        for phase, factor in (("score", 1), ("update", 3)):
-            seconds = {}
-            for form in ("padded", "tree"):
-                model.reads_trees = form == "tree"
-                row: Row = {"what": f"{phase}, 8 x {response:,} after {context:,}, {form}"}
-                try:
-                    seconds[form], row["gib"] = _passes(model, shared, rows, phase, sizes.micro_batch, device)
-                    row |= {"seconds": seconds[form], "flops": factor * work}
-                    row["top"] = _profile(lambda p=phase, r=rows, s=shared: _pass(model, s, r, p, sizes.micro_batch))
-                except torch.OutOfMemoryError as error:
-                    row["error"] = str(error).splitlines()[0]
-                if len(seconds) == 2:
-                    row["note"] = f"{seconds['padded'] / seconds['tree']:.2f} x as fast as padded"
-                tell(row)
-                clear(device)
-
-
-def _passes(
-    model: LanguageModel, shared: Ids, rows: Sequence[Ids], phase: str, budget: int, device: str
-) -> tuple[float, float]:
-    """Seconds of the faster of two passes after one to warm up, and the peak in GiB."""
-    with Peak(device) as peak:
-        found = [timed(device, lambda: _pass(model, shared, rows, phase, budget))[0] for _ in range(3)]
-    return min(found[1:]), peak.bytes / 2**30
-
-
-def _pass(model: LanguageModel, shared: Ids, rows: Sequence[Ids], phase: str, budget: int) -> None:
-    """One pass in the batches of the engine. The gradient is that of the sum of all hidden states."""
-    grad = phase == "update"
-    tokens = budget if grad else max(2 * budget, 4 * (len(shared) + len(rows[0])))  # as engine.py has them
-    with torch.set_grad_enabled(grad):
-        for batch in model.batches([[shared + row] for row in rows], tokens):
-            with model.computing():
-                hidden_TH = model.response_hidden_TH([shared] * len(batch), [rows[i] for i in batch])
-            if grad:
-                hidden_TH.float().sum().backward()
-    model.module.zero_grad(set_to_none=True)
-
-
-def _profile(work: Callable[[], Any]) -> list[str]:
-    """The operations that take most time, with their milliseconds."""
-    from torch.profiler import ProfilerActivity, profile
-
-    on_gpu = torch.cuda.is_available()
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as found:
-        work()
-    spent = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-    rows = sorted(found.key_averages(), key=lambda row: -getattr(row, spent))[:8]
-    return [f"{getattr(row, spent) / 1000:.2f} ms, {row.count} x {row.key[:80]}" for row in rows]
 
 
 def flops(model: Architecture, prompts: Sequence[Ids], responses: Sequence[Ids], head: int) -> float:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 import torch
 
 from bench.gpu import PARTS, run_part
+from bench.gpu_attention import FORMS, flex_tree
 from bench.peak import Peak
+from mopd_nemo.engines.local.prefix_tree import build_tree
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,10 +40,24 @@ def test_engine_parts_report_every_row(tmp_path: Path) -> None:
         for mode in ("full", "LoRA, rank 16"):
             assert named[f"{method}, {mode}: update"]["flops"] > 0
     for phase in ("score", "update"):
-        padded, tree = (named[f"{phase}, 8 x 8 after 40, {form}"] for form in ("padded", "tree"))
+        padded, tree, flex = (named[f"{phase}, 8 x 8 after 40, {form}"] for form in FORMS)
         assert padded["flops"] == tree["flops"] and padded["gib"] > tree["gib"] and tree["top"]
+        assert all(row["distance"] < 1e-5 for row in (padded, tree, flex) if "seconds" in row)
+        assert ("seconds" in flex) == (phase == "score")  # torch has no gradients of FlexAttention on a CPU
     assert named["what fits, full"]["note"].startswith("toy-4; toy-12 does not; 0.0")
     assert named["what fits, LoRA, layers computed again"]["note"].startswith("toy-12; ")
+
+
+def test_flex_attention_sees_what_the_tree_sees() -> None:
+    rng = random.Random(0)
+    context = [rng.randrange(60) for _ in range(40)]
+    inner = [rng.randrange(60) for _ in range(30)]
+    rows = [[*context, *middle, *(rng.randrange(60) for _ in range(20))] for middle in (inner, inner, inner, [1], [2])]
+    tree, flexed = build_tree(rows, torch.device("cpu")), flex_tree(rows, torch.device("cpu"))
+    assert len(tree.ids_S) == 40 + 30 + 3 * 20 + 2 * 21
+    query, key, value = (torch.randn(1, heads, len(tree.ids_S), 16) for heads in (4, 2, 2))
+    found, expected = (of.attention.attend(query, key, value, 0.25) for of in (flexed, tree))
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 
 def test_script_goes_on_after_a_failure_and_skipped_checks_have_not_passed(tmp_path: Path) -> None:

@@ -246,7 +246,8 @@ def memory(config: Config, say: Callable[[str], None], phases: Sequence[str] = (
     if not phases and certain > free:
         yield (
             f"model.path={config.model.path}: weights, gradients, optimiser and teacher take {in_bytes(certain)}, and "
-            f"{in_bytes(free)} are free: choose a smaller model, teacher.kind=live, or engine=nemo on several GPUs"
+            f"{in_bytes(free)} are free: choose a smaller model, teacher.kind=live, on a GPU "
+            "teacher.offload=true, or engine=nemo on several GPUs"
         )
 
 

@@ -5,7 +5,9 @@ parameters, of which T are trained (all, or adapters), B bytes of the compute pr
 bytes of a weight (4, or B below adapters):
 
     weights       W·P, and 4·T for adapters
-    teacher       4·T ema, W·P frozen (0 below adapters, which have it), B·P external, 0 live
+    teacher       4·T ema, W·P frozen (0 below adapters, which have it), B·P external, 0 live; with `teacher.offload`
+                  this is in host memory, and on the device are only, while it scores, B for each weight of a linear
+                  layer and W for the others, and B·vocabulary·hidden of its head until the update is done
     moments       8·T                   of AdamW, from the first update on
     gradients     4·T
     cast weights  B·matrices            where autocast narrows weights, of one pass
@@ -143,8 +145,14 @@ class _Run:
 
     def resident(self) -> Parts:
         """What stays through a whole step."""
-        external = sum(model.parameters for model in self.externals)
-        return _resident(self.config, self.student.parameters, self.trained, external)
+        external = sum(model.parameters for model, offload in self._of_others() if not offload)
+        parts = _resident(self.config, self.student.parameters, self.trained, external)
+        if self.device == "cpu":  # host memory is the device's
+            own = WHOLE * self.student.parameters * self._own_offloaded
+            external = sum(model.parameters for model, offload in self._of_others() if offload)
+            if on_host := float(own + self.width * external):
+                parts["on the host"] = on_host
+        return parts
 
     def generate(self, device_gb: float) -> Parts:
         """Sampling, at the end of the longest response."""
@@ -177,9 +185,12 @@ class _Run:
         tokens = _batch_tokens(budget, contexts * groups, context, group / contexts, response)
         gathered = _keys(context, response, group / contexts)
         found = []
-        for model, stored in [(self.student, self.stored)] * self.own + [(x, self.width) for x in self.externals]:
+        passes = [(self.student, self.stored, self._own_offloaded > 0)] * self.own
+        for model, stored, offload in passes + [(x, self.width, offload) for x, offload in self._of_others()]:
             parts = {"activations": float(tokens * _passing(model, stored, self.width, gathered))}
-            if self.width < stored:
+            if offload:
+                parts["copied weights"] = float(_copied(model, stored, self.width))
+            elif self.width < stored:
                 kept = self.config.has_teacher("live")  # autocast keeps what it has narrowed of trained weights alone
                 cast = _matrices(model) if kept else max(model.hidden * model.ffn, model.attention // 2)
                 parts["cast weights"] = float(self.width * cast)
@@ -215,7 +226,22 @@ class _Run:
         sizes = [self.stored * self.student.hidden] * self.config.has_teacher("live", "ema", "frozen")
         sizes += [self.width * model.hidden for model in self.externals]
         size = max(sizes, default=0) * prompts + (self.config.reference.kl > 0) * self.stored * self.student.hidden
-        return {"teacher's states": float(self.responses * size)} if size else {}
+        parts = {"teacher's states": float(self.responses * size)} if size else {}
+        own = self.student.embedding * self._own_offloaded
+        if heads := own + sum(model.embedding for model, offload in self._of_others() if offload):
+            parts["teacher's head"] = float(self.width * heads)
+        return parts
+
+    @property
+    def _own_offloaded(self) -> int:
+        """How many models with the student's sizes are in host memory."""
+        offloaded = [teacher.offload and teacher.kind != "external" for teacher in self.config.every_teacher.values()]
+        return sum(offloaded) + self.config.reference.offload
+
+    def _of_others(self) -> list[tuple[Architecture, bool]]:
+        """External teachers, and whether their weights are in host memory."""
+        external = [teacher.offload for teacher in self.config.every_teacher.values() if teacher.kind == "external"]
+        return list(zip(self.externals, external, strict=True))
 
     @property
     def _group(self) -> int:
@@ -258,7 +284,9 @@ class _Run:
         model, taught = self.student, self.taught
         rows = min(tokens, max(LOGITS[self.device] // model.vocab, MIN_CHUNK))
         head = 0 if self.config.lora.rank else WHOLE * model.embedding
-        casts = self.width * model.embedding * (1 + taught) if self.width < self.stored else 0
+        reference = self.config.reference
+        wide = {"live", "ema", "frozen"} & {*_resident_kinds(self.config)} or (reference.kl and not reference.offload)
+        casts = self.width * model.embedding * (1 + bool(wide)) if self.width < self.stored else 0
         hidden = tokens * model.hidden * self.stored * (1 + taught)
         if self.width < self.stored:
             hidden += tokens * model.hidden * self.width * (1 + taught)
@@ -282,14 +310,28 @@ def _resident(config: Config, parameters: float, trained: float, external: float
     whole = 0.0 if adapted else WHOLE * parameters  # weights below adapters are there once
     parts = {"weights": _width(config) * parameters + WHOLE * trained if adapted else whole}
     parts["moments"] = 2.0 * WHOLE * trained
-    copies = WHOLE * trained * config.has_teacher("ema") + whole * config.has_teacher("frozen")
+    kinds = _resident_kinds(config)
+    copies = WHOLE * trained * kinds.count("ema") + whole * kinds.count("frozen")
     if copies or external:
         parts["teacher"] = copies + external * _width(config)
-    if config.reference.kl and whole:
+    if config.reference.kl and not config.reference.offload and whole:
         parts["initial weights"] = whole
     if config.rollout.lag and config.generation.backend == "local":
         parts["second copy"] = WHOLE * trained
     return parts
+
+
+def _resident_kinds(config: Config) -> list[str]:
+    """Kinds of the teachers that are not in host memory."""
+    return [teacher.kind for teacher in config.every_teacher.values() if not teacher.offload]
+
+
+def _copied(model: Architecture, stored: int, width: int) -> int:
+    """Bytes of an offloaded teacher's weights while it scores, without its head."""
+    if width == stored:
+        return stored * (model.parameters - model.embedding)
+    narrowed = _matrices(model)
+    return stored * (model.parameters - narrowed - model.embedding * (not model.tied)) + width * narrowed
 
 
 def _matrices(model: Architecture) -> int:

@@ -76,6 +76,11 @@ def preflight(
     tasks = {row["task"] for group in recorded for row in group.rows} | {problem.task for problem in train}
     if source:
         _check_groups(plan, recorded, source)
+        if "privileged" in config.context and not any(row.get("privileged") for g in recorded for row in g.rows):
+            raise UserError(
+                f"{source}: its rows have no privileged text, which context=[{', '.join(config.context)}] shows: take "
+                "privileged out of context, or leave out --rollouts"
+            )
     else:
         check_group_size(names, config.rollout.num_rollouts_per_prompt, "--contexts")
     with VerifierPool(config.verifier, tasks) as verifiers:
@@ -96,6 +101,11 @@ def _self_taught(config: Config) -> Config:
     """
     if not uses(config.method, "peers.successes"):
         raise UserError(f"method={config.method} has no choice of peers to make; preflight is for method=mopd")
+    if "peers" not in config.context:
+        raise UserError(
+            f"context=[{', '.join(config.context)}]: preflight compares peers, and this context shows none: add peers "
+            "to it"
+        )
     if config.divergence.contrast:
         raise UserError(
             f"divergence.contrast={config.divergence.contrast}: preflight measures contexts of one prompt, and a "
@@ -160,6 +170,8 @@ def _store(
         "model": model_fingerprint(config.model.path),
         "model.dtype": config.model.dtype,
         "model.chat_template_kwargs": config.model.chat_template_kwargs,
+        "context": list(config.context),
+        "feedback": config.feedback.model_dump(mode="json"),
         "peers": config.peers.model_dump(mode="json", exclude=set(CHOICES)),
         "rollout": rollout.model_dump(mode="json"),
         "verifier": config.verifier.model_dump(mode="json"),
@@ -193,7 +205,7 @@ def _measure(
     for _ in memory(config, lambda line: print(line, file=sys.stderr), phases=("generate",)):
         pass  # it is training that could not fit
     engine = make_engine(config)
-    found = Survey(plan, engine.chat, config.peers)
+    found = Survey(plan, engine.chat, config)
     file = source or directory / "rollouts.jsonl"
     rows = []
     if source is None and file.exists():

@@ -67,7 +67,7 @@ def choose(
         order=seed_of(name),
         score=False,
     )
-    found = Survey(plan, engine.chat, peers)
+    found = Survey(plan, engine.chat, config)
     for _ in sample_groups(problems, engine, verifiers, config, plan, found):
         on_progress(0.5 * max(len(found.groups) / plan.max_groups, len(found.cases) / plan.problems))
     rows: dict[tuple[str, str], dict[str, Any]] = {}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from mopd_nemo.chat import Chat
-from mopd_nemo.config import PeersConfig, UserError
+from mopd_nemo.config import Config, PeersConfig, UserError
 from mopd_nemo.peers.render import PeerContext, build_contexts, plain_contexts
 from mopd_nemo.types import RolloutGroup
 
@@ -159,13 +159,16 @@ def peers_of(name: str, peers: PeersConfig) -> PeersConfig:
 
 
 def survey(
-    groups: Sequence[RolloutGroup], chat: Chat, peers: PeersConfig, names: Sequence[str], seed: str
+    groups: Sequence[RolloutGroup], chat: Chat, config: Config, names: Sequence[str], seed: str
 ) -> tuple[list[Case], dict[str, Reach]]:
     """The problems that have every context, and how far each context gets in all groups.
 
-    Teacher prompts are those of training: `build_contexts` makes them.
+    Teacher prompts are those of training, with whatever else than peers `context` names: `build_contexts` makes them.
     """
-    built = {name: build_contexts(groups, chat, peers_of(name, peers), seed) for name in names}
+    built = {
+        name: build_contexts(groups, chat, peers_of(name, config.peers), seed, config.context, config.feedback)
+        for name in names
+    }
     built[PLAIN] = plain_contexts(groups)
     cases, reach = [], dict.fromkeys(names, Reach())
     for g, group in enumerate(groups):

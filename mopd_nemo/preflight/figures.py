@@ -65,6 +65,7 @@ def figures(found: Survey, rows: Mapping[tuple[str, str], Row], config: Config, 
         "samples": plan.samples,
         "success_rate": fmean(bool(verdict.success) for verdict in verdicts) if verdicts else 0.0,
         "configured": name_of(config.peers),
+        "besides": [source for source in config.context if source != "peers"],
         "contexts": contexts,
         "minus": {
             name: {other: difference(table, name, other) for other in plan.contexts if other != name}

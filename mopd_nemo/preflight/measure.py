@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mopd_nemo.chat import Chat
-from mopd_nemo.config import Config, PeersConfig
+from mopd_nemo.config import Config
 from mopd_nemo.data.load import problems_of_step
 from mopd_nemo.engines.base import Engine, Sampling
 from mopd_nemo.preflight.contexts import PLAIN, WHOLE_FORMS, Case, Reach, form_of, survey
@@ -50,8 +50,8 @@ class Plan:
 class Survey:
     """The groups so far, the problems among them that have every context, and the reach of each."""
 
-    def __init__(self, plan: Plan, chat: Chat, peers: PeersConfig) -> None:
-        self._plan, self._chat, self._peers = plan, chat, peers
+    def __init__(self, plan: Plan, chat: Chat, config: Config) -> None:
+        self._plan, self._chat, self._config = plan, chat, config
         self._cases: list[Case] = []
         self.groups: list[RolloutGroup] = []
         self.reach = dict.fromkeys(plan.contexts, Reach())
@@ -59,7 +59,7 @@ class Survey:
     def add(self, groups: Sequence[RolloutGroup]) -> None:
         """Take in the groups of one step."""
         seed = f"{self._plan.seed}/peers/{len(self.groups)}"
-        cases, reach = survey(groups, self._chat, self._peers, self._plan.contexts, seed)
+        cases, reach = survey(groups, self._chat, self._config, self._plan.contexts, seed)
         self.groups += groups
         self._cases += cases
         self.reach = {name: self.reach[name] + reach[name] for name in reach}

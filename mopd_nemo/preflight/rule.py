@@ -49,6 +49,7 @@ def recommend(figures: Mapping[str, Any]) -> Recommendation:
         *_ties(helping),
         *_failures(figures, names),
         *_configured(figures, chosen),
+        *_besides(figures),
     ]
     return Recommendation(chosen, bool(helping), tuple(sentences), _cautions(chosen, contexts))
 
@@ -130,6 +131,16 @@ def _configured(figures: Mapping[str, Any], chosen: str) -> list[str]:
             f"The config shows {name} ({label_of(name)}), which is {points(gap, 'points', sign='')} worse: change it."
         ]
     return []
+
+
+def _besides(figures: Mapping[str, Any]) -> list[str]:
+    """What each context shows beside its peers."""
+    if not (others := figures["besides"]):
+        return []
+    return [
+        f"Each context also shows {_and(others)}, as the config's context does; without peers the model reads the "
+        "student's prompt alone."
+    ]
 
 
 def _cautions(chosen: str, contexts: Mapping[str, Any]) -> tuple[str, ...]:

@@ -81,6 +81,7 @@ def test_the_groups_of_a_run_can_be_taken(tmp_path: Path) -> None:
         (["--contexts", "9s"], "context 9s needs 9 peers beside the target"),
         (["divergence.contrast=1", "peers.failures=1"], "set divergence.contrast=0"),
         (["method=grpo"], "method=grpo has no choice of peers to make"),
+        (["context=[privileged]"], "context=[privileged]: preflight compares peers, and this context shows none"),
         (["method=sdpo"], "method=sdpo has no choice of peers to make"),
         (["teacher.kind=external", "teacher.path=x"], "set teacher.kind=live and model.path to it"),
         (["data.train=nowhere.jsonl"], "nowhere.jsonl"),
@@ -103,6 +104,21 @@ def test_a_file_without_the_peers_of_a_context_is_refused(
     file = whole / "rollouts.jsonl"
     error = refused(capsys, *SMALL, "--contexts", "7s", "--rollouts", str(file), "--output", str(tmp_path))
     assert "has the peers of context 7s beside a target" in error and str(file) in error
+
+
+def test_other_sources_of_the_context_are_measured_and_named(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = ("context=[peers,privileged]", "--contexts", "1s", "--problems", "8", "--samples", "2")
+    text = mopd(*SMALL, *told, "--output", str(tmp_path / "out"))
+    assert "Each context also shows privileged" in " ".join(text.split())
+    rows = read_rows(tmp_path / "out" / "written.jsonl")
+    assert {row["context"]: "This is known about the problem" in row["prompt"] for row in rows} == {
+        "none": False,
+        "1s": True,
+    }
+    asked = (*told[:1], "--contexts", "1s", "--rollouts", str(whole / "rollouts.jsonl"), "--output", str(tmp_path))
+    assert "rollouts.jsonl: its rows have no privileged text" in refused(capsys, *SMALL, *asked)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -28,7 +28,7 @@ def figures_of(chat: Chat, settings: Config) -> Callable[..., dict[str, Any]]:
     def build(plan: Plan = PLAN, **habits: float) -> dict[str, Any]:
         problems = with_prompt_ids(arithmetic(plan.max_groups), chat, 128)
         engine = PlantedEngine(chat, problems, **habits)
-        found = Survey(plan, chat, settings.peers)
+        found = Survey(plan, chat, settings)
         with VerifierPool(settings.verifier, {"arithmetic"}) as verifiers:
             list(sample_groups(problems, engine, verifiers, settings, plan, found))  # type: ignore[arg-type]
             rows = measure(found.cases, engine, verifiers, settings, plan)  # type: ignore[arg-type]

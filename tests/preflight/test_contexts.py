@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from mopd_nemo.chat import Chat
@@ -80,7 +82,7 @@ def test_a_case_has_the_targets_that_have_every_context_and_training_builds_its_
         chat, [("a", 1.0), ("b", 1.0), ("c", 0.0), ("d", 0.0)]
     )  # no failure stays beside a failed target
     thin = make_group(chat, [("a", 1.0), ("a", 1.0), ("c", 0.0)])  # equal texts count once
-    cases, reach = survey([mixed, thin], chat, settings.peers, ("1s", "2s+1f"), "seed")
+    cases, reach = survey([mixed, thin], chat, settings, ("1s", "2s+1f"), "seed")
     assert [(case.group, case.targets) for case in cases] == [(mixed, (2, 3))]
     trained = build_contexts([mixed, thin], chat, settings.peers, "seed")  # they show 2s+1f
     assert [context.prompt_ids for context in cases[0].contexts["2s+1f"]] == [
@@ -93,5 +95,16 @@ def test_a_case_has_the_targets_that_have_every_context_and_training_builds_its_
 
 def test_what_could_not_be_judged_is_no_target(chat: Chat, settings: Config) -> None:
     group = make_group(chat, [("a", 1.0), ("b", 1.0), ("c", None)])
-    cases, reach = survey([group], chat, settings.peers, ("1s",), "seed")
+    cases, reach = survey([group], chat, settings, ("1s",), "seed")
     assert cases[0].targets == (0, 1) and reach["1s"].targets == 2
+
+
+def test_what_the_context_names_beside_peers_is_shown_too(chat: Chat, settings: Config) -> None:
+    whole = settings.model_copy(update={"context": ("privileged", "peers")})
+    group = make_group(chat, [("a", 1.0), ("b", 1.0), ("c", 0.0)])
+    group = replace(group, problem=replace(group.problem, privileged="count on your fingers"))
+    (case,), _ = survey([group], chat, whole, ("1s",), "seed")
+    for context in case.contexts["1s"]:
+        read = chat.decode(context.prompt_ids or (), skip_special_tokens=False)
+        assert "count on your fingers" in read and context.complete
+    assert "fingers" not in chat.decode(case.contexts[PLAIN][0].prompt_ids or (), skip_special_tokens=False)

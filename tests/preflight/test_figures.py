@@ -48,7 +48,7 @@ def row(context: str, **values: Any) -> dict[str, Any]:
 
 def test_each_figure_by_hand(chat: Chat, settings: Config) -> None:
     plan = replace(PLAN, contexts=("1f",), samples=4)
-    found = Survey(plan, chat, settings.peers)
+    found = Survey(plan, chat, settings)
     found.add([make_group(chat, [("s", 1.0), ("t", 1.0), ("a", 0.0), ("error", None)])])
     rows = {
         ("p", "none"): row("none"),

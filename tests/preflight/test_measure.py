@@ -22,7 +22,7 @@ def problems(chat: Chat) -> list[Problem]:
 
 
 def surveyed(chat: Chat, settings: Config, problems: list[Problem], plan: Plan, **habits: float) -> Survey:
-    found = Survey(plan, chat, settings.peers)
+    found = Survey(plan, chat, settings)
     engine: Any = PlantedEngine(chat, problems, **habits)
     with VerifierPool(settings.verifier, {"arithmetic"}) as verifiers:
         list(sample_groups(problems, engine, verifiers, settings, plan, found))

@@ -105,7 +105,7 @@ class Trainer:
         cls, run: RunDirectory, overrides: Sequence[str], console: Console, started: float | None = None
     ) -> Trainer:
         """A run that continues, with changed settings if overrides are given."""
-        before, config = run.read_config(), run.read_config(overrides)
+        before, config = run.load_config(), run.load_config(overrides)
         made = saved.newest_step(run.checkpoints)
         if made > config.train.num_steps:
             raise UserError(

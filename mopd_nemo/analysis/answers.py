@@ -9,7 +9,7 @@ from typing import Any
 from mopd_nemo.analysis.plots import mean_name
 from mopd_nemo.analysis.records import Change, Records
 from mopd_nemo.config.checks import uses
-from mopd_nemo.config.plugins import method_class
+from mopd_nemo.config.plugins import recorded_method
 from mopd_nemo.run.checkpoints import best_saved
 from mopd_nemo.run.display import PHASES, WARM_UP_STEPS
 
@@ -147,7 +147,7 @@ def cost(records: Records) -> Lines:
     rollout = records.config.rollout
     written = [row["tokens_per_second"] * row["seconds/step"] for row in rows if "tokens_per_second" in row]
     responses = len(rows) * rollout.num_prompts_per_step * rollout.num_rollouts_per_prompt
-    if method_class(records.config.method).samples:
+    if recorded_method(records.config.method).samples:
         tokens = f", {sum(written):,.0f} tokens" if written else ""
         lines.append(("sampled", f"{responses:,} responses{tokens}"))
     if (read := sum(row.get("score/tokens", 0.0) for row in rows)) > 0:

@@ -16,8 +16,8 @@ from mopd_nemo import __version__
 from mopd_nemo.analysis.page import markdown_table
 from mopd_nemo.analysis.plots import mean_name
 from mopd_nemo.config import Config
+from mopd_nemo.config.checks import uses
 from mopd_nemo.config.load import flatten
-from mopd_nemo.config.plugins import method_class
 from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.run.guard import signs
 
@@ -131,15 +131,15 @@ def _with_interval(row: Mapping[str, Any], name: str) -> str:
 
 
 def _training(config: Config, metrics: Rows) -> str:
-    rollout, uses = config.rollout, method_class(config.method).uses
+    rollout = config.rollout
     lines = [
         f"method `{config.method}`" + (f", teacher `{config.teacher.kind}`" if config.teacher.kind != "none" else "")
     ]
     if config.teacher.path:
         lines[0] += f" (`{config.teacher.path}`)"
-    if "context" in uses:
+    if uses(config.method, "context"):
         lines.append(f"in the teacher's prompt: {config.teacher_reads}")
-    if "divergence" in uses:
+    if uses(config.method, "divergence.kind"):
         lines.append(f"objective: `{config.divergence.kind}` on `{config.divergence.support}`")
     lines.append(
         f"problems: `{config.data.train}`" + (f", the first {config.data.num_train}" if config.data.num_train else "")

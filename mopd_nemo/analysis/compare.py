@@ -14,7 +14,7 @@ import numpy as np
 from mopd_nemo.analysis.contrasts import MARGIN, Contrasts, contrasts
 from mopd_nemo.config import UserError
 from mopd_nemo.config.load import flatten
-from mopd_nemo.config.plugins import method_class
+from mopd_nemo.config.plugins import recorded_method
 from mopd_nemo.files import read_rows
 from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.run.display import PHASES, WARM_UP_STEPS
@@ -186,7 +186,7 @@ def _implied(runs: Sequence[RunResult]) -> set[str]:
     by_method: dict[str, list[RunResult]] = {}
     for run in runs:
         by_method.setdefault(run.config["method"], []).append(run)
-    preset = {key for name in by_method for key in method_class(name).preset}
+    preset = {key for name in by_method for key in recorded_method(name).preset}
     return {
         key
         for key in preset

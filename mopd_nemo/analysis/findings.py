@@ -9,7 +9,7 @@ from typing import Any
 
 from mopd_nemo.analysis.plots import mean_name
 from mopd_nemo.analysis.records import Records, mean
-from mopd_nemo.config.plugins import method_class
+from mopd_nemo.config.plugins import recorded_method
 from mopd_nemo.run.checkpoints import checkpoints, step_of
 from mopd_nemo.run.guard import MORE_ENTROPY, missing_steps, signs
 
@@ -252,7 +252,7 @@ def _next_time(records: Records) -> Iterator[Finding]:
             *("", "data.num_eval"),
             f"more held-out problems: with {change.num_problems} a change below about {width:.0f} points stays unseen",
         )
-        if method_class(config.method).reads_peers and config.peers.choose == "fixed":
+        if recorded_method(config.method).reads_peers and config.peers.choose == "fixed":
             yield Finding("", "peers.choose", "`measured`, or `mopd preflight`: what do these peers tell this model?")
     if change.low > 0 and records.complete:
         if recent is not None and recent.low > 0:

@@ -64,13 +64,13 @@ def print_table(
 
 def scoring_config(source: Path, model: str | None, config_file: Path | None, overrides: Sequence[str]) -> Config:
     """The given config, else that of the run that recorded the rollouts, else the defaults. No teacher is loaded."""
-    from mopd_nemo.config.load import load_config
+    from mopd_nemo.config.load import load_config, read_config
 
     of_run = source.parent.parent / "config.yaml"
     if config_file is not None:
         config = load_config(config_file, overrides)
     elif of_run.is_file():
-        config = load_config(of_run, overrides)
+        config = load_config(of_run, overrides) if overrides else read_config(of_run)
     elif overrides:
         raise UserError(f"settings ({overrides[0]}) change a config, and {source} is not inside a run: add --config")
     else:

@@ -11,7 +11,7 @@ from mopd_nemo.config.base import seconds_of
 from mopd_nemo.config.checks_context import check_context
 from mopd_nemo.config.checks_nemo import check_nemo
 from mopd_nemo.config.cluster import keeps_hidden
-from mopd_nemo.config.plugins import METHODS, method_class
+from mopd_nemo.config.plugins import METHODS, method_class, recorded_method
 from mopd_nemo.config.schema import Config
 from mopd_nemo.config.teacher import TeacherConfig, key_of
 
@@ -65,7 +65,7 @@ def teacher_prompt(config: Config) -> tuple[str, int]:
 
 def uses(method: str, key: str) -> bool:
     """Whether a method reads an optional setting."""
-    return any(_within(key, scope) for scope in method_class(method).uses)
+    return any(_within(key, scope) for scope in recorded_method(method).uses)
 
 
 def is_unused(method: str, key: str) -> bool:

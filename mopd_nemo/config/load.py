@@ -81,6 +81,15 @@ def load_config(path: str | os.PathLike[str] | None, overrides: Sequence[str] = 
     return _config(_read_values(path, overrides))
 
 
+def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """The settings that a run has recorded, for reading what it did: what they name of the user's need not be there.
+
+    Raises:
+        UserError: as above, but for rules between settings.
+    """
+    return _validate(Config, _read_values(path, overrides))
+
+
 def config_from(values: Mapping[str, Any], source: str) -> Config:
     """A whole config from a mapping. `source` is named in errors.
 

@@ -40,6 +40,14 @@ def method_class(name: str) -> Any:
     return found
 
 
+def recorded_method(name: str) -> Any:
+    """The class of a run that is only read: `Method` itself, which uses nothing, where a user's own is not there."""
+    try:
+        return method_class(name)
+    except UserError:
+        return load_class("mopd_nemo.methods.base:Method", {}, "method")
+
+
 def context_function(name: str) -> Any:
     """The function `(group, target) -> [(heading, text), ...]` that `context` names as `module:function`.
 

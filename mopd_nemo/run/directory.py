@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mopd_nemo.config import Config, UserError
-from mopd_nemo.config.load import dump_config, load_config
+from mopd_nemo.config.load import dump_config, load_config, read_config
 from mopd_nemo.files import DamagedError, WriteError, cannot_write, read_rows, write_rows, write_text
 
 _LEASE_SECONDS = 120.0
@@ -132,8 +132,12 @@ class RunDirectory:
             raise UserError(f"{path}: not a run directory (no config.yaml in it)")
         return run
 
-    def read_config(self, overrides: Iterable[str] = ()) -> Config:
-        """The run's settings, with dotted overrides."""
+    def read_config(self) -> Config:
+        """The run's settings, for reading what it did."""
+        return read_config(self.config_file, [f"run_dir={self.path}"])
+
+    def load_config(self, overrides: Iterable[str] = ()) -> Config:
+        """The run's settings with dotted overrides, checked as those of a new run: for going on."""
         return load_config(self.config_file, [*overrides, f"run_dir={self.path}"])
 
     def write_config(self, config: Config) -> None:

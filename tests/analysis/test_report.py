@@ -1,14 +1,17 @@
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mopd_nemo.analysis import groups
+from mopd_nemo.analysis.card import model_card
+from mopd_nemo.analysis.compare import compare
 from mopd_nemo.analysis.report import setting_differences, write_report
 from mopd_nemo.analysis.tokens import one_line
 from mopd_nemo.commands.analyze import teacher_signal
-from mopd_nemo.config import Config
+from mopd_nemo.config import Config, UserError
 from mopd_nemo.config.load import load_config
 from mopd_nemo.files import append_row, read_rows, write_rows
 from mopd_nemo.run.directory import RunDirectory
@@ -46,6 +49,30 @@ def test_report_copes_with_missing_parts(tmp_path: Path) -> None:
     assert "held-out" not in page and "What the teacher saw" not in page
     run.metrics_file.unlink()
     assert "Nothing recorded yet" in write_report([run]).read_text()
+
+
+@pytest.mark.parametrize("setting", ["context=[peers,'gone:hints']", "method=gone:Own"])
+def test_a_run_is_read_without_the_code_of_the_user_that_it_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "gone.py").write_text(
+        "from mopd_nemo.methods.mopd import Mopd\n\n\ndef hints(group, target):\n    return [('Hint:', 'add')]\n\n\n"
+        "class Own(Mopd):\n    pass\n"
+    )
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(code)
+        run = new_run(tmp_path / "run", "train.num_steps=1", setting)
+    (code / "gone.py").unlink()
+    monkeypatch.delitem(sys.modules, "gone")
+    page = write_report([run]).read_text()
+    assert "held-out mean@2" in page and "gone:" in page
+    assert setting.startswith("method") or "reads 2 successes and 0 failures, gone:hints" in page
+    assert f"method `{run.read_config().method}`" in model_card(run, 1, "m")
+    compare([run.path], None, 0.02)
+    with pytest.raises(UserError, match="there is no module gone"):
+        run.load_config()
 
 
 def check_self_contained(page: str) -> None:

@@ -113,10 +113,7 @@ def test_other_sources_of_the_context_are_measured_and_named(
     text = mopd(*SMALL, *told, "--output", str(tmp_path / "out"))
     assert "Each context also shows privileged" in " ".join(text.split())
     rows = read_rows(tmp_path / "out" / "written.jsonl")
-    assert {row["context"]: "This is known about the problem" in row["prompt"] for row in rows} == {
-        "none": False,
-        "1s": True,
-    }
+    assert all(("This is known about the problem" in row["prompt"]) == (row["context"] == "1s") for row in rows)
     asked = (*told[:1], "--contexts", "1s", "--rollouts", str(whole / "rollouts.jsonl"), "--output", str(tmp_path))
     assert "rollouts.jsonl: its rows have no privileged text" in refused(capsys, *SMALL, *asked)
 

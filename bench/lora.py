@@ -1,6 +1,8 @@
-"""Training all weights of a model against adapters of it: peak memory and seconds of a step, on a CPU or a GPU.
+"""Training all weights of a model against adapters of it, or against other settings: peak memory and seconds of a step,
+on a CPU or a GPU.
 
     python -m bench.lora MODEL_DIR
+    python -m bench.lora MODEL_DIR --against teacher.offload=true
 
 Each side runs in processes of its own, in turns. A step is what `mopd train` does with a batch: responses are
 drawn, scored by an EMA teacher that reads peers, and learned from; then the teacher follows. What is scored and learned
@@ -15,14 +17,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 from bench.peak import Peak
 from mopd_nemo.config import Config
-from mopd_nemo.config.load import config_from
+from mopd_nemo.config.load import load_config
 from mopd_nemo.engines.base import Sampling
 from mopd_nemo.engines.local.engine import LocalEngine
 from mopd_nemo.losses.objectives import Divergence
@@ -36,7 +38,9 @@ Ids = tuple[int, ...]
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a model directory, or embedded:arithmetic")
-    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument(
+        "--against", nargs="+", default=["lora.rank=16"], metavar="KEY=VALUE", help="settings of the second side"
+    )
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--prompts", type=int, default=6, help="of 64 tokens each")
@@ -47,20 +51,23 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=2, help="processes of each side, in turns")
     parser.add_argument("--micro-batch", type=int, default=2048, help="tokens in one pass of an update")
     parser.add_argument("--output", type=Path, help="also write the figures as JSON here")
-    parser.add_argument("--side", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--side", nargs="*", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def config_of(asked: argparse.Namespace, rank: int) -> Config:
-    values = {
-        "model": {"path": asked.model, "dtype": asked.dtype, "device": asked.device},
-        "lora": {"rank": rank},
-        "rollout": {"max_response_tokens": asked.tokens, "num_rollouts_per_prompt": asked.rollouts, "batch_size": 192},
-        "data": {"max_prompt_tokens": 64},
-        "peers": {"max_context_tokens": asked.context},
-        "train": {"tokens_per_micro_batch": asked.micro_batch},
-    }
-    return config_from(values, "bench")
+def config_of(asked: argparse.Namespace, settings: Sequence[str]) -> Config:
+    sizes = [
+        f"model.path={asked.model}",
+        f"model.dtype={asked.dtype}",
+        f"model.device={asked.device}",
+        f"rollout.max_response_tokens={asked.tokens}",
+        f"rollout.num_rollouts_per_prompt={asked.rollouts}",
+        "rollout.batch_size=192",
+        "data.max_prompt_tokens=64",
+        f"peers.max_context_tokens={asked.context}",
+        f"train.tokens_per_micro_batch={asked.micro_batch}",
+    ]
+    return load_config(None, [*sizes, *settings])
 
 
 def drawn(seed: int, count: int, size: int) -> Ids:
@@ -69,9 +76,9 @@ def drawn(seed: int, count: int, size: int) -> Ids:
     return tuple(torch.randint(size // 10, size, (count,), generator=generator).tolist())
 
 
-def measure(asked: argparse.Namespace, rank: int) -> dict[str, float]:
+def measure(asked: argparse.Namespace, settings: Sequence[str]) -> dict[str, float]:
     """Bytes at the peak of two steps, and seconds of each phase of the steps after them."""
-    engine = LocalEngine(config_of(asked, rank))
+    engine = LocalEngine(config_of(asked, settings))
     size = engine.student.module.config.vocab_size
     prompts = [drawn(number, 64, size) for number in range(asked.prompts)]
     rows = [
@@ -108,7 +115,7 @@ def measure(asked: argparse.Namespace, rank: int) -> dict[str, float]:
     with Peak(asked.device) as peak:
         teacher = engine.teacher.model
         assert teacher is not None
-        peak.hold([*engine.student.module.parameters(), *teacher.module.parameters()])
+        peak.hold([*engine.student.module.parameters(), *teacher.named_parameters().values()])
         for number in range(2):
             step(number)
     for values in seconds.values():
@@ -124,15 +131,17 @@ def main() -> None:
     if asked.side is not None:
         print(json.dumps(measure(asked, asked.side)))
         return
-    sides: dict[int, list[dict[str, float]]] = {0: [], asked.rank: []}
-    for rank in list(sides) * asked.rounds:
-        command = [sys.executable, "-m", "bench.lora", *sys.argv[1:], "--side", str(rank)]
+    other = " ".join(asked.against)
+    sides: dict[str, list[dict[str, float]]] = {"all weights": [], other: []}
+    for side in list(sides) * asked.rounds:
+        settings = asked.against if side == other else []
+        command = [sys.executable, "-m", "bench.lora", *sys.argv[1:], "--side", *settings]
         answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        sides[rank].append(json.loads(answer.stdout.splitlines()[-1]))
-        print(rank, sides[rank][-1], file=sys.stderr)
-    best = {rank: {name: min(run[name] for run in runs) for name in runs[0]} for rank, runs in sides.items()}
-    full, low = best[0], best[asked.rank]
-    print(f"| | all weights | rank {asked.rank} | ratio |\n|---|---|---|---|")
+        sides[side].append(json.loads(answer.stdout.splitlines()[-1]))
+        print(side, sides[side][-1], file=sys.stderr)
+    best = {side: {name: min(run[name] for run in runs) for name in runs[0]} for side, runs in sides.items()}
+    full, low = best.values()
+    print(f"| | all weights | {other} | ratio |\n|---|---|---|---|")
     for name, unit, divisor in (("bytes", "MB", 1e6), *((phase, "s", 1.0) for phase in ("step", *PHASES))):
         values = f"{full[name] / divisor:.2f} {unit} | {low[name] / divisor:.2f} {unit}"
         print(f"| {name} | {values} | {low[name] / full[name]:.2f} |")

@@ -40,7 +40,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from mopd_nemo.config.load import load_config
 from mopd_nemo.data.load import load_problems
-from mopd_nemo.engines.base import Sampling
+from mopd_nemo.engines.base import Request, Sampling
 from mopd_nemo.engines.local.engine import LocalEngine
 from mopd_nemo.engines.local.llama import is_like_llama
 from mopd_nemo.engines.local.model import LanguageModel
@@ -107,16 +107,8 @@ CASES: dict[str, Callable[[], Case]] = {
 
 def ours(case: Case, seed: str) -> list[int]:
     """Lengths of the responses."""
-    total = len(case.prompts) * case.num_samples
-    found = sample(
-        case.model,
-        case.prompts,
-        case.num_samples,
-        case.sampling,
-        eos_ids=case.eos_ids,
-        seed=seed,
-        batch_size=total,
-    )
+    request = Request(case.prompts, case.num_samples, case.sampling, seed)
+    found = sample(case.model, request, eos_ids=case.eos_ids, batch_size=len(request))
     return [len(ids) for ids, _ in found]
 
 

@@ -27,7 +27,7 @@ from bench.peak import Peak
 from mopd_nemo.config import Config
 from mopd_nemo.config.load import load_config
 from mopd_nemo.engines.architecture import KNOWN, Architecture
-from mopd_nemo.engines.base import Sampling
+from mopd_nemo.engines.base import Request, Sampling
 from mopd_nemo.engines.local.engine import LocalEngine
 from mopd_nemo.engines.local.memory import estimate
 from mopd_nemo.engines.local.prefix_tree import build_tree
@@ -221,7 +221,7 @@ def _sampled(engine: LocalEngine, sizes: Sizes, device: str, tell: Callable[[Row
     prompts = [engine.chat.prompt_ids(turns) for turns in messages]  # type: ignore[arg-type]
 
     def draw(tokens: int) -> list[list[Rollout]]:
-        return engine.generate(prompts, sizes.rollouts, Sampling(tokens), "gpu")
+        return engine.generate(Request(prompts, sizes.rollouts, Sampling(tokens), "gpu"))
 
     draw(min(16, sizes.response))
     with Peak(device) as peak:

@@ -25,7 +25,7 @@ import torch
 from bench.peak import Peak
 from mopd_nemo.config import Config
 from mopd_nemo.config.load import load_config
-from mopd_nemo.engines.base import Sampling
+from mopd_nemo.engines.base import Request, Sampling
 from mopd_nemo.engines.local.engine import LocalEngine
 from mopd_nemo.losses.objectives import Divergence
 from mopd_nemo.methods.batch import LossTerm, TrainBatch
@@ -107,7 +107,7 @@ def measure(asked: argparse.Namespace, settings: Sequence[str]) -> dict[str, flo
 
     def step(number: int) -> None:
         sampling = Sampling(asked.tokens, 1.0)
-        timed("generate", lambda: engine.generate(prompts, asked.rollouts, sampling, str(number)))
+        timed("generate", lambda: engine.generate(Request(prompts, asked.rollouts, sampling, str(number))))
         targets, _ = timed("score", lambda: engine.score(batch))  # type: ignore[misc]
         timed("update", lambda: engine.update(batch, targets, 1e-5))
         timed("teacher", engine.update_teacher)

@@ -19,7 +19,7 @@ from mopd_nemo.analysis.plots import COLOURS, MARKERS, SOFT, style_axes
 from mopd_nemo.chat import with_prompt_ids
 from mopd_nemo.config.load import load_config
 from mopd_nemo.data.load import load_problems, problems_of_step
-from mopd_nemo.engines.base import Sampling
+from mopd_nemo.engines.base import Request, Sampling
 from mopd_nemo.engines.local.engine import LocalEngine
 from mopd_nemo.engines.local.model import load_model
 from mopd_nemo.engines.models import load_tokenizer
@@ -62,7 +62,7 @@ class Job:
         timer = PhaseTimer()
         with timer("generate"):
             sampling = Sampling(rollout.max_response_tokens)
-            samples = engine.generate(prompts, rollout.num_rollouts_per_prompt, sampling, f"curve/{number}")
+            samples = engine.generate(Request(prompts, rollout.num_rollouts_per_prompt, sampling, f"curve/{number}"))
         if whole:
             assert all(len(r.response_ids) == rollout.max_response_tokens for group in samples for r in group)
         right, wrong = Verdict(1.0, Outcome.CORRECT, success=True), Verdict(0.0, Outcome.WRONG, success=False)

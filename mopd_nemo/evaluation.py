@@ -13,7 +13,7 @@ from scipy import stats
 
 from mopd_nemo.config import Config, UserError
 from mopd_nemo.config.schema import pass_sizes
-from mopd_nemo.engines.base import Engine, Progress, Sampling
+from mopd_nemo.engines.base import Engine, Progress, Request, Sampling
 from mopd_nemo.peers.metrics import group_metrics
 from mopd_nemo.types import Problem, RolloutGroup
 from mopd_nemo.verifiers import verifier_class
@@ -39,10 +39,7 @@ def evaluate(
     sampling = Sampling(config.rollout.max_response_tokens, config.eval.temperature, config.eval.top_p)
     verifying = PendingVerdicts(verifiers, engine.chat)
     samples = engine.generate(
-        prompts,
-        n,
-        sampling,
-        f"eval/{config.seed}",
+        Request(prompts, n, sampling, f"eval/{config.seed}"),
         on_progress,
         on_rollout=lambda number, sample, rollout: verifying.add(problems[number], sample, rollout),
     )

@@ -18,7 +18,7 @@ from mopd_nemo.terminal import Terminal
 from mopd_nemo.types import Problem, Rollout
 
 if TYPE_CHECKING:
-    from mopd_nemo.engines.base import Engine
+    from mopd_nemo.engines.base import Engine, Request
 
 
 def evaluate(
@@ -108,7 +108,7 @@ def complete(
 
         def write(some: Sequence[Problem], seed: str) -> list[list[Rollout]]:
             prompts = [problem.prompt_ids for problem in some]
-            groups = engine.generate(prompts, rollout.num_rollouts_per_prompt, sampling, seed)
+            groups = engine.generate(Request(prompts, rollout.num_rollouts_per_prompt, sampling, seed))
             bar.update(task, completed=problems.index(some[-1]) + 1)
             return groups
 

@@ -46,6 +46,22 @@ class Sampling:
     top_p: float = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Responses to be drawn. An engine gives the same request the same ones, as long as its weights are the same."""
+
+    prompts: Sequence[tuple[int, ...]]
+    """Token ids of each."""
+    num_samples: int
+    """Responses for each prompt."""
+    sampling: Sampling
+    seed: str
+
+    def __len__(self) -> int:
+        """Responses in all."""
+        return len(self.prompts) * self.num_samples
+
+
 @dataclass
 class TokenCounts:
     """Positions that forward passes have computed."""
@@ -149,14 +165,11 @@ class Engine(Protocol[Targets]):
 
     def generate(
         self,
-        prompts: Sequence[tuple[int, ...]],
-        num_samples: int,
-        sampling: Sampling,
-        seed: str,
+        request: Request,
         on_progress: Progress | None = None,
         on_rollout: OnRollout | None = None,
     ) -> list[list[Rollout]]:
-        """`num_samples` responses for each prompt, in order; the same seed gives the same ones.
+        """The responses for each prompt, in order.
 
         `on_rollout` is called when a single rollout is finished, in any order.
         """
@@ -164,10 +177,7 @@ class Engine(Protocol[Targets]):
 
     def generate_ahead(
         self,
-        prompts: Sequence[tuple[int, ...]],
-        num_samples: int,
-        sampling: Sampling,
-        seed: str,
+        request: Request,
         on_rollout: OnRollout,
     ) -> InFlight:
         """What `generate` gives now, drawn by the student's present weights while other methods change them.

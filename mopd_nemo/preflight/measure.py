@@ -13,7 +13,7 @@ from typing import Any
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import Config
 from mopd_nemo.data.load import problems_of_step
-from mopd_nemo.engines.base import Engine, Sampling
+from mopd_nemo.engines.base import Engine, Request, Sampling
 from mopd_nemo.preflight.contexts import PLAIN, WHOLE_FORMS, Case, Reach, form_of, survey
 from mopd_nemo.types import Problem, Rollout, RolloutGroup
 from mopd_nemo.verifiers.pool import PendingVerdicts, VerifierPool
@@ -86,10 +86,12 @@ def sample_groups(
         chosen = problems_of_step(problems, step, rollout.num_prompts_per_step, plan.order)
         judging = PendingVerdicts(verifiers, engine.chat)
         samples = engine.generate(
-            [problem.prompt_ids for problem in chosen],
-            rollout.num_rollouts_per_prompt,
-            sampling,
-            f"{plan.seed}/groups/{step}",
+            Request(
+                [problem.prompt_ids for problem in chosen],
+                rollout.num_rollouts_per_prompt,
+                sampling,
+                f"{plan.seed}/groups/{step}",
+            ),
             on_rollout=_judging(judging, chosen),
         )
         groups = [
@@ -139,7 +141,7 @@ def _measure_batch(
     prompts = [case.contexts[name][0].prompt_ids or () for case in batch]
     sampling = Sampling(config.rollout.max_response_tokens, config.rollout.temperature)
     judging = PendingVerdicts(verifiers, engine.chat)
-    written = engine.generate(prompts, plan.samples, sampling, seed, on_rollout=_judging(judging, problems))
+    written = engine.generate(Request(prompts, plan.samples, sampling, seed), on_rollout=_judging(judging, problems))
     verdicts = judging.collect(problems, written)
     wrote = time.perf_counter()
     scores = _scores(name, batch, engine) if plan.score else [[] for _ in batch]

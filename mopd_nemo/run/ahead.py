@@ -13,7 +13,7 @@ from typing import Any
 
 from mopd_nemo.config import Config
 from mopd_nemo.data.load import problems_of_step
-from mopd_nemo.engines.base import Engine, InFlight, Progress, Sampling
+from mopd_nemo.engines.base import Engine, InFlight, Progress, Request, Sampling
 from mopd_nemo.files import read_rows
 from mopd_nemo.types import Problem, Rollout, RolloutGroup
 from mopd_nemo.verifiers.pool import PendingVerdicts, VerifierPool
@@ -42,24 +42,18 @@ class StepRollouts:
 
 
 @dataclass(slots=True)
-class _Request:
-    """What the engine is asked for one step."""
+class _Pending:
+    """The rollouts of one step, drawn or being drawn."""
 
     step: int
     problems: list[Problem]
-    num_samples: int
-    sampling: Sampling
-    seed: str
+    request: Request
     verdicts: PendingVerdicts
     weights: int
     """Number of the step whose update made the weights that draw; 0 for the initial ones."""
     drawing: InFlight | None = None
     samples: list[list[Rollout]] = field(default_factory=list)
     """Those of a checkpoint, of which nothing is left to draw."""
-
-    @property
-    def arguments(self) -> tuple[list[tuple[int, ...]], int, Sampling, str]:
-        return [problem.prompt_ids for problem in self.problems], self.num_samples, self.sampling, self.seed
 
     def on_rollout(self, number: int, sample: int, rollout: Rollout) -> None:
         self.verdicts.add(self.problems[number], sample, rollout)
@@ -71,10 +65,10 @@ class _Request:
         """What decides the responses beside weights and prompts."""
         return {
             "step": self.step,
-            "num_samples": self.num_samples,
-            "max_tokens": self.sampling.max_tokens,
-            "temperature": self.sampling.temperature,
-            "seed": self.seed,
+            "num_samples": self.request.num_samples,
+            "max_tokens": self.request.sampling.max_tokens,
+            "temperature": self.request.sampling.temperature,
+            "seed": self.request.seed,
         }
 
 
@@ -99,28 +93,28 @@ class RolloutSource:
         self._engine = engine
         self._verifiers = verifiers
         self._completions = completions
-        self._ahead: _Request | None = None
-        self._taken: _Request | None = None
+        self._ahead: _Pending | None = None
+        self._taken: _Pending | None = None
         """The last one that a step was given."""
 
     def of(self, step: int, on_progress: Progress) -> StepRollouts:
         """The rollouts of a step. With `rollout.lag: 1`, those of the next one begin to be drawn."""
-        request, lagging = self._ahead, self._config.rollout.lag
-        if request is None:
-            request = self._request(step, weights=step - 1)
-            request.samples = self._draw(request, on_progress)
+        pending, lagging = self._ahead, self._config.rollout.lag
+        if pending is None:
+            pending = self._pending(step, weights=step - 1)
+            pending.samples = self._draw(pending, on_progress)
         began = time.perf_counter()
-        samples = request.wait(on_progress)
-        self._ahead, self._taken = None, request
-        metrics = {"rollout/lag": float(step - 1 - request.weights)}
+        samples = pending.wait(on_progress)
+        self._ahead, self._taken = None, pending
+        metrics = {"rollout/lag": float(step - 1 - pending.weights)}
         if lagging:
             metrics["seconds/waiting"] = time.perf_counter() - began
-        if request.drawing is not None:
-            metrics["seconds/drawing"] = request.drawing.seconds
+        if pending.drawing is not None:
+            metrics["seconds/drawing"] = pending.drawing.seconds
         if lagging and step < self._config.train.num_steps:
-            self._ahead = self._request(step + 1, weights=step - 1)
-            self._ahead.drawing = self._engine.generate_ahead(*self._ahead.arguments, self._ahead.on_rollout)
-        return StepRollouts(request.problems, samples, request.verdicts, metrics)
+            self._ahead = self._pending(step + 1, weights=step - 1)
+            self._ahead.drawing = self._engine.generate_ahead(self._ahead.request, self._ahead.on_rollout)
+        return StepRollouts(pending.problems, samples, pending.verdicts, metrics)
 
     def rows(self, step: int, on_progress: Progress) -> list[dict[str, Any]]:
         """The rollouts in flight as rows for a checkpoint made after `step`, once they are drawn; none: nothing is.
@@ -128,11 +122,11 @@ class RolloutSource:
         A step that could not learn from its rollouts gives them back: older weights have drawn them.
         """
         found = (r for r in (self._taken, self._ahead) if r is not None and r.step == step + 1)
-        request = next(found, None)
-        if request is None or not self._config.rollout.lag:
+        pending = next(found, None)
+        if pending is None or not self._config.rollout.lag:
             return []
-        rows: list[dict[str, Any]] = [request.header() | {"weights": request.weights}]
-        for problem, rollouts in zip(request.problems, request.wait(on_progress), strict=True):
+        rows: list[dict[str, Any]] = [pending.header() | {"weights": pending.weights}]
+        for problem, rollouts in zip(pending.problems, pending.wait(on_progress), strict=True):
             responses = [{"ids": r.response_ids, "finished": r.finished, "logprobs": r.logprobs} for r in rollouts]
             rows.append({"problem": problem.id, "prompt_ids": problem.prompt_ids, "responses": responses})
         return rows
@@ -147,13 +141,13 @@ class RolloutSource:
         if not self._config.rollout.lag or not file.exists():
             return ""
         header, *rows = read_rows(file)
-        request = self._request(step + 1, weights=header["weights"])
-        recorded = {name: header[name] for name in request.header()}
-        asked = [(problem.id, list(problem.prompt_ids)) for problem in request.problems]
-        if recorded != request.header() or [(row["problem"], row["prompt_ids"]) for row in rows] != asked:
+        pending = self._pending(step + 1, weights=header["weights"])
+        recorded = {name: header[name] for name in pending.header()}
+        asked = [(problem.id, list(problem.prompt_ids)) for problem in pending.problems]
+        if recorded != pending.header() or [(row["problem"], row["prompt_ids"]) for row in rows] != asked:
             return f"The rollouts in flight of {file} were drawn with other settings: step {step + 1} draws its own."
-        request.samples = [[self._rollout(response) for response in row["responses"]] for row in rows]
-        self._ahead = request
+        pending.samples = [[self._rollout(response) for response in row["responses"]] for row in rows]
+        self._ahead = pending
         return ""
 
     def stop(self) -> None:
@@ -162,22 +156,21 @@ class RolloutSource:
             self._ahead.drawing.stop()
         self._ahead = None
 
-    def _request(self, step: int, weights: int) -> _Request:
+    def _pending(self, step: int, weights: int) -> _Pending:
         config, rollout = self._config, self._config.rollout
-        return _Request(
-            step,
-            problems_of_step(self._problems, step, rollout.num_prompts_per_step, config.seed),
+        problems = problems_of_step(self._problems, step, rollout.num_prompts_per_step, config.seed)
+        request = Request(
+            [problem.prompt_ids for problem in problems],
             rollout.num_rollouts_per_prompt,
             Sampling(rollout.max_response_tokens, rollout.temperature),
             f"train/{config.seed}/{step}",
-            PendingVerdicts(self._verifiers, self._engine.chat),
-            weights,
         )
+        return _Pending(step, problems, request, PendingVerdicts(self._verifiers, self._engine.chat), weights)
 
-    def _draw(self, request: _Request, on_progress: Progress) -> list[list[Rollout]]:
+    def _draw(self, pending: _Pending, on_progress: Progress) -> list[list[Rollout]]:
         if self._completions is not None:
-            return [self._completions[problem.id] for problem in request.problems]
-        return self._engine.generate(*request.arguments, on_progress, on_rollout=request.on_rollout)
+            return [self._completions[problem.id] for problem in pending.problems]
+        return self._engine.generate(pending.request, on_progress, pending.on_rollout)
 
     def _rollout(self, response: Mapping[str, Any]) -> Rollout:
         ids = tuple(response["ids"])

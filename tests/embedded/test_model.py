@@ -8,7 +8,7 @@ from mopd_nemo.chat import with_prompt_ids
 from mopd_nemo.config.load import load_config
 from mopd_nemo.config.verifiers import VerifierConfig
 from mopd_nemo.data.load import load_problems
-from mopd_nemo.engines.base import Sampling
+from mopd_nemo.engines.base import Request, Sampling
 from mopd_nemo.engines.local.engine import LocalEngine
 from mopd_nemo.evaluation import evaluate
 from mopd_nemo.methods.mopd import Mopd
@@ -45,7 +45,8 @@ def test_peers_in_the_prompt_make_it_better(
     engine: LocalEngine, groups: list[RolloutGroup], settings: list[str], gain: float
 ) -> None:
     examples = Mopd(load_config(QUICKSTART, settings), engine.chat).build(groups, step=1).examples[::4]
-    answers = engine.generate([example.teacher_prompt_ids or () for example in examples], 1, Sampling(96), "with peers")
+    prompts = [example.teacher_prompt_ids or () for example in examples]
+    answers = engine.generate(Request(prompts, 1, Sampling(96), "with peers"))
     problems = [groups[example.group_index].problem for example in examples]
     with VerifierPool(VerifierConfig(), ["arithmetic"]) as verifiers:
         informed = fmean(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mopd_nemo.config.load import load_config
-from mopd_nemo.engines.base import Sampling
+from mopd_nemo.engines.base import Request, Sampling
 from mopd_nemo.losses.objectives import LogLikelihood
 from mopd_nemo.methods.batch import LossTerm, TrainBatch
 from mopd_nemo.types import Rollout, TrainExample
@@ -35,7 +35,7 @@ def expected(engine: Any, prompt: tuple[int, ...], rollout: Rollout, temperature
 
 
 def check(engine: Any, temperature: float, seed: str, max_tokens: int = 24) -> list[list[Rollout]]:
-    groups = engine.generate(PROMPTS, 4, Sampling(max_tokens, temperature), seed)
+    groups = engine.generate(Request(PROMPTS, 4, Sampling(max_tokens, temperature), seed))
     for prompt, group in zip(PROMPTS, groups, strict=True):
         assert len(group) == 4 and len({rollout.response_ids for rollout in group}) > 1
         for rollout in group:
@@ -69,7 +69,7 @@ def test_responses_end_once_or_at_the_limit(engine: Any) -> None:
 
 def test_seed_decides_and_batching_does_not(engine: Any) -> None:
     def ids(prompts: list[tuple[int, ...]], seed: str) -> list[list[tuple[int, ...]]]:
-        return [[r.response_ids for r in group] for group in engine.generate(prompts, 4, Sampling(24), seed)]
+        return [[r.response_ids for r in group] for group in engine.generate(Request(prompts, 4, Sampling(24), seed))]
 
     assert ids(PROMPTS, "a") == ids(PROMPTS, "a") != ids(PROMPTS, "b")
     assert ids(PROMPTS[:1], "a") == ids(PROMPTS, "a")[:1]
@@ -78,9 +78,9 @@ def test_seed_decides_and_batching_does_not(engine: Any) -> None:
 def test_weights_are_refreshed_and_old_keys_forgotten(engine: Any) -> None:
     """The prompts have been read with the old weights: a cache of them would give old log-probabilities."""
     prompt = tuple(range(20, 70))  # several blocks of vLLM's cache
-    (before,) = engine.generate([prompt], 1, Sampling(24), "w")[0]
+    (before,) = engine.generate(Request([prompt], 1, Sampling(24), "w"))[0]
     learn(engine, prompt, before)
-    (after,) = engine.generate([prompt], 1, Sampling(24), "w")[0]
+    (after,) = engine.generate(Request([prompt], 1, Sampling(24), "w"))[0]
     torch.testing.assert_close(torch.tensor(after.logprobs), expected(engine, prompt, after), atol=1e-3, rtol=0)
     new = expected(engine, prompt, before)
     assert (new - torch.tensor(before.logprobs)).abs().max() > 0.05, "the update should be visible"
@@ -88,11 +88,12 @@ def test_weights_are_refreshed_and_old_keys_forgotten(engine: Any) -> None:
 
 def test_rollouts_ahead_are_drawn_while_the_student_learns(engine: Any) -> None:
     """In another thread, with vLLM's own weights. Who samples meanwhile waits, and gets the present ones."""
-    before = engine.generate(PROMPTS, 4, Sampling(200), "ahead")
+    request = Request(PROMPTS, 4, Sampling(200), "ahead")
+    before = engine.generate(request)
     arrived: list[Rollout] = []
-    in_flight = engine.generate_ahead(PROMPTS, 4, Sampling(200), "ahead", lambda *which: arrived.append(which[-1]))
+    in_flight = engine.generate_ahead(request, lambda *which: arrived.append(which[-1]))
     learn(engine, PROMPTS[0], before[0][0])
-    after = engine.generate(PROMPTS, 4, Sampling(200), "ahead")
+    after = engine.generate(request)
     assert len(arrived) == 12, "vLLM was free again"
     assert [len(r.response_ids) for r in arrived] == sorted(len(r.response_ids) for r in arrived)
     assert in_flight.wait() == before != after
@@ -105,7 +106,7 @@ def test_rollouts_ahead_are_drawn_while_the_student_learns(engine: Any) -> None:
 def test_more_prompts_than_are_read_at_once(engine: Any) -> None:
     """Every prompt fills a good part of what vLLM reads in one go, so that one would be cut without care."""
     prompts = [tuple(20 + (number + i) % 300 for i in range(100)) for number in range(90)]
-    groups = engine.generate(prompts, 2, Sampling(4), "many")
+    groups = engine.generate(Request(prompts, 2, Sampling(4), "many"))
     for number in (0, 45, 89):
         got = groups[number][1]
         torch.testing.assert_close(

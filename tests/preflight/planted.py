@@ -8,7 +8,7 @@ from typing import Any
 
 from mopd_nemo.chat import Chat
 from mopd_nemo.data.arithmetic import make_problems
-from mopd_nemo.engines.base import OnRollout, Progress, Sampling
+from mopd_nemo.engines.base import OnRollout, Progress, Request
 from mopd_nemo.types import Problem, Rollout
 
 SUCCESS, FAILURE = "A correct solution", "A failed attempt"
@@ -30,17 +30,14 @@ class PlantedEngine:
 
     def generate(
         self,
-        prompts: Sequence[tuple[int, ...]],
-        num_samples: int,
-        sampling: Sampling,
-        seed: str,
+        request: Request,
         on_progress: Progress | None = None,
         on_rollout: OnRollout | None = None,
     ) -> list[list[Rollout]]:
         self.calls += 1
         return [
-            [self._answer(prompt, random.Random(f"{seed}/{p}/{s}")) for s in range(num_samples)]
-            for p, prompt in enumerate(prompts)
+            [self._answer(prompt, random.Random(f"{request.seed}/{p}/{s}")) for s in range(request.num_samples)]
+            for p, prompt in enumerate(request.prompts)
         ]
 
     def _answer(self, prompt: tuple[int, ...], rng: random.Random) -> Rollout:

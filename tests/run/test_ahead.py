@@ -14,7 +14,7 @@ from rich.console import Console
 from mopd_nemo.config import UserError
 from mopd_nemo.config.load import load_config
 from mopd_nemo.data.load import problems_of_step
-from mopd_nemo.engines.base import Sampling
+from mopd_nemo.engines.base import Request, Sampling
 from mopd_nemo.engines.local import engine as local_engine
 from mopd_nemo.files import read_rows
 from mopd_nemo.run import ahead
@@ -65,7 +65,8 @@ def test_a_step_learns_from_rollouts_of_the_weights_before_the_last_update(run: 
 
     def drawn(step: int) -> list[list[int]]:
         problems = problems_of_step(trainer.problems, step, 4, config.seed)
-        groups = trainer.engine.generate([p.prompt_ids for p in problems], 4, sampling, f"train/{config.seed}/{step}")
+        request = Request([p.prompt_ids for p in problems], 4, sampling, f"train/{config.seed}/{step}")
+        groups = trainer.engine.generate(request)
         return [list(rollout.response_ids) for group in groups for rollout in group]
 
     assert recorded(run, 1) == drawn(1) and recorded(run, 2) == drawn(2), "both of the initial weights"

@@ -7,7 +7,7 @@ import pytest
 from mopd_nemo.config.load import load_config
 from mopd_nemo.data.arithmetic import make_problems
 from mopd_nemo.data.load import write_problems
-from mopd_nemo.engines.base import Sampling
+from mopd_nemo.engines.base import Request, Sampling
 from mopd_nemo.engines.local.engine import LocalEngine
 from mopd_nemo.files import read_rows
 from mopd_nemo.types import Problem, Rollout
@@ -29,7 +29,7 @@ def test_every_rollout_is_announced_once_as_it_is_returned() -> None:
         assert (prompt, sample) not in announced
         announced[prompt, sample] = rollout
 
-    returned = engine.generate(prompts, 2, Sampling(40), "seed", on_rollout=note)
+    returned = engine.generate(Request(prompts, 2, Sampling(40), "seed"), on_rollout=note)
     assert announced == {(p, s): returned[p][s] for p in range(6) for s in range(2)}
     assert {rollout.finished for rollout in announced.values()} == {True, False}
 

@@ -15,7 +15,7 @@ from mopd_nemo.chat import Chat
 from mopd_nemo.config import Config, UserError
 from mopd_nemo.config.checks import teacher_prompt
 from mopd_nemo.config.teacher import key_of
-from mopd_nemo.engines.base import InFlight, OnRollout, Progress, Sampling, TokenSignal, added
+from mopd_nemo.engines.base import InFlight, OnRollout, Progress, Request, TokenSignal, added
 from mopd_nemo.engines.local.learner import Learner
 from mopd_nemo.engines.local.lora import AdaptedModel
 from mopd_nemo.engines.local.memory import checkpoint_bytes, scoring_budget
@@ -72,23 +72,17 @@ class LocalEngine:
 
     def generate(
         self,
-        prompts: Sequence[tuple[int, ...]],
-        num_samples: int,
-        sampling: Sampling,
-        seed: str,
+        request: Request,
         on_progress: Progress | None = None,
         on_rollout: OnRollout | None = None,
     ) -> list[list[Rollout]]:
         self._settle()
         self._refresh()
-        return self._drawn(self.student, prompts, num_samples, sampling, seed, on_progress, on_rollout)
+        return self._drawn(self.student, request, on_progress, on_rollout)
 
     def generate_ahead(
         self,
-        prompts: Sequence[tuple[int, ...]],
-        num_samples: int,
-        sampling: Sampling,
-        seed: str,
+        request: Request,
         on_rollout: OnRollout,
     ) -> InFlight:
         if self._in_flight is not None:
@@ -99,7 +93,7 @@ class LocalEngine:
 
         def draw(on_progress: Progress, on_rollout: OnRollout) -> list[list[Rollout]]:
             with torch.cuda.stream(aside):
-                return self._drawn(student, prompts, num_samples, sampling, seed, on_progress, on_rollout)
+                return self._drawn(student, request, on_progress, on_rollout)
 
         self._in_flight = InFlight(draw, on_rollout)
         return self._in_flight
@@ -128,10 +122,7 @@ class LocalEngine:
     def _drawn(
         self,
         student: LanguageModel,
-        prompts: Sequence[tuple[int, ...]],
-        num_samples: int,
-        sampling: Sampling,
-        seed: str,
+        request: Request,
         on_progress: Progress | None,
         on_rollout: OnRollout | None,
     ) -> list[list[Rollout]]:
@@ -142,30 +133,28 @@ class LocalEngine:
             finished = ids[-1] in self._eos_ids
             rollouts[number] = Rollout(tuple(ids), self.chat.decode(ids), finished, tuple(logprobs))
             if on_rollout:
-                on_rollout(*divmod(number, num_samples), rollouts[number])
+                on_rollout(*divmod(number, request.num_samples), rollouts[number])
 
         if self._vllm is not None:
 
             def finish_some(samples: list[Numbered]) -> None:
                 for prompt, index, (ids, logprobs, _) in samples:
-                    finish(prompt * num_samples + index, ids, logprobs)
+                    finish(prompt * request.num_samples + index, ids, logprobs)
                 if on_progress:
-                    on_progress(len(rollouts) / (len(prompts) * num_samples))
+                    on_progress(len(rollouts) / len(request))
 
-            self._vllm.sample(prompts, num_samples, sampling, self._eos_ids, seed, finish_some)
+            self._vllm.sample(request, self._eos_ids, finish_some)
         else:
             sample(
                 student,
-                prompts,
-                num_samples,
-                sampling,
+                request,
                 eos_ids=self._eos_ids,
-                seed=seed,
                 batch_size=self._config.rollout.batch_size,
                 on_progress=on_progress,
                 on_sequence=finish,
             )
-        return [[rollouts[p * num_samples + s] for s in range(num_samples)] for p in range(len(prompts))]
+        count = request.num_samples
+        return [[rollouts[p * count + s] for s in range(count)] for p in range(len(request.prompts))]
 
     @torch.no_grad()
     def score(

@@ -7,13 +7,14 @@ U distinct prompts, P prompt positions, V vocabulary, J blocks of it, W tokens o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mopd_nemo.engines.base import Progress, Sampling, seed_of
+from mopd_nemo.engines.base import Progress, Request, Sampling, seed_of
 from mopd_nemo.engines.local import llama
 from mopd_nemo.engines.local.model import LanguageModel
 
@@ -31,22 +32,20 @@ OnSequence = Callable[[int, list[int], list[float]], None]
 @torch.inference_mode()
 def sample(
     model: LanguageModel,
-    prompts: Sequence[tuple[int, ...]],
-    num_samples: int,
-    sampling: Sampling,
+    request: Request,
     *,
     eos_ids: frozenset[int],
-    seed: str,
     batch_size: int,
     on_progress: Progress | None = None,
     on_sequence: OnSequence = lambda *_: None,
 ) -> list[tuple[list[int], list[float]]]:
-    """Responses, `num_samples` for each prompt, prompt by prompt: (token ids with the end token, log-probabilities).
+    """Responses, prompt by prompt: (token ids with the end token, log-probabilities).
 
     Every draw is a function of the seed, the prompt's index, the sample's index and the position alone. So batching
     changes only rounding.
     """
-    prompts_per_batch = max(batch_size // num_samples, 1)
+    prompts, count = request.prompts, request.num_samples
+    prompts_per_batch = max(batch_size // count, 1)
     results: list[tuple[list[int], list[float]]] = []
 
     def finished(number: int, ids: list[int], logprobs: list[float]) -> None:
@@ -54,10 +53,10 @@ def sample(
 
     for start in range(0, len(prompts), prompts_per_batch):
         stop = min(start + prompts_per_batch, len(prompts))
-        uniforms = [_uniforms(f"{seed}/{number}", sampling.max_tokens, num_samples) for number in range(start, stop)]
+        uniforms = [_uniforms(f"{request.seed}/{n}", request.sampling.max_tokens, count) for n in range(start, stop)]
         with model.computing():
             draws = torch.cat(uniforms, dim=1)
-            results += _decode(model, prompts[start:stop], num_samples, sampling, eos_ids, draws, finished)
+            results += _decode(model, replace(request, prompts=prompts[start:stop]), eos_ids, draws, finished)
         if on_progress:
             on_progress(stop / len(prompts))
     return results
@@ -65,14 +64,13 @@ def sample(
 
 def _decode(
     model: LanguageModel,
-    prompts: Sequence[tuple[int, ...]],
-    num_samples: int,
-    sampling: Sampling,
+    request: Request,
     eos_ids: frozenset[int],
     uniforms: Tensor,
     on_sequence: OnSequence,
 ) -> list[tuple[list[int], list[float]]]:
-    logits_BV, decoder = read_prompts(model, prompts, num_samples, sampling.max_tokens)
+    sampling = request.sampling
+    logits_BV, decoder = read_prompts(model, request.prompts, request.num_samples, sampling.max_tokens)
     device, total = model.device, len(logits_BV)
     uniforms, ends = uniforms.to(device), torch.tensor(sorted(eos_ids), device=device)
     ids_NT = torch.zeros(total, sampling.max_tokens, dtype=torch.long, device=device)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from mopd_nemo.config import Config, UserError
 from mopd_nemo.embedded import resolve_model_path
-from mopd_nemo.engines.base import Sampling
+from mopd_nemo.engines.base import Request
 from mopd_nemo.engines.local.model import LanguageModel, resolve_device
 from mopd_nemo.engines.models import check_is_whole
 from mopd_nemo.engines.vllm import Numbered, sample
@@ -69,23 +69,20 @@ class VllmBackend:
 
     def sample(
         self,
-        prompts: Sequence[tuple[int, ...]],
-        num_samples: int,
-        sampling: Sampling,
+        request: Request,
         eos_ids: frozenset[int],
-        seed: str,
         on_samples: Callable[[list[Numbered]], None],
     ) -> None:
         """Responses for each prompt, given to `on_samples` as soon as they are finished."""
         sample(
             self.llm,
-            [(number, list(prompt)) for number, prompt in enumerate(prompts)],
-            num_samples,
-            sampling.max_tokens,
-            sampling.temperature,
-            sampling.top_p,
+            [(number, list(prompt)) for number, prompt in enumerate(request.prompts)],
+            request.num_samples,
+            request.sampling.max_tokens,
+            request.sampling.temperature,
+            request.sampling.top_p,
             sorted(eos_ids),
-            seed,
+            request.seed,
             on_samples,
         )
 

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from mopd_nemo.config import Config
-from mopd_nemo.engines.base import InFlight, OnRollout, Progress, Sampling, TokenSignal, added
+from mopd_nemo.engines.base import InFlight, OnRollout, Progress, Request, TokenSignal, added
 from mopd_nemo.engines.models import load_chat
 from mopd_nemo.engines.nemo.batches import NO_ROW
 from mopd_nemo.engines.nemo.checks import check_models, check_surroundings
@@ -63,26 +63,20 @@ class NemoEngine:
 
     def generate(
         self,
-        prompts: Sequence[tuple[int, ...]],
-        num_samples: int,
-        sampling: Sampling,
-        seed: str,
+        request: Request,
         on_progress: Progress | None = None,
         on_rollout: OnRollout | None = None,
     ) -> list[list[Rollout]]:
         self._wake()
-        return self._drawn(prompts, num_samples, sampling, seed, on_progress, on_rollout)
+        return self._drawn(request, on_progress, on_rollout)
 
     def generate_ahead(
         self,
-        prompts: Sequence[tuple[int, ...]],
-        num_samples: int,
-        sampling: Sampling,
-        seed: str,
+        request: Request,
         on_rollout: OnRollout,
     ) -> InFlight:
         self._wake()
-        self._in_flight = InFlight(partial(self._drawn, prompts, num_samples, sampling, seed), on_rollout)
+        self._in_flight = InFlight(partial(self._drawn, request), on_rollout)
         return self._in_flight
 
     def _wake(self) -> None:
@@ -98,10 +92,7 @@ class NemoEngine:
 
     def _drawn(
         self,
-        prompts: Sequence[tuple[int, ...]],
-        num_samples: int,
-        sampling: Sampling,
-        seed: str,
+        request: Request,
         on_progress: Progress | None,
         on_rollout: OnRollout | None,
     ) -> list[list[Rollout]]:
@@ -115,21 +106,22 @@ class NemoEngine:
                 if on_rollout:
                     on_rollout(prompt, number, rollout)
             if on_progress:
-                on_progress(len(rollouts) / (len(prompts) * num_samples))
+                on_progress(len(rollouts) / len(request))
 
         generation = self._runtime.generation
         generation.sample(
-            prompts,
+            request.prompts,
             finish,
-            num_samples=num_samples,
-            max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
+            num_samples=request.num_samples,
+            max_tokens=request.sampling.max_tokens,
+            temperature=request.sampling.temperature,
+            top_p=request.sampling.top_p,
             stop_ids=sorted(self.chat.end_ids),
-            seed=seed if self._config.nemo.generation.seeded else None,
+            seed=request.seed if self._config.nemo.generation.seeded else None,
         )
         generation.sleep()
-        return [[rollouts[prompt, number] for number in range(num_samples)] for prompt in range(len(prompts))]
+        numbers = range(request.num_samples)
+        return [[rollouts[prompt, number] for number in numbers] for prompt in range(len(request.prompts))]
 
     def score(self, batch: TrainBatch, on_progress: Progress | None = None) -> tuple[Targets, dict[str, float]]:
         scored = [i for i, example in enumerate(batch.examples) if example.teacher_prompt_ids is not None]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mopd_nemo.engines.base import InFlight, Sampling
+from mopd_nemo.engines.base import InFlight, Request, Sampling
 from mopd_nemo.engines.local import engine as module
 from mopd_nemo.engines.local.engine import LocalEngine
 from mopd_nemo.losses.objectives import LogLikelihood
@@ -17,6 +17,7 @@ from mopd_nemo.types import Rollout, TrainExample
 
 Make = Callable[..., LocalEngine]
 PROMPTS = [(5, 6, 7), (9, 8, 7, 6, 5, 4, 3), (11,), (12, 13)]
+ASKED = Request(PROMPTS, 3, Sampling(20), "a")
 
 
 def learn(engine: LocalEngine, rollouts: list[list[Rollout]]) -> None:
@@ -27,7 +28,7 @@ def learn(engine: LocalEngine, rollouts: list[list[Rollout]]) -> None:
 
 def test_rollouts_ahead_are_those_of_the_weights_that_they_began_with(make: Make, monkeypatch: Any) -> None:
     engine, began, updated = make(), threading.Event(), threading.Event()
-    before, whole = engine.generate(PROMPTS, 3, Sampling(20), "a"), module.sample
+    before, whole = engine.generate(ASKED), module.sample
 
     def slow(*arguments: Any, **settings: Any) -> Any:
         began.set()
@@ -37,15 +38,15 @@ def test_rollouts_ahead_are_those_of_the_weights_that_they_began_with(make: Make
     arrived: dict[tuple[int, int], Rollout] = {}
     with monkeypatch.context() as patch:
         patch.setattr(module, "sample", slow)
-        in_flight = engine.generate_ahead(PROMPTS, 3, Sampling(20), "a", lambda p, s, r: arrived.update({(p, s): r}))
+        in_flight = engine.generate_ahead(ASKED, lambda p, s, r: arrived.update({(p, s): r}))
         assert began.wait(30)
         learn(engine, before)
         updated.set()
         assert in_flight.wait() == before
     assert arrived == {(p, s): r for p, group in enumerate(before) for s, r in enumerate(group)}
-    after = engine.generate(PROMPTS, 3, Sampling(20), "a")
+    after = engine.generate(ASKED)
     assert after != before
-    assert engine.generate_ahead(PROMPTS, 3, Sampling(20), "a", lambda *_: None).wait() == after
+    assert engine.generate_ahead(ASKED, lambda *_: None).wait() == after
 
 
 def test_what_the_thread_raises_is_raised_where_it_is_waited_for() -> None:

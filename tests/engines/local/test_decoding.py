@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from mopd_nemo.engines.base import Sampling
+from mopd_nemo.engines.base import Request, Sampling
 from mopd_nemo.engines.local.llama import LIKE_LLAMA, LlamaDecoder, is_like_llama
 from mopd_nemo.engines.local.model import LanguageModel
 from mopd_nemo.engines.local.sampler import read_prompts, sample
@@ -118,7 +118,7 @@ def test_changed_layers_are_not_taken_for_the_original() -> None:
 def test_end_token_once_and_its_logprob_at_the_temperature(name: str) -> None:
     """Every recorded log-probability, the end token's too, is that of a whole pass at the sampling temperature."""
     model, ends = make(name), frozenset(range(1, 20))
-    found = sample(model, PROMPTS, 4, Sampling(12, temperature=0.7), eos_ids=ends, seed="s", batch_size=8)
+    found = sample(model, Request(PROMPTS, 4, Sampling(12, temperature=0.7), "s"), eos_ids=ends, batch_size=8)
     assert {len(ids) for ids, _ in found} > {12}
     for number, (ids, logprobs) in enumerate(found):
         prompt = PROMPTS[number // 4]

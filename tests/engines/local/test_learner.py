@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mopd_nemo.engines.base import Sampling
+from mopd_nemo.engines.base import Request, Sampling
 from mopd_nemo.engines.local.engine import LocalEngine
 from mopd_nemo.engines.local.targets import Target
 from mopd_nemo.losses.objectives import Divergence, Dpo, LogLikelihood, Objective, PolicyGradient, ReferenceKL, Simpo
@@ -27,7 +27,7 @@ TEACHER_PROMPTS = [(50, 51, 5, 6, 7), (60, 9, 8, 7, 6, 5, 4, 3), (70, 71, 72, 11
 def make_rows(
     engine: LocalEngine, teacher_prompts: Sequence[tuple[int, ...] | None], advantages: Sequence[float] = (0.0, 0.0)
 ) -> list[TrainExample]:
-    groups = engine.generate(PROMPTS, 2, Sampling(9), "rows")
+    groups = engine.generate(Request(PROMPTS, 2, Sampling(9), "rows"))
     return [
         TrainExample(g, r, PROMPTS[g], rollout.response_ids, rollout.logprobs, teacher_prompts[g], advantages[r])
         for g, group in enumerate(groups)

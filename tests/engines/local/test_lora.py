@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from mopd_nemo.config import LoraConfig, UserError
-from mopd_nemo.engines.base import Sampling
+from mopd_nemo.engines.base import Request, Sampling
 from mopd_nemo.engines.local import llama
 from mopd_nemo.engines.local.engine import LocalEngine
 from mopd_nemo.engines.local.lora import AdaptedModel
@@ -111,7 +111,7 @@ def test_the_sampler_and_the_learner_agree_on_adapters(make: Make) -> None:
     for _ in range(3):
         update(engine)
     assert llama.is_like_llama(engine.student.module), "else the sampler would be the slow one"
-    groups = engine.generate([(5, 6, 7)], 8, Sampling(12), "a")
+    groups = engine.generate(Request([(5, 6, 7)], 8, Sampling(12), "a"))
     found = engine.response_logprobs([(5, 6, 7)] * 8, [rollout.response_ids for rollout in groups[0]])
     for rollout, logprobs in zip(groups[0], found, strict=True):
         assert rollout.logprobs == pytest.approx(logprobs, abs=1e-4)

@@ -13,7 +13,7 @@ from bench.peak import Peak
 from mopd_nemo.config import Config
 from mopd_nemo.config.load import load_config
 from mopd_nemo.engines.architecture import KNOWN, Architecture
-from mopd_nemo.engines.base import Sampling
+from mopd_nemo.engines.base import Request, Sampling
 from mopd_nemo.engines.local import memory
 from mopd_nemo.engines.local.engine import LocalEngine
 from mopd_nemo.engines.memory import shortage
@@ -45,9 +45,10 @@ def measured(directory: Path, model: Architecture, sizes: Sizes, overrides: list
         ]
         messages = [({"role": "user", "content": text},) for text in texts]
         prompts = [engine.chat.prompt_ids(turns) for turns in messages]
+        request = Request(prompts, sizes.rollouts, Sampling(sizes.response), "memory")
         for _ in range(2):
             peak.restart()
-            found: list[list[Rollout]] = engine.generate(prompts, sizes.rollouts, Sampling(sizes.response), "memory")
+            found: list[list[Rollout]] = engine.generate(request)
             peaks["generate"] = peak.read()
             groups = [_group(n, *whole) for n, whole in enumerate(zip(messages, prompts, found, strict=True))]
             batch = make_method(config, engine.chat).build(groups, 1)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from mopd_nemo.engines.base import Sampling
+from mopd_nemo.engines.base import Request, Sampling
 from mopd_nemo.engines.local.engine import LocalEngine
 from mopd_nemo.engines.local.sampler import draw
 from tests.engines.local.test_model import naive_logprobs
@@ -40,21 +40,22 @@ def test_temperature_and_top_p() -> None:
 
 def test_rollouts_carry_the_model_s_own_logprobs(make: Make) -> None:
     engine = make()
-    for prompt, rollouts in zip(PROMPTS, engine.generate(PROMPTS, 2, Sampling(12), "s"), strict=True):
+    for prompt, rollouts in zip(PROMPTS, engine.generate(Request(PROMPTS, 2, Sampling(12), "s")), strict=True):
         for rollout in rollouts:
             expected = naive_logprobs(engine.student.module, prompt, rollout.response_ids)
             assert rollout.logprobs == pytest.approx(expected, abs=1e-4)
 
 
 def test_batching_changes_nothing(make: Make) -> None:
-    together, apart = (make(f"rollout.batch_size={size}").generate(PROMPTS, 4, Sampling(20), "s") for size in (1000, 4))
+    request = Request(PROMPTS, 4, Sampling(20), "s")
+    together, apart = (make(f"rollout.batch_size={size}").generate(request) for size in (1000, 4))
     ids = [[[rollout.response_ids for rollout in group] for group in groups] for groups in (together, apart)]
     assert ids[0] == ids[1]
 
 
 def test_seed_decides(make: Make) -> None:
     engine = make()
-    first, again, other = (engine.generate(PROMPTS, 2, Sampling(20), seed) for seed in ("a", "a", "b"))
+    first, again, other = (engine.generate(Request(PROMPTS, 2, Sampling(20), seed)) for seed in ("a", "a", "b"))
     assert first == again
     assert first != other
 
@@ -64,7 +65,7 @@ def test_responses_end_at_the_end_token_or_at_the_limit(make: Make) -> None:
     eos = engine.chat.tokenizer.eos_token_id
     with torch.no_grad():  # make the end token likely enough to stop rows at different times
         engine.student.head.weight[eos] = engine.student.head.weight.mean(0) + 0.4
-    rollouts = [r for group in engine.generate(PROMPTS * 8, 4, Sampling(30), "s") for r in group]
+    rollouts = [r for group in engine.generate(Request(PROMPTS * 8, 4, Sampling(30), "s")) for r in group]
     lengths = {len(r.response_ids) for r in rollouts if r.finished}
     assert len(lengths) > 3, "rows should end at different times, so that the batch is compacted"
     for rollout in rollouts:

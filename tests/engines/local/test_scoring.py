@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mopd_nemo.config import UserError
-from mopd_nemo.engines.base import Sampling
+from mopd_nemo.engines.base import Request, Sampling
 from mopd_nemo.engines.local.engine import LocalEngine, response_logprobs
 
 Make = Callable[..., LocalEngine]
@@ -67,7 +67,7 @@ def test_bfloat16_stays_near_and_progress_ends_at_one(make: Make) -> None:
 def test_agrees_with_what_the_sampler_recorded(make: Make) -> None:
     engine = make()
     prompts = [SHORT, LONG]
-    groups = engine.generate(prompts, 3, Sampling(9), "seed")
+    groups = engine.generate(Request(prompts, 3, Sampling(9), "seed"))
     flat = [(prompt, rollout) for prompt, group in zip(prompts, groups, strict=True) for rollout in group]
     scores = engine.response_logprobs([p for p, _ in flat], [r.response_ids for _, r in flat])
     for (_, rollout), score in zip(flat, scores, strict=True):

@@ -11,7 +11,7 @@ import torch
 from mopd_nemo.chat import Chat, with_prompt_ids
 from mopd_nemo.config import UserError
 from mopd_nemo.config.load import config_from
-from mopd_nemo.engines.base import Sampling
+from mopd_nemo.engines.base import Request, Sampling
 from mopd_nemo.engines.nemo import engine as module
 from mopd_nemo.engines.nemo.batches import NO_ROW
 from mopd_nemo.engines.nemo.launch import Runtime
@@ -80,7 +80,9 @@ class Generation:
         pass
 
     def sample(self, prompts: Any, on_samples: Any, num_samples: int, max_tokens: int, seed: str, **_: Any) -> None:
-        for number, rollouts in enumerate(self._model.generate(prompts, num_samples, Sampling(max_tokens), seed)):
+        for number, rollouts in enumerate(
+            self._model.generate(Request(prompts, num_samples, Sampling(max_tokens), seed))
+        ):
             for index, r in reversed(list(enumerate(rollouts))):
                 on_samples([(number, index, (r.response_ids, r.logprobs, r.finished))])
 

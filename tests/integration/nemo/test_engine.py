@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from mopd_nemo.config import Config, TeacherConfig, UserError
-from mopd_nemo.engines.base import Sampling
+from mopd_nemo.engines.base import Request, Sampling
 from tests.conftest import EMBEDDED
 from tests.integration.nemo import cpu
 from tests.integration.nemo.ranks import nemo_config
@@ -160,7 +160,7 @@ def make_batch(engine: Any, seed: str, objectives: Any = None) -> Any:
     from mopd_nemo.types import TrainExample
 
     prompts = [tuple(range(10, 18)), tuple(range(30, 42))]
-    groups = engine.generate(prompts, 3, Sampling(12), seed)
+    groups = engine.generate(Request(prompts, 3, Sampling(12), seed))
     examples = [
         TrainExample(
             g, r, prompts[g], rollout.response_ids, rollout.logprobs, (5, 6, *prompts[g], 7), advantage=r - 1.0
@@ -233,7 +233,7 @@ def test_steps_equal_those_of_the_local_engine(backend: str, batching: str) -> N
         assert ours == pytest.approx(theirs, abs=1e-2)
     generation = engine._runtime.generation
     assert generation.calls == ["connected to 2 GPUs", *["refit", "sleep"] * 2]
-    engine.generate(prompts[:1], 1, Sampling(3), "after the updates")
+    engine.generate(Request(prompts[:1], 1, Sampling(3), "after the updates"))
     one, other = generation.received  # of two data-parallel ranks, each of which sends to its own vLLM
     assert all(torch.equal(value, other[name]) for name, value in one.items())
     end(engine)
@@ -450,8 +450,9 @@ def test_scoring_and_training_go_on_while_rollouts_are_drawn() -> None:
     generation.may_draw.clear()
     arrived: dict[tuple[int, int], Any] = {}
     prompts = [tuple(range(10, 18)), tuple(range(30, 42))]
+    request = Request(prompts, 3, Sampling(12), "1")
     in_flight = engine.generate_ahead(
-        prompts, 3, Sampling(12), "1", lambda prompt, index, rollout: arrived.update({(prompt, index): rollout})
+        request, lambda prompt, index, rollout: arrived.update({(prompt, index): rollout})
     )
     drawing_with = generation.received[0]
     assert engine.update(batch, engine.score(batch)[0], 1e-3)["grad_norm"] > 0
@@ -463,7 +464,7 @@ def test_scoring_and_training_go_on_while_rollouts_are_drawn() -> None:
     generation.may_draw.set()
     groups = in_flight.wait()
     assert arrived == {(p, i): rollout for p, group in enumerate(groups) for i, rollout in enumerate(group)}
-    assert engine.generate(prompts, 3, Sampling(12), "1") == groups
+    assert engine.generate(request) == groups
     assert all(torch.equal(value, after[name]) for name, value in generation.received[0].items())
     assert generation.calls[1:] == ["refit", "sleep", "wake", "sleep", "refit", "sleep"]
     end(engine)

@@ -45,6 +45,9 @@ class LoraConfig(ConfigBlock):
     targets: Literal["all"] | tuple[str, ...] = "all"
     """Layers that get an adapter. `all`: every linear layer except the head. Names, such as `[q_proj, v_proj]`: the
     layers whose names end so. With `engine: nemo` the names are those of Megatron, such as `linear_qkv`."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of an adapter's inputs that are 0 in an update, the others being larger in return. Nothing else drops any:
+    neither samplers nor teachers nor evaluation."""
 
 
 class DataConfig(ConfigBlock):

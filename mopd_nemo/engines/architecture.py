@@ -70,6 +70,18 @@ class Architecture:
         }  # inputs and outputs
         return rank * self.layers * sum(size for name, size in both.items() if targets == "all" or name in targets)
 
+    def adapter_inputs(self, targets: Literal["all"] | tuple[str, ...] = "all") -> tuple[int, int]:
+        """Numbers a token that the adapters of one layer read; and these when what several read is counted once."""
+        queries = self.heads * self.head_dim
+        readers = (
+            (("q_proj", "k_proj", "v_proj"), self.hidden),
+            (("o_proj",), queries),
+            (("gate_proj", "up_proj"), self.hidden),
+            (("down_proj",), self.ffn),
+        )
+        read = [(sum(targets == "all" or name in targets for name in names), size) for names, size in readers]
+        return sum(count * size for count, size in read), sum(size for count, size in read if count)
+
 
 def _qwen3(layers: int, hidden: int, heads: int, ffn: int, tied: bool = False) -> Architecture:
     return Architecture(

@@ -94,8 +94,11 @@ class Learner:
         watched: defaultdict[str, list[Tensor]] = defaultdict(list)
         micro_batches = self._micro_batches(batch, terms)
         self._student.counts = TokenCounts()
+        name_of_update = f"{self._config.seed}/dropout/{self._updates_done()}"
         for done, micro_batch in enumerate(micro_batches, start=1):
-            for name, value in passes.backward(micro_batch, weighted, watched).items():
+            with self._student.dropping(f"{name_of_update}/{done}"):
+                losses = passes.backward(micro_batch, weighted, watched)
+            for name, value in losses.items():
                 totals[name] += value
             if on_progress:
                 on_progress(done / len(micro_batches))
@@ -103,6 +106,10 @@ class Learner:
         members = [batch.examples[i] for micro_batch in micro_batches for i in micro_batch]
         alone = sum(len(example.prompt_ids) + len(example.response_ids) for example in members)
         return metrics | self._student.counts.metrics("update", alone)
+
+    def _updates_done(self) -> int:
+        """The optimiser's own count, which a checkpoint has."""
+        return max((int(state["step"]) for state in self.optimizer.state.values()), default=0)
 
     def _micro_batches(self, batch: TrainBatch, terms: Sequence[LossTerm]) -> list[list[int]]:
         """Micro-batches of examples; the two of a pair stay together."""

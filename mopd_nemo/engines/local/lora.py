@@ -1,6 +1,7 @@
 """LoRA: a model whose own weights stay as they are, and small matrices beside them that are trained, through PEFT.
 
-An adapted layer computes W·x + scale·B·(A·x), with scale = alpha / rank. B begins at 0, A at random.
+An adapted layer computes W·x + scale·B·(A·x), with scale = alpha / rank. B begins at 0, A at random. In an update with
+`lora.dropout`, A reads x with some of its numbers 0.
 
 Shape suffixes: O outputs of a layer, I its inputs, R the rank.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -58,10 +60,23 @@ class AdaptedModel(LanguageModel):
         for name, layer in module.named_modules():
             if isinstance(layer, LoraLayer):
                 _initialise(layer, f"{seed}/lora/{name}")
+                if config.dropout:
+                    layer.lora_dropout[_NAME] = SeededDropout(config.dropout, name)
         super().__init__(module, base.dtype, recompute=base._recompute)
 
     def initial(self) -> LanguageModel:
         return self.base
+
+    @contextmanager
+    def dropping(self, seed: str) -> Iterator[None]:
+        places = [module for module in self.module.modules() if isinstance(module, SeededDropout)]
+        for place in places:
+            place.seed = seed
+        try:
+            yield
+        finally:
+            for place in places:
+                place.seed = None
 
     def sampled_weights(self) -> Iterator[tuple[str, Tensor]]:
         for name, weights in self.base.module.named_parameters():
@@ -106,6 +121,33 @@ class AdaptedModel(LanguageModel):
         return fingerprint_of(self.base.module, next(self.base.module.parameters()).dtype)
 
 
+class SeededDropout(nn.Module):
+    """Dropout whose mask is a function of names, so that a layer that is computed again drops the same.
+
+    It is none of torch's: it does not read `training`, which turns on the dropout of the base as well.
+
+    Args:
+        rate: share of the numbers that become 0. The others are divided by 1 - rate.
+        name: of the layer.
+    """
+
+    def __init__(self, rate: float, name: str) -> None:
+        super().__init__()
+        self.rate = rate
+        self.name = name
+        self.seed: str | None = None
+        """Of the pass; None: nothing is dropped."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.seed is None:
+            return inputs
+        draw = torch.Generator(inputs.device).manual_seed(seed_of(f"{self.seed}/{self.name}"))
+        kept = torch.empty(inputs.shape, dtype=torch.bool, device=inputs.device).bernoulli_(
+            1 - self.rate, generator=draw
+        )
+        return torch.where(kept, inputs / (1 - self.rate), 0)
+
+
 def merged_weight(layer: Any) -> Tensor:
     """The weight_OI of a layer with its adapter in it, in the type of the layer; without one, its own weight."""
     if not hasattr(layer, "lora_A"):
@@ -132,6 +174,7 @@ def _peft_config(base: LanguageModel, config: LoraConfig, path: str) -> Any:
     return PeftConfig(
         r=config.rank,
         lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
         target_modules=list(targets),
         bias="none",
         task_type="CAUSAL_LM",

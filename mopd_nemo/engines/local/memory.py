@@ -272,8 +272,11 @@ class _Run:
         """Bytes a token of what the backward pass needs, with the norm at the end."""
         model = self.student
         keys = _keys(self.config.data.max_prompt_tokens, self.config.rollout.max_response_tokens, self._group)
-        adapted = self.config.lora.rank > 0
-        layer = _kept(model, self.width, keys, self.stored, adapted)
+        lora = self.config.lora
+        layer = _kept(model, self.width, keys, self.stored, lora.rank > 0)
+        if lora.dropout:  # every adapter keeps an input of its own and its mask, and nothing keeps what they read
+            own, shared = model.adapter_inputs(lora.targets)
+            layer += (self.width + 1) * own - self.width * shared
         end = (WHOLE + self.stored) * model.hidden + 2 * WHOLE * model.head_dim
         if self.config.train.activation_checkpointing:
             return (model.layers - 1) * self.stored * model.hidden + layer + end

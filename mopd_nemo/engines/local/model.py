@@ -46,7 +46,7 @@ class LanguageModel:
     """
 
     def __init__(self, module: Any, dtype: torch.dtype, *, recompute: bool = False) -> None:
-        self.module = module.eval()  # no dropout: a live teacher must be the student exactly
+        self.module = module.eval()  # no dropout of its own: a live teacher must be the student exactly
         self.dtype = dtype
         self.device: torch.device = next(module.parameters()).device
         self.head: nn.Linear = module.get_output_embeddings()
@@ -64,6 +64,14 @@ class LanguageModel:
     def hidden_BSH(self, ids_BS: Tensor) -> Tensor:
         """Last hidden states of right-padded sequences. Causal attention never reads padding on the right."""
         return self.module.base_model(input_ids=ids_BS, use_cache=False).last_hidden_state
+
+    def dropping(self, seed: str) -> AbstractContextManager[None]:
+        """The context for forward and backward pass of an update, in which adapters drop some of their inputs.
+
+        Args:
+            seed: names the pass.
+        """
+        return nullcontext()
 
     def batches(self, units: Sequence[Sequence[Sequence[int]]], max_tokens: int) -> list[list[int]]:
         """Indices of units in micro-batches for `response_hidden_TH`. The sequences of a unit stay together."""
@@ -323,7 +331,8 @@ def _computed_again(module: Any) -> Iterator[None]:
     """Inside, layers keep their input alone, and the backward pass computes them a second time.
 
     All but the last, whose feed-forward block `_computed_at` changes meanwhile. It takes no more memory for that: its
-    own part is freed before the layer below it is computed again. Models have no dropout here, so no draw is repeated.
+    own part is freed before the layer below it is computed again. No generator's state is kept: what `dropping`
+    draws is a function of names.
     """
     layers = _layers(module)[:-1]
     for layer in layers:

@@ -122,6 +122,8 @@ class Learner:
         )
         self._student.prepare_for_training()
         self._student.run_all_workers_single_data("set_learning_rate", rate=learning_rate)
+        if self._config.lora.dropout:
+            self._student.run_all_workers_single_data("seed_dropout", seed=str(self._config.seed))
         start = time.monotonic()
         result = self._student.train(dealt(data, order), loss, gbs=len(order), mbs=1)
         seconds = time.monotonic() - start

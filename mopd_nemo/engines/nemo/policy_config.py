@@ -181,8 +181,8 @@ def _adapters(lora: LoraConfig) -> dict[str, Any]:
         "exclude_modules": [],
         "dim": lora.rank,
         "alpha": lora.alpha,
-        "dropout": 0.0,
-        "dropout_position": "post",
+        "dropout": lora.dropout,
+        "dropout_position": "pre",  # on the adapter's input
         "lora_A_init_method": "xavier",
         "lora_B_init_method": "zero",
         "a2a_experimental": False,

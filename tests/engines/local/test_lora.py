@@ -1,21 +1,22 @@
 """Adapters against what they stand for: full matrices, and the model that they are merged into."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from mopd_nemo.config import LoraConfig, UserError
 from mopd_nemo.engines.base import Request, Sampling
 from mopd_nemo.engines.local import llama
 from mopd_nemo.engines.local.engine import LocalEngine
-from mopd_nemo.engines.local.lora import AdaptedModel
+from mopd_nemo.engines.local.lora import AdaptedModel, SeededDropout
 from mopd_nemo.engines.local.model import LanguageModel, load_model
-from mopd_nemo.losses.objectives import Divergence
+from mopd_nemo.losses.objectives import Divergence, PolicyGradient
 from mopd_nemo.methods.batch import LossTerm, TrainBatch
 from mopd_nemo.types import TrainExample
 
@@ -162,6 +163,117 @@ def test_layers_that_are_computed_again_give_the_same_update(make: Make) -> None
         torch.testing.assert_close(p, engines[1].student.trained()[name])
 
 
+DROPPING = (*LORA, "lora.dropout=0.3")
+
+
+def test_dropout_keeps_what_a_layer_gives_on_average() -> None:
+    torch.manual_seed(0)
+    place, layer, inputs = SeededDropout(0.3, "layer"), nn.Linear(16, 4, bias=False), torch.randn(8, 16)
+    assert place(inputs) is inputs
+    zeros, mean, draws, farthest = 0.0, torch.zeros(8, 4), 4000, 0.0
+    with torch.no_grad():
+        expected = layer(inputs)
+        for draw in range(draws):
+            place.seed = f"0/dropout/0/{draw}"
+            dropped = place(inputs)
+            zeros += (dropped == 0).float().mean().item() / draws
+            mean += layer(dropped) / draws
+            farthest = max(farthest, (layer(dropped) - expected).abs().max().item())
+    assert zeros == pytest.approx(0.3, abs=3e-3)
+    torch.testing.assert_close(mean, expected, atol=0.05, rtol=0)
+    assert farthest > 0.5
+
+
+def test_a_mask_is_a_function_of_update_micro_batch_and_layer() -> None:
+    inputs = torch.ones(64, 64)
+    found = set()
+    for name in ("q_proj", "k_proj"):
+        for seed in ("0/dropout/0/1", "0/dropout/0/2", "0/dropout/1/1", "1/dropout/0/1"):
+            masks = []
+            for _ in range(2):
+                place = SeededDropout(0.3, name)
+                place.seed = seed
+                masks.append(place(inputs))
+                torch.rand(3)
+            assert torch.equal(*masks)
+            found.add(tuple(masks[0].flatten().tolist()))
+    assert len(found) == 8
+
+
+@pytest.mark.parametrize("again", ["false", "true"])
+def test_only_an_update_drops_inputs(make: Make, again: str, tmp_path: Path) -> None:
+    """Everything that is read or drawn equals what an engine without dropout gives with the same adapters."""
+    settings = ("teacher.kind=ema", f"train.activation_checkpointing={again}")
+    engine, plain = make(*DROPPING, *settings), make(*LORA, *settings)
+    for _ in range(2):
+        update(engine)
+    engine.save(tmp_path)
+    plain.load(tmp_path)
+    batch = TrainBatch(ROWS, [LossTerm(Divergence(support="full"), (0, 1))])
+    found = []
+    for one in (engine, plain):
+        targets, _ = one.score(batch)
+        signals = one.token_signal(batch, targets, 3)
+        told = [(signal.divergence.tolist(), signal.student_top.tolist()) for signal in signals if signal]
+        rollouts = [(r.response_ids, r.logprobs) for r in one.generate(Request([(5, 6, 7)], 4, Sampling(8), "a"))[0]]
+        read = one.response_logprobs([(5, 6, 7)], [(8, 9, 10)])
+        found.append((told, rollouts, read, logits(one.student).tolist()))
+    assert found[0] == found[1]
+    assert update(engine)["loss"] != update(plain)["loss"]
+    assert not any(module.training for module in engine.student.module.modules()), "the base has its own dropout"
+
+
+def test_no_other_model_drops_while_the_student_does(make: Make) -> None:
+    engine = make(*DROPPING, "teacher.kind=ema")
+    update(engine)
+    others = [engine._copied_student(), engine.student.initial(), engine.teacher.model]
+    before = [logits(other) for other in others if other]
+    student = logits(engine.student)
+    with engine.student.dropping("0"):
+        assert not torch.equal(logits(engine.student), student)
+        assert all(torch.equal(logits(other), own) for other, own in zip(others, before, strict=True) if other)
+    assert torch.equal(logits(engine.student), student)
+
+
+def test_passes_with_a_gradient_drop_and_no_others(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ratios of a second update refer to the policy that samples, which drops nothing."""
+    engine = make(*DROPPING, "seed=3", "train.num_updates_per_step=2")
+    read, seen = engine.student.response_hidden_TH, []
+    place = next(module for module in engine.student.module.modules() if isinstance(module, SeededDropout))
+
+    def watched(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Tensor:
+        seen.append((torch.is_grad_enabled(), place.seed))
+        return read(prompts, responses)
+
+    monkeypatch.setattr(engine.student, "response_hidden_TH", watched)
+    rows = [replace(row, group_index=number) for number, row in enumerate(ROWS)]
+    for _ in range(2):
+        engine.update(TrainBatch(rows, [LossTerm(PolicyGradient(), (0, 1))]), [None, None], 1e-2)
+    old = (False, None)
+    assert seen[:3] == [old, (True, "3/dropout/0/1"), (True, "3/dropout/1/1")]
+    assert seen[3:] == [old, (True, "3/dropout/2/1"), (True, "3/dropout/3/1")]
+
+
+def test_dropped_inputs_are_the_same_after_a_resume_and_when_computed_again(make: Make, tmp_path: Path) -> None:
+    settings = (*LORA, "teacher.kind=live", "train.tokens_per_micro_batch=8")
+    engine, again = (make(*settings, "lora.dropout=0.3", f"train.activation_checkpointing={way}") for way in (0, 1))
+    for number in range(3):
+        assert update(again) == update(engine)
+        for name, p in engine.student.trained().items():
+            assert torch.equal(p, again.student.trained()[name])
+        if number == 0:
+            engine.save(tmp_path)
+    resumed = make(*settings, "lora.dropout=0.3")
+    resumed.load(tmp_path)
+    for _ in range(2):
+        update(resumed)
+    assert all(torch.equal(p, resumed.student.trained()[name]) for name, p in engine.student.trained().items())
+
+
+def test_without_dropout_nothing_is_in_the_way(make: Make) -> None:
+    assert not any(isinstance(module, SeededDropout) for module in make(*LORA).student.module.modules())
+
+
 def test_the_first_matrices_are_a_function_of_the_seed(make: Make) -> None:
     first, again, other = (make(*LORA, f"seed={seed}").student.trained() for seed in (1, 1, 2))
     assert all(torch.equal(p, again[name]) for name, p in first.items())
@@ -177,6 +289,14 @@ def test_unknown_targets_are_told_what_there_is(make: Make) -> None:
         make("lora.rank=4", "lora.targets=[lm_head]")
     with pytest.raises(UserError, match=r"lora.alpha=7 is unused by lora.rank=0"):
         make("lora.alpha=7")
+
+
+def test_a_share_that_leaves_nothing_is_refused(make: Make) -> None:
+    for dropout, message in ((1, "should be less than 1"), (-0.1, "should be greater than or equal to 0")):
+        with pytest.raises(UserError, match=f"lora.dropout={dropout}: input {message}"):
+            make("lora.rank=4", f"lora.dropout={dropout}")
+    with pytest.raises(UserError, match=r"lora.dropout=0.1 is unused by lora.rank=0"):
+        make("lora.dropout=0.1")
 
 
 def test_a_layer_can_be_named_alone(make: Make) -> None:

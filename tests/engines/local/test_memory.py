@@ -84,6 +84,8 @@ def measured(directory: Path, model: Architecture, sizes: Sizes, overrides: list
         (WIDE, ["divergence.support=full", "train.tokens_per_micro_batch=4096"]),
         (DEEP, ["train.activation_checkpointing=true", "method=sdpo"]),
         (DEEP, ["lora.rank=4"]),
+        (DEEP, ["lora.rank=4", "lora.dropout=0.1"]),
+        (WIDE, ["lora.rank=8", "lora.dropout=0.1", "model.dtype=bfloat16"]),
         (WIDE, ["lora.rank=8", "model.dtype=bfloat16", "teacher.kind=frozen"]),
         (MODEL, ["reference.kl=0.1", "method=grpo"]),
         (MODEL, ["teacher.offload=true"]),

@@ -174,6 +174,8 @@ def test_adapters_are_the_students_alone() -> None:
     peft = student_policy(config)["megatron_cfg"]["peft"]
     assert peft["enabled"] and (peft["dim"], peft["alpha"], peft["target_modules"]) == (8, 24, ["linear_qkv"])
     assert peft["dropout"] == 0.0 and peft["lora_B_init_method"] == "zero"
+    dropping = student_policy(make(lora={"rank": 8, "dropout": 0.2}, teacher=EXTERNAL))["megatron_cfg"]["peft"]
+    assert (dropping["dropout"], dropping["dropout_position"]) == (0.2, "pre"), "as the local engine's"
     assert "peft" not in teacher_policy(config)["megatron_cfg"]
     assert "peft" not in student_policy(make())["megatron_cfg"]
     live = make(lora={"rank": 8}, teacher={"kind": "live"}, peers={"when_no_success": "skip"})

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from mopd_nemo.engines.base import seed_of
 from mopd_nemo.engines.nemo.batches import Scored
 from mopd_nemo.engines.nemo.workers.self_teacher import Part, SelfTeacher, Share
 from mopd_nemo.engines.nemo.workers.targets import KeptTargets, as_array
@@ -51,6 +52,7 @@ class TeacherMethods:
 
     model: Any
     optimizer: Any
+    scheduler: Any
     _self_teacher: SelfTeacher | None = None
     _kept: KeptTargets | None = None
     _external_head_VH: Tensor | None = None
@@ -221,6 +223,14 @@ class TeacherMethods:
         """Set the rate of the next update. The backend's own schedule sets it again after that update."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_mult", 1.0)
+
+    def seed_dropout(self, *, seed: str) -> None:
+        """Draw the next update's dropout by the seed and by how much was trained on before, which a checkpoint has.
+
+        NeMo-RL does not restore generators. Tensor ranks, which read the same input, drop the same of it.
+        """
+        place = self._place()
+        torch.manual_seed(seed_of(f"{seed}/dropout/{self.scheduler.num_steps}/{place.data}/{place.context}"))
 
     @contextmanager
     def _self_teacher_inside(self) -> Iterator[None]:

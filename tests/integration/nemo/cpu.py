@@ -12,6 +12,8 @@
 - Adam is torch's AdamW, which Megatron takes where there is no Transformer Engine or Apex. It makes its state at the
   first step, which a checkpoint asks for before, and counts steps for each parameter, where those count them for each
   group. Here state is made when asked for, and each parameter gets the number that a checkpoint has for its group.
+- Bridge's adapters hear that there is no Transformer Engine: they ask whether Megatron-Core has names for its layers,
+  which it has, as None.
 - The index of Megatron's data sets is not compiled: there are none.
 - `FullyShardedDataParallelV1` and `V2` are empty classes where Megatron-Core is older than Bridge expects.
 - vLLM is transformers, in the driver (`sampler.py`), where a loop of NeMo-RL runs whole: the CPU's vLLM wants another
@@ -164,16 +166,18 @@ def modelopt() -> None:
 def redirect_start() -> None:
     """What the start of a worker asks of NCCL, of a GPU and of a compiler."""
     import ray
+    from megatron.bridge.peft import utils as adapters
     from megatron.bridge.training import initialize
     from nemo_rl.distributed import numa_utils
     from nemo_rl.models.megatron import setup
 
-    modules: Any = (ray, initialize, numa_utils, setup, torch.distributed, torch.cuda)
-    ray, initialize, numa_utils, setup, distributed, cuda = modules
+    modules: Any = (ray, initialize, adapters, numa_utils, setup, torch.distributed, torch.cuda)
+    ray, initialize, adapters, numa_utils, setup, distributed, cuda = modules
     redirect_megatron_generator()
     ray.get_gpu_ids = lambda: [0]
     numa_utils.bind_to_gpu_numa = lambda *_: False
     initialize.compile_helpers = _nothing
+    adapters.HAVE_TE = False
     start, on_gpu = distributed.init_process_group, setup.initialize_megatron
     distributed.init_process_group = lambda backend=None, *a, **own: start(
         "gloo", *a, **{name: value for name, value in own.items() if name != "device_id"}

@@ -143,6 +143,13 @@ def test_dump_reads_back_to_the_same_config(tmp_path: Path) -> None:
         ("", ["cluster.time_limit=90"], "cluster.time_limit=90: write it as"),
         ("", ["peers.successes=-1"], "peers.successes=-1: input should be greater than or equal to 0"),
         ("", ["peers.successes=some"], "peers.successes='some': must be a whole number or input should be 'all'"),
+        (
+            "",
+            ["optimizer.weights=bfloat16"],
+            "optimizer.weights=bfloat16 .* model.dtype=float32: set model.dtype=bfloat16",
+        ),
+        ("engine: nemo", ["optimizer.moments=int8"], "optimizer.moments=int8 is for engine=local; .* remove it"),
+        ("lora: {rank: 8}", ["optimizer.moments=int8"], "optimizer.moments=int8: lora.rank=8 trains adapters alone"),
         ("", ["optimizer.betas=[0.9,2]"], "optimizer.betas.1=2: input should be less than or equal to 1"),
         ("", ["seed"], "override 'seed': write it as key=value"),
         ("a: [", [], "not valid YAML"),

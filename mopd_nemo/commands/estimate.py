@@ -16,7 +16,7 @@ REMEDIES = {
     "generate": "rollout.batch_size, generation.gpu_memory_utilization",
     "score": "train.tokens_per_micro_batch, rollout.num_prompts_per_step",
     "update": "train.activation_checkpointing=true, train.tokens_per_micro_batch",
-    "optimiser step": "teacher.offload=true, teacher.kind=live, a smaller model",
+    "optimiser step": "optimizer.moments=int8, optimizer.weights=bfloat16, teacher.offload=true",
 }
 """What helps the local engine. A cluster's remedies are in the checks of `mopd submit`."""
 

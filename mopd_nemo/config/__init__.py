@@ -7,6 +7,7 @@ from mopd_nemo.config.schema import (
     DivergenceConfig,
     LoraConfig,
     ModelConfig,
+    OptimizerConfig,
     PolicyGradientConfig,
     TrainConfig,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "LeakConfig",
     "LoraConfig",
     "ModelConfig",
+    "OptimizerConfig",
     "PeersConfig",
     "PolicyGradientConfig",
     "RequireConfig",

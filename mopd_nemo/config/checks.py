@@ -45,6 +45,7 @@ def check(config: Config) -> None:
     _check_method(config)
     _check_lora(config)
     _check_sampler(config)
+    _check_optimizer(config)
     check_context(config)
     _check_teachers(config)
     _check_served(config)
@@ -129,6 +130,30 @@ def _check_sampler(config: Config) -> None:
         return
     for key, value in _changed(config.generation, {}, "generation."):
         raise ValueError(f"{key}={value!r} is unused by generation.backend=local: remove it, or choose backend=vllm")
+
+
+def _check_optimizer(config: Config) -> None:
+    """Types of weights and moments for one GPU that has to hold them all."""
+    optimizer = config.optimizer
+    for key in ("weights", "moments"):
+        value = getattr(optimizer, key)
+        if value == type(optimizer).model_fields[key].default:
+            continue
+        if config.engine == "nemo":
+            raise ValueError(
+                f"optimizer.{key}={value} is for engine=local; engine=nemo divides weights and moments among its GPUs, "
+                "and nemo.offload_optimizer puts them aside: remove it"
+            )
+        if config.lora.rank:
+            raise ValueError(
+                f"optimizer.{key}={value}: lora.rank={config.lora.rank} trains adapters alone, which are small, in "
+                "float32: remove it, or set lora.rank=0"
+            )
+    if optimizer.weights == "bfloat16" and config.model.dtype != "bfloat16":
+        raise ValueError(
+            f"optimizer.weights=bfloat16 leaves no float32 weights to compute with, and model.dtype="
+            f"{config.model.dtype}: set model.dtype=bfloat16, or optimizer.weights=float32"
+        )
 
 
 def _changed(section: BaseModel, preset: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

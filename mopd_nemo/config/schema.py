@@ -24,7 +24,7 @@ class ModelConfig(ConfigBlock):
     path: str = "embedded:arithmetic"
     """Hugging Face model directory or hub name; `embedded:arithmetic` is the tiny model that ships with the package."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Compute precision. What is trained, and its optimiser state, are float32 in both."""
+    """Compute precision. What is trained, and its optimiser state, have the types of `optimizer`."""
     device: str = "auto"
     """`auto` (CUDA when there is one, else CPU), `cpu`, `cuda` or `cuda:N`."""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
@@ -233,6 +233,12 @@ class OptimizerConfig(ConfigBlock):
     """AdamW's moment decay rates."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are clipped to this global norm. A non-finite norm skips the update and is counted."""
+    weights: Literal["float32", "bfloat16"] = "float32"
+    """Type of the trained weights. `bfloat16`: half the memory, and no float32 copy of them; updates are computed in
+    float32 and rounded at random, with an unchanged mean. It needs `model.dtype: bfloat16` and `engine: local`."""
+    moments: Literal["float32", "int8"] = "float32"
+    """Type of AdamW's two averages. `int8`: 2 bytes a parameter in place of 8, by blocks of 256. It needs torchao and
+    `engine: local`."""
 
 
 class TrainConfig(ConfigBlock):

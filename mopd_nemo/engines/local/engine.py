@@ -20,6 +20,7 @@ from mopd_nemo.engines.local.learner import Learner
 from mopd_nemo.engines.local.lora import AdaptedModel
 from mopd_nemo.engines.local.memory import checkpoint_bytes, scoring_budget
 from mopd_nemo.engines.local.model import DTYPES, LanguageModel, load_model, resolve_device
+from mopd_nemo.engines.local.optimizer import check_optimizer, load_optimizer
 from mopd_nemo.engines.local.sampler import sample
 from mopd_nemo.engines.local.targets import Target, add_references
 from mopd_nemo.engines.local.teacher import Teacher, initial
@@ -40,6 +41,7 @@ class LocalEngine:
 
     def __init__(self, config: Config) -> None:
         check_backend(config)
+        check_optimizer(config)
         self._config = config
         path, dtype = config.model.path, DTYPES[config.model.dtype]
         device = resolve_device(config.model.device)
@@ -51,7 +53,7 @@ class LocalEngine:
             path,
             key="model.path",
             dtype=dtype,
-            weights=dtype if config.lora.rank else torch.float32,
+            weights=dtype if config.lora.rank else DTYPES[config.optimizer.weights],
             device=device,
             recompute=config.train.activation_checkpointing,
         )
@@ -219,7 +221,7 @@ class LocalEngine:
         self.student.load(directory)
         self.teacher.load(directory)
         state = torch.load(directory / "optimizer.pt", map_location=self.student.device, weights_only=True)
-        self._learner.optimizer.load_state_dict(state)
+        load_optimizer(self._learner.optimizer, state, self._config.optimizer)
 
     def _budget(self, lengths: Sequence[int]) -> int:
         """Tokens of a batch in a pass without gradients, given the lengths of its sequences."""

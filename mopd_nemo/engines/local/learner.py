@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mopd_nemo.config import Config
 from mopd_nemo.engines.base import Progress, TokenCounts, TokenSignal
 from mopd_nemo.engines.local.model import LanguageModel
+from mopd_nemo.engines.local.optimizer import make_optimizer
 from mopd_nemo.engines.local.targets import Target, joined, joined_hidden
 from mopd_nemo.losses.logits import Head, Tokens, TopK
 from mopd_nemo.losses.objectives import Divergence, LogLikelihood, Objective
@@ -30,21 +31,12 @@ Targets = Sequence[Target | None]
 
 
 class Learner:
-    """AdamW over what is trained of the student."""
+    """Updates of what is trained of the student."""
 
     def __init__(self, student: LanguageModel, config: Config) -> None:
         self._student = student
         self._config = config
-        trained = student.trained().values()
-        matrices, vectors = [p for p in trained if p.dim() >= 2], [p for p in trained if p.dim() < 2]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": matrices, "weight_decay": config.optimizer.weight_decay},
-                {"params": vectors, "weight_decay": 0.0},
-            ],
-            lr=config.optimizer.learning_rate,
-            betas=config.optimizer.betas,
-        )
+        self.optimizer = make_optimizer(student, config)
 
     def step(
         self, batch: TrainBatch, targets: Targets, learning_rate: float, on_progress: Progress | None
@@ -163,7 +155,7 @@ class _Passes:
                 objective,
                 self._head(self._hidden_TH(micro_batch)),
                 self._tokens(micro_batch),
-                joined_hidden(self._targets_of(micro_batch)),
+                joined_hidden(self._targets_of(micro_batch), self._student.dtype),
                 contrast=self._contrast(objective, micro_batch),
                 top=top,
             )
@@ -249,7 +241,7 @@ class _Passes:
         reference_2N = None
         if term.objective.reads_teacher:
             with torch.no_grad():
-                reference_2N = self._summed_2N(joined_hidden(self._targets_of(some)), some)
+                reference_2N = self._summed_2N(joined_hidden(self._targets_of(some), self._student.dtype), some)
         lengths_2N = torch.tensor(self._lengths(some), device=logprobs_2N.device)
         loss_N = pair_loss(term.objective, logprobs_2N, lengths_2N, reference_2N)
         return (loss_N * torch.tensor([weights[i][0] for i in some[::2]], device=loss_N.device)).sum()
@@ -272,11 +264,14 @@ class _Passes:
     def _teacher_of(self, objective: Objective, some: Sequence[int]) -> Head | TopK | None:
         """What the objective compares the student with."""
         if objective.reads_reference:
-            return joined([target.reference for target in self._targets_of(some) if target.reference is not None])
-        return joined(self._targets_of(some)) if objective.reads_teacher else None
+            references = [target.reference for target in self._targets_of(some) if target.reference is not None]
+            return joined(references, self._student.dtype)
+        return joined(self._targets_of(some), self._student.dtype) if objective.reads_teacher else None
 
     def _contrast(self, objective: Objective, some: Sequence[int]) -> Head | None:
-        return joined_hidden(self._targets_of(some), contrast=True) if objective.reads_contrast else None
+        if not objective.reads_contrast:
+            return None
+        return joined_hidden(self._targets_of(some), self._student.dtype, contrast=True)
 
     def _tokens(self, some: Sequence[int]) -> Tokens:
         device = self._student.device

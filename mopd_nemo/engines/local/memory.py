@@ -2,17 +2,17 @@
 
 Counted are tensors. Not counted: the program itself, a CUDA context, and what an allocator holds beyond them. With P
 parameters, of which T are trained (all, or adapters), B bytes of the compute precision (4, or 2 in bfloat16) and W
-bytes of a weight (4, or B below adapters):
+bytes of a weight (4, or 2 with `optimizer.weights: bfloat16`, or B below adapters):
 
     weights       W·P, and 4·T for adapters
     teacher       4·T ema, W·P frozen (0 below adapters, which have it), B·P external, 0 live; with `teacher.offload`
                   this is in host memory, and on the device are only, while it scores, B for each weight of a linear
                   layer and W for the others, and B·vocabulary·hidden of its head until the update is done
-    moments       8·T                   of AdamW, from the first update on
+    moments       8·T, or 2·T with `optimizer.moments: int8`, of AdamW, from the first update on
     gradients     4·T
     cast weights  B·matrices            where autocast narrows weights, of one pass
-    activations   for each token of a micro-batch the sum over layers of `_kept`; with activation checkpointing the
-                  input of each layer, and one layer whole
+    activations   for each token of a micro-batch the sum over layers of `kept_by_layer`; with activation
+                  checkpointing the input of each layer, and one layer whole
     loss          the head's gradient, the heads in the compute precision, and a chunk of logits
     teacher's states   W·hidden for each response token of the step
     KV cache      B·2·layers·kv heads·head size for each token of the sequences decoded at once
@@ -30,6 +30,7 @@ from mopd_nemo.config import Config
 from mopd_nemo.config.checks import teacher_prompt
 from mopd_nemo.config.plugins import method_class
 from mopd_nemo.engines.architecture import Architecture
+from mopd_nemo.engines.local.activations import WHOLE, batch_tokens, gathered_keys, kept_by_layer, passing
 from mopd_nemo.engines.memory import Estimate, Parts
 
 SCORING_BATCH, SCORING_ROWS = 2, 4
@@ -41,8 +42,25 @@ LOGITS = {"cpu": 2**22, "cuda": 2**29}
 """Logits of a chunk of the loss: `losses.token_loss.LOGIT_BUDGET`."""
 MIN_CHUNK = 256
 """Rows of a chunk at least: `losses.token_loss.MIN_CHUNK`."""
-WHOLE = 4
-"""Bytes of a float32."""
+BLOCK = 256
+"""Numbers of an 8-bit moment that share a scale."""
+MIN_QUANTISED = 4096
+"""A parameter with fewer numbers keeps float32 moments, and so does one that is no whole number of blocks."""
+SLICE = {"cpu": 2**20, "cuda": 2**24}
+"""Numbers that `SmallAdamW` updates at once, so that what it needs meanwhile does not grow with a matrix."""
+
+UPDATED = 18
+"""Bytes that it needs for each of them, at most."""
+
+
+def is_quantised(numbers: int) -> bool:
+    """Whether a parameter of this size has 8-bit moments where they are asked for."""
+    return numbers >= MIN_QUANTISED and numbers % BLOCK == 0
+
+
+def is_small(config: Config) -> bool:
+    """Whether `SmallAdamW` is the optimiser."""
+    return config.optimizer.weights != "float32" or config.optimizer.moments != "float32"
 
 
 def scoring_budget(tokens_per_micro_batch: int, longest: int) -> int:
@@ -67,7 +85,7 @@ def cache_size(length: int, limit: int) -> int:
 
 def checkpoint_bytes(config: Config, trained: float) -> int:
     """What a checkpoint takes on disk: trained weights, AdamW's two moments, and a teacher that follows the student."""
-    return int(WHOLE * trained * (3 + config.has_teacher("ema")))
+    return int(trained * (_trained_width(config) + _moments(config) + WHOLE * config.has_teacher("ema")))
 
 
 def trained_parameters(config: Config, model: Architecture) -> int:
@@ -120,7 +138,12 @@ class _Run:
     @property
     def stored(self) -> int:
         """Bytes of the student's weights and of the hidden states between its layers."""
-        return self.width if self.config.lora.rank else WHOLE
+        return self.width if self.config.lora.rank else _trained_width(self.config)
+
+    @property
+    def teaching(self) -> int:
+        """The same of a teacher with the student's sizes."""
+        return WHOLE if self.config.has_teacher("ema") and not self.config.lora.rank else self.stored
 
     @property
     def trained(self) -> int:
@@ -148,9 +171,10 @@ class _Run:
         external = sum(model.parameters for model, offload in self._of_others() if not offload)
         parts = _resident(self.config, self.student.parameters, self.trained, external)
         if self.device == "cpu":  # host memory is the device's
-            own = WHOLE * self.student.parameters * self._own_offloaded
+            averages = sum(teacher.offload and teacher.kind == "ema" for teacher in self.config.every_teacher.values())
+            own = WHOLE * averages + self.stored * (self._own_offloaded - averages)
             external = sum(model.parameters for model, offload in self._of_others() if offload)
-            if on_host := float(own + self.width * external):
+            if on_host := float(own * self.student.parameters + self.width * external):
                 parts["on the host"] = on_host
         return parts
 
@@ -182,12 +206,12 @@ class _Run:
         contexts = self._contexts()
         budget = scoring_budget(self.config.train.tokens_per_micro_batch, context + response)
         groups = self.config.rollout.num_prompts_per_step
-        tokens = _batch_tokens(budget, contexts * groups, context, group / contexts, response)
-        gathered = _keys(context, response, group / contexts)
+        tokens = batch_tokens(budget, contexts * groups, context, group / contexts, response)
+        gathered = gathered_keys(context, response, group / contexts)
         found = []
-        passes = [(self.student, self.stored, self._own_offloaded > 0)] * self.own
+        passes = [(self.student, self.teaching, self._own_offloaded > 0)] * self.own
         for model, stored, offload in passes + [(x, self.width, offload) for x, offload in self._of_others()]:
-            parts = {"activations": float(tokens * _passing(model, stored, self.width, gathered))}
+            parts = {"activations": float(tokens * passing(model, stored, self.width, gathered))}
             if offload:
                 parts["copied weights"] = float(_copied(model, stored, self.width))
             elif self.width < stored:
@@ -218,12 +242,14 @@ class _Run:
         """The optimiser, after the last micro-batch."""
         parts = self.resident() | {"gradients": float(WHOLE * self.trained)} | self._states()
         largest = min(max(self.student.embedding, self.student.hidden * self.student.ffn), self.trained)
-        return parts | {"temporary": float(2 * WHOLE * largest if self.device == "cpu" else WHOLE * self.trained)}
+        if is_small(self.config):
+            return parts | {"temporary": float(UPDATED * min(largest, SLICE[self.device]))}
+        return parts | {"temporary": float(2 * WHOLE * largest if self.device == "cpu" else 0)}  # a GPU's is one kernel
 
     def _states(self) -> Parts:
         """The teachers' hidden states of the step's responses, until the update is done."""
         prompts = 2 if self.config.divergence.contrast else 1
-        sizes = [self.stored * self.student.hidden] * self.config.has_teacher("live", "ema", "frozen")
+        sizes = [self.teaching * self.student.hidden] * self.config.has_teacher("live", "ema", "frozen")
         sizes += [self.width * model.hidden for model in self.externals]
         size = max(sizes, default=0) * prompts + (self.config.reference.kl > 0) * self.stored * self.student.hidden
         parts = {"teacher's states": float(self.responses * size)} if size else {}
@@ -266,14 +292,14 @@ class _Run:
     def _micro_batch(self, budget: float) -> float:
         """Tokens of the largest micro-batch of an update, if one has at most `budget`."""
         prompt, response = self.config.data.max_prompt_tokens, self.config.rollout.max_response_tokens
-        return _batch_tokens(budget, self._groups(), prompt, self._group, response)
+        return batch_tokens(budget, self._groups(), prompt, self._group, response)
 
     def _kept_by_layers(self) -> float:
         """Bytes a token of what the backward pass needs, with the norm at the end."""
         model = self.student
-        keys = _keys(self.config.data.max_prompt_tokens, self.config.rollout.max_response_tokens, self._group)
+        keys = gathered_keys(self.config.data.max_prompt_tokens, self.config.rollout.max_response_tokens, self._group)
         lora = self.config.lora
-        layer = _kept(model, self.width, keys, self.stored, lora.rank > 0)
+        layer = kept_by_layer(model, self.width, keys, self.stored, lora.rank > 0)
         if lora.dropout:  # every adapter keeps an input of its own and its mask, and nothing keeps what they read
             own, shared = model.adapter_inputs(lora.targets)
             layer += (self.width + 1) * own - self.width * shared
@@ -289,10 +315,12 @@ class _Run:
         head = 0 if self.config.lora.rank else WHOLE * model.embedding
         reference = self.config.reference
         wide = {"live", "ema", "frozen"} & {*_resident_kinds(self.config)} or (reference.kl and not reference.offload)
-        casts = self.width * model.embedding * (1 + bool(wide)) if self.width < self.stored else 0
-        hidden = tokens * model.hidden * self.stored * (1 + taught)
-        if self.width < self.stored:
-            hidden += tokens * model.hidden * self.width * (1 + taught)
+        casts, hidden = 0, 0
+        for stored, whole_head in [(self.stored, True)] + [(self.teaching, bool(wide))] * taught:
+            hidden += tokens * model.hidden * stored
+            if self.width < stored:
+                casts += self.width * model.embedding * whole_head
+                hidden += tokens * model.hidden * self.width
         return float(head + casts + hidden + rows * model.vocab * self._logit())
 
     def _logit(self) -> int:
@@ -308,11 +336,21 @@ def _width(config: Config) -> int:
     return 2 if config.model.dtype == "bfloat16" else WHOLE
 
 
+def _trained_width(config: Config) -> int:
+    """Bytes of a weight that is trained."""
+    return 2 if config.optimizer.weights == "bfloat16" else WHOLE
+
+
+def _moments(config: Config) -> float:
+    """Bytes of AdamW's two averages of a weight. Those of small parameters are not told apart."""
+    return 2.0 * (1 + WHOLE / BLOCK if config.optimizer.moments == "int8" else WHOLE)
+
+
 def _resident(config: Config, parameters: float, trained: float, external: float) -> Parts:
     adapted = config.lora.rank > 0
-    whole = 0.0 if adapted else WHOLE * parameters  # weights below adapters are there once
+    whole = 0.0 if adapted else _trained_width(config) * parameters  # weights below adapters are there once
     parts = {"weights": _width(config) * parameters + WHOLE * trained if adapted else whole}
-    parts["moments"] = 2.0 * WHOLE * trained
+    parts["moments"] = _moments(config) * trained
     kinds = _resident_kinds(config)
     copies = WHOLE * trained * kinds.count("ema") + whole * kinds.count("frozen")
     if copies or external:
@@ -320,7 +358,7 @@ def _resident(config: Config, parameters: float, trained: float, external: float
     if config.reference.kl and not config.reference.offload and whole:
         parts["initial weights"] = whole
     if config.rollout.lag and config.generation.backend == "local":
-        parts["second copy"] = WHOLE * trained
+        parts["second copy"] = _trained_width(config) * trained
     return parts
 
 
@@ -340,44 +378,3 @@ def _copied(model: Architecture, stored: int, width: int) -> int:
 def _matrices(model: Architecture) -> int:
     """Weights of all layers that meet a token in a matrix product."""
     return model.layers * (model.attention + model.mlp)
-
-
-def _batch_tokens(budget: float, trees: int, context: int, branches: float, response: int) -> float:
-    """Tokens of the largest batch: whole trees of a context and its responses, or one context and some responses."""
-    below = response - 1  # the last token is not read
-    tree = context + branches * below
-    if tree > budget:
-        return context + max((budget - context) // below if below else branches, 1) * below
-    return min(budget // tree if budget < float("inf") else trees, trees) * tree
-
-
-def _keys(context: int, response: int, branches: float) -> float:
-    """Keys that attention gathers for each token of a tree: a context's again for every response below it."""
-    return (context + branches * (context + response)) / (context + branches * response)
-
-
-def _kept(model: Architecture, width: int, gathered: float, stored: int, adapted: bool) -> float:
-    """Bytes a token that one layer keeps for its backward pass: what its norms, products and attention read.
-
-    Args:
-        gathered: keys and values for each token.
-        stored: bytes of a hidden state between layers.
-        adapted: what only the gradients of frozen weights would read is not kept.
-    """
-    queries, keys = model.heads * model.head_dim, model.kv_heads * model.head_dim
-    if adapted:
-        hidden, normed = 2 * (WHOLE + width), WHOLE * model.qk_norm
-    else:  # both norms' inputs and results, those also cast, once for every product
-        hidden = 4 * stored + (5 * width if width < stored else 2 * stored)
-        normed = (WHOLE + width) * model.qk_norm
-    attention = queries * (normed + 3 * width) + keys * (normed + 2 * width * gathered)
-    return hidden * model.hidden + attention + 4 * width * model.ffn + 3 * WHOLE * model.heads
-
-
-def _passing(model: Architecture, weights: int, width: int, gathered: float) -> float:
-    """Bytes a token at the fullest place of a pass that keeps nothing, in attention or in the feed-forward block."""
-    queries, keys = model.heads * model.head_dim, model.kv_heads * model.head_dim
-    hidden = 3 * weights * model.hidden
-    cast = width if width < weights else 0
-    attention = queries * (weights + cast + 3 * width) + keys * (weights + width + 2 * cast + 2 * width * gathered)
-    return hidden + max(3 * width * model.ffn, attention)

@@ -137,11 +137,19 @@ class LanguageModel:
         """The weights that a sampler needs, by the names of the model's files."""
         yield from ((name, weights.detach()) for name, weights in self.module.named_parameters())
 
-    def copy(self) -> LanguageModel:
-        """A model with the present weights, of which nothing is trained. It shares what is not trained here either."""
+    def copy(self, weights: torch.dtype | None = None) -> LanguageModel:
+        """A model with the present weights, of which nothing is trained. It shares what is not trained here either.
+
+        Args:
+            weights: type of those that are trained here; by default the one that they have.
+        """
         shared = {id(weights): weights for weights in self.module.parameters() if not weights.requires_grad}
         twin = copy.copy(self)
         twin.module = copy.deepcopy(self.module, shared).requires_grad_(False)
+        if weights is not None:
+            copies = twin.named_parameters()
+            for name in self.trained():
+                copies[name].data = copies[name].to(weights)
         twin.head = twin.module.get_output_embeddings()
         twin.counts = TokenCounts()
         return twin

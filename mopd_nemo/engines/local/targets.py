@@ -104,10 +104,14 @@ def read_by_server(
     return [Target(topk=topk.to(device)) for topk in found], metrics
 
 
-def joined(targets: Sequence[Target]) -> Head | TopK:
-    """What the one teacher of several responses says, laid end to end; so may several served ones."""
+def joined(targets: Sequence[Target], dtype: torch.dtype) -> Head | TopK:
+    """What the one teacher of several responses says, laid end to end; so may several served ones.
+
+    Args:
+        dtype: of `joined_hidden`.
+    """
     if targets[0].head is not None:
-        return joined_hidden(targets)
+        return joined_hidden(targets, dtype)
     found = [target.topk for target in targets if target.topk is not None]
     sampled = [topk.sampled_T for topk in found if topk.sampled_T is not None]
     return TopK(
@@ -117,13 +121,15 @@ def joined(targets: Sequence[Target]) -> Head | TopK:
     )
 
 
-def joined_hidden(targets: Sequence[Target], contrast: bool = False) -> Head:
+def joined_hidden(targets: Sequence[Target], dtype: torch.dtype, contrast: bool = False) -> Head:
     """What the one teacher in this process says of several responses.
 
     Args:
+        dtype: precision of the computation. An average may be wider, and narrow student's weights need no autocast.
         contrast: after the contrast prompt of each, or the only one where there is none.
     """
     head = targets[0].head
     assert head is not None  # `config.checks` refuses what only hidden states can answer
     parts = [t.contrast_TH if contrast and t.contrast_TH is not None else t.hidden_TH for t in targets]
-    return Head(torch.cat([part for part in parts if part is not None]), head.weight, head.bias)
+    hidden_TH = torch.cat([part for part in parts if part is not None])
+    return Head(hidden_TH.to(dtype), head.weight.to(dtype), None if head.bias is None else head.bias.to(dtype))

@@ -42,7 +42,7 @@ class Teacher:
             case "live":
                 return student
             case "ema":
-                return OffloadedModel(student, torch.float32) if self._config.offload else student.copy()
+                return OffloadedModel(student, torch.float32) if self._config.offload else student.copy(torch.float32)
             case "frozen":
                 return initial(student, self._config.offload)
             case "external":

@@ -25,6 +25,7 @@ from tests.conftest import QUICKSTART
 MODEL = Architecture(layers=6, hidden=64, heads=4, kv_heads=2, head_dim=16, ffn=160, vocab=1024, tied=True)
 WIDE = replace(MODEL, layers=3, hidden=128, head_dim=32, ffn=384, vocab=4096, tied=False)
 DEEP = replace(MODEL, layers=12, heads=8, kv_heads=8, ffn=256, vocab=512)
+NARROW = ["model.dtype=bfloat16", "optimizer.weights=bfloat16", "optimizer.moments=int8"]
 SERVED = ["divergence.support=teacher_topk"]
 SIZES = Sizes(model=MODEL, prompts=4, rollouts=4, prompt=24, response=48, micro_batch=512, trees=(), ladder={})
 
@@ -87,6 +88,11 @@ def measured(directory: Path, model: Architecture, sizes: Sizes, overrides: list
         (DEEP, ["lora.rank=4", "lora.dropout=0.1"]),
         (WIDE, ["lora.rank=8", "lora.dropout=0.1", "model.dtype=bfloat16"]),
         (WIDE, ["lora.rank=8", "model.dtype=bfloat16", "teacher.kind=frozen"]),
+        (WIDE, NARROW),
+        (WIDE, [*NARROW, "teacher.offload=true"]),
+        (WIDE, [*NARROW, "teacher.kind=live", "train.activation_checkpointing=true"]),
+        (DEEP, [NARROW[0], NARROW[1], "teacher.kind=frozen"]),
+        (WIDE, [NARROW[2], "method=grpo"]),
         (MODEL, ["reference.kl=0.1", "method=grpo"]),
         (MODEL, ["teacher.offload=true"]),
         (MODEL, ["teacher.offload=true", "model.dtype=bfloat16", "teacher.kind=frozen"]),

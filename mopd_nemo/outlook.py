@@ -48,7 +48,8 @@ class Outlook:
         try:
             yield
         except (UserError, DamagedError) as error:
-            self.errors.append(str(error))
+            if str(error) not in self.errors:
+                self.errors.append(str(error))
 
 
 def look_ahead(config: Config) -> Outlook:

@@ -86,8 +86,9 @@ def _load(source: str, which: str, console: Terminal) -> Talk:
             raise UserError(f"{found.directory}: a checkpoint of NeMo-RL; first `mopd export {source} --output DIR`")
         settings = settings.model_copy(update={"path": str(found.directory)})
     from mopd_nemo.engines.local.model import resolve_device
-    from mopd_nemo.engines.models import load_chat
+    from mopd_nemo.engines.models import check_directory, load_chat
 
+    check_directory(settings.path, "DIR")
     talking = load_chat(settings)  # before the weights: it fails fast
     import torch
     from transformers.utils import logging

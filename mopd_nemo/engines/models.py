@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from functools import cache
+from http.client import HTTPException
 from pathlib import Path
+from ssl import SSLError
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
+from huggingface_hub.errors import HFValidationError
 from transformers import AutoConfig, AutoTokenizer
 
 from mopd_nemo.chat import Chat
 from mopd_nemo.config import ModelConfig, UserError
 from mopd_nemo.embedded import resolve_model_path
 
+HUB_SECONDS = 10
+"""In which the hub must answer a first question."""
 ADAPTER_CONFIG = "adapter_config.json"
 """PEFT's file in a directory with adapters, which names the model that they belong to."""
 
@@ -47,10 +58,10 @@ def load_model_config(path: str, *, key: str) -> Any:
 
 
 def check_directory(path: str, key: str) -> None:
-    """What can only be a directory of this machine is one.
+    """What can only be a directory of this machine is one, and what may be a hub name can be looked up.
 
     Raises:
-        UserError: it is not there, or no model is in it.
+        UserError: it is not there, or no model is in it; or it is in no cache, and the hub cannot be reached.
     """
     directory = Path(path)
     if directory.is_dir():
@@ -61,6 +72,31 @@ def check_directory(path: str, key: str) -> None:
     elif path.startswith((".", "/", "~")) or path.count("/") > 1 or path.endswith("/"):
         written_out = ", with ~ written out" if path.startswith("~") else ""
         raise UserError(f"{key}={path}: no such directory; give that of a Hugging Face model{written_out}")
+    elif path == resolve_model_path(path) and not _is_cached(path) and not _hub_answers():
+        raise UserError(
+            f"{key}={path}: no such directory, and no model that was fetched from the hub before; {ENDPOINT} cannot be "
+            "reached: give a model directory"
+        )
+
+
+def _is_cached(name: str) -> bool:
+    with suppress(HFValidationError):
+        return isinstance(try_to_load_from_cache(name, "config.json"), str)
+    return False
+
+
+@cache
+def _hub_answers() -> bool:
+    """Whether the hub can be asked: one try, where its library takes more than a minute to give up."""
+    if HF_HUB_OFFLINE:
+        return False
+    try:
+        urlopen(Request(ENDPOINT, method="HEAD"), timeout=HUB_SECONDS).close()
+    except HTTPError:  # it does answer
+        return True
+    except (OSError, HTTPException) as error:
+        return isinstance(getattr(error, "reason", None), SSLError)  # the hub's library has certificates of its own
+    return True
 
 
 def check_is_whole(path: str, key: str, needs: str) -> None:

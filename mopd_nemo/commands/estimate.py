@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mopd_nemo.commands import ConfigFile, Overrides, print_table
-from mopd_nemo.config import UserError
+from mopd_nemo.config import Config, UserError
+from mopd_nemo.engines.memory import Estimate, shortage
 from mopd_nemo.terminal import Terminal
 
 CARDS = {"A100-40": 40, "A100": 80, "H100": 80, "H200": 141, "L40S": 48, "RTX4090": 24, "RTX5090": 32}
 """GB of memory, by NVIDIA's data sheets."""
-REMEDIES = {
-    "generate": "rollout.batch_size, generation.gpu_memory_utilization",
-    "score": "train.tokens_per_micro_batch, rollout.num_prompts_per_step",
-    "update": "train.activation_checkpointing=true, train.tokens_per_micro_batch",
-    "optimiser step": "optimizer.moments=int8, optimizer.weights=bfloat16, teacher.offload=true",
-}
-"""What helps the local engine. A cluster's remedies are in the checks of `mopd submit`."""
 
 
 def estimate(
@@ -34,7 +30,6 @@ def estimate(
     """
     from mopd_nemo.config.load import load_config
     from mopd_nemo.engines import estimate_memory
-    from mopd_nemo.engines.memory import shortage
     from mopd_nemo.outlook import device_memory
 
     config = load_config(config_file, overrides or [])
@@ -57,17 +52,59 @@ def estimate(
     title = f"GB on {'the fullest GPU' if device == 'cuda' else 'this machine'} of {gb:.3g} GB, estimated"
     print_table([config.model.path, *phases], rows, console, title=title)
     for line in shortage(need, gb):
-        remedy = f": change {REMEDIES[line.split(' may')[0]]}" if config.engine == "local" else ""
-        console.print(f"{line}{remedy}", style="yellow", soft_wrap=True)
+        console.print(line, style="yellow", soft_wrap=True)
     if need.peak <= gb:
         console.print(f"fits: {gb - need.peak:.3g} GB are left", soft_wrap=True)
+    elif config.engine == "local":  # a cluster's remedies are in the checks of `mopd submit`
+        short = [phase for phase in phases if need[phase] > gb]
+        if helps := _what_helps(config_file, overrides or [], config, need, short, device, gb):
+            print_table(["one setting more", *phases], helps, console, title="what helps, in GB")
+        else:
+            console.print("no setting helps: choose a smaller model, or engine=nemo on several GPUs", soft_wrap=True)
+
+
+def _what_helps(
+    file: Path, overrides: list[str], config: Config, need: Estimate, short: list[str], device: str, gb: float
+) -> list[list[str]]:
+    """Settings that each lower a phase that is too large, with what the phases then take, best first."""
+    from mopd_nemo.config.load import load_config
+    from mopd_nemo.engines import estimate_memory
+
+    found: list[tuple[float, list[str]]] = []
+    for setting in _remedies(config):
+        try:
+            changed = load_config(file, [*overrides, setting])
+        except UserError:  # it does not go with the others
+            continue
+        with_it = estimate_memory(changed, device, gb)
+        if with_it is not None and any(with_it[phase] < 0.99 * need[phase] for phase in short):
+            columns = [f"{with_it[phase]:.3g}" for phase, parts in need.phases.items() if parts]
+            found.append((with_it.peak, [setting, *columns]))
+    return [row for _, row in sorted(found)]
+
+
+def _remedies(config: Config) -> Iterator[str]:
+    """Settings that may make a run of the local engine smaller."""
+    yield "lora.rank=16"
+    yield "optimizer.moments=int8"
+    yield "optimizer.weights=bfloat16"
+    yield "model.dtype=bfloat16"
+    yield "teacher.kind=live"
+    yield "teacher.offload=true"
+    yield "reference.offload=true"
+    yield "train.activation_checkpointing=true"
+    for key in ("rollout.batch_size", "rollout.num_prompts_per_step", "train.tokens_per_micro_batch"):
+        block, name = key.split(".")
+        yield f"{key}={max(getattr(getattr(config, block), name) // 2, 1)}"
+    yield f"generation.gpu_memory_utilization={config.generation.gpu_memory_utilization / 2:g}"
 
 
 def _gb_of(card: str) -> float:
-    if card in CARDS:
-        return float(CARDS[card])
+    name = card.upper()
+    if name in CARDS:
+        return float(CARDS[name])
     try:
-        gb = float(card)
+        gb = float(name.removesuffix("GB"))
     except ValueError:
         gb = 0.0
     if not 0 < gb < float("inf"):

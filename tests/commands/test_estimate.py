@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from mopd_nemo import outlook
+from mopd_nemo.commands import estimate
 from tests.conftest import QUICKSTART, Mopd
 
 CLUSTER = Path(__file__).parents[2] / "configs/paper/mopd-qwen3-8b-livecodebench-1n8g-tp2.yaml"
@@ -16,12 +17,20 @@ def test_parts_by_phase_and_whether_they_fit(mopd: Mopd) -> None:
     for word in ("generate", "optimiser step", "KV cache", "activations", "teacher's states", "fits: 0."):
         assert word.replace(" step", "") in text, text
     code, text = mopd("estimate", "--config", str(QUICKSTART), "--card", "0.01")
-    assert code == 0 and "update may need" in text and "change train.activation_checkpointing=true" in text
-    assert "fits" not in text
+    assert code == 0 and "update may need" in text and "fits" not in text
+    assert "what helps, in GB" in text and "train.activation_checkpointing=true" in text
+    code, text = mopd("estimate", "--config", str(QUICKSTART), "--card", "0.01", "train.activation_checkpointing=true")
+    assert code == 0 and "train.activation_checkpointing=true" not in text, "it is set"
+
+
+def test_where_no_setting_helps_it_says_so(mopd: Mopd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "_remedies", lambda _: ["rollout.batch_size=100000", "no.such=setting"])
+    code, text = mopd("estimate", "--config", str(QUICKSTART), "--card", "0.01")
+    assert code == 0 and "no setting helps: choose a smaller model" in text
 
 
 def test_a_cluster_and_a_card_by_name(mopd: Mopd) -> None:
-    code, text = mopd("estimate", "--config", str(CLUSTER), "--card", "H100")
+    code, text = mopd("estimate", "--config", str(CLUSTER), "--card", "h100")
     assert code == 0 and "GB on the fullest GPU of 80 GB" in text and "optimiser" in text and "vLLM" in text
     code, text = mopd("estimate", "--config", str(CLUSTER))
     assert code == 2 and "--card here: engine=nemo is not on this machine" in text

@@ -92,6 +92,18 @@ def test_steps_are_the_same_to_the_bit(
     assert_same(engines)
 
 
+@pytest.mark.parametrize("kind", ["ema", "frozen"])
+def test_steps_of_a_narrow_student_are_the_same_to_the_bit(make: Make, kind: str) -> None:
+    """Its average is in float32, on the host too."""
+    settings = [f"teacher.kind={kind}", "model.dtype=bfloat16", "optimizer.weights=bfloat16", "optimizer.moments=int8"]
+    engines = [make(*settings, f"teacher.offload={offload}") for offload in (False, True)]
+    told = [steps(engine, 3, DIVERGENCE) for engine in engines]
+    assert told[0] == told[1]
+    assert_same(engines)
+    averages = engines[1].teacher.model.named_parameters().values()  # type: ignore[union-attr]
+    assert {average.dtype for average in averages} == {torch.float32 if kind == "ema" else torch.bfloat16}
+
+
 @pytest.mark.parametrize("offload", [False, True])
 def test_a_checkpoint_of_one_continues_with_the_other(make: Make, tmp_path: Path, offload: bool) -> None:
     """Also where the average would be lost in bfloat16."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
+from mopd_nemo.analysis.findings import alarm
 from mopd_nemo.analysis.plots import mean_name
 from mopd_nemo.analysis.records import Change, Records
 from mopd_nemo.config.checks import uses
@@ -77,7 +78,19 @@ def describe_method(records: Records) -> str:
 
 
 def worked(records: Records) -> dict[str, Any]:
-    """`headline`, its `tone` (good, bad or empty) and `notes`: whether held-out accuracy has changed."""
+    """`headline`, its `tone` (good, bad or empty) and `notes`: whether held-out accuracy has changed.
+
+    Where the guard has found the run ruined, the headline says so too, and is never good.
+    """
+    said = _worked(records)
+    if found := alarm(records):
+        said["headline"] += f" The guard saw signs of ruin at step {found['step']}."
+        said["tone"] = "" if said["tone"] == "good" else "bad"
+        said["notes"] = [f"Signs of ruin: {'; '.join(found['reasons'])}.", *said["notes"]]
+    return said
+
+
+def _worked(records: Records) -> dict[str, Any]:
     evals = records.evals
     if not evals:
         unknown = "nothing was held out" if not records.config.train.eval_every else "no evaluation is done yet"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -70,10 +71,10 @@ def submit(
         return
     if problems:
         raise UserError("\n".join(problems))
-    write_job(job)
+    made = write_job(job)
     for line in described:
         print(line)
-    _submit_chain(job, chain, after)
+    _submit_chain(job, chain, after, made)
     logs = job.logs / ("latest-SEED" if job.seeds else "latest")
     print(f"follow   tail -F {logs}/driver.log")
     print(f"attach   {logs}/attach.sh")
@@ -96,13 +97,13 @@ def _directory(config: Config, site: SiteConfig, output: Path | None) -> Path:
     return directory.expanduser().absolute()
 
 
-def _submit_chain(job: Job, length: int, after: str | None) -> None:
+def _submit_chain(job: Job, length: int, after: str | None, made: Sequence[Path]) -> None:
     for number in range(length):
         try:
             submitted = sbatch(job.script, _dependency(after))
         except UserError:
             if number == 0:  # no job will need the directory
-                remove_job(job)
+                remove_job(job, made)
             raise
         print(f"job {submitted}{f' after {after}' if after else ''}: {job.script}")
         after = submitted

@@ -160,13 +160,25 @@ def load_checkpoint(checkpoint: Path, engine: Engine) -> dict[str, Any]:
     """
     try:
         engine.load(checkpoint)
-    except (RuntimeError, ValueError, KeyError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
+    except (RuntimeError, ValueError, OSError) as error:
+        if not _is_foreign(error):
+            raise
+        lines = str(error).strip().splitlines()
         raise UserError(
             f"{checkpoint}: intact, but it does not fit this run's settings: {' '.join(lines[:2])}; resume with the "
             "model, teacher and engine that it was saved with"
         ) from error
     return json.loads((checkpoint / TRAINER).read_text())
+
+
+def _is_foreign(error: RuntimeError | ValueError | OSError) -> bool:
+    """Whether an intact checkpoint was loaded into other weights or another optimiser, as torch words it.
+
+    A missing file is one of another engine. All else is no fault of the checkpoint: no memory, a disk, or a bug.
+    """
+    if isinstance(error, OSError):
+        return isinstance(error, FileNotFoundError) or "does not appear to have a file named" in str(error)
+    return re.search(r"state[_ ]dict|size mismatch|size of tensor a", str(error)) is not None
 
 
 def checkpoints(directory: Path) -> list[Path]:

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import mopd_nemo
@@ -141,8 +142,11 @@ def _secrets(site: SiteConfig) -> Iterator[str]:
             yield f"secrets: {file}, line {number}: not of the form NAME=value"
 
 
-def write_job(job: Job) -> None:
+def write_job(job: Job) -> list[Path]:
     """Write the script, the settings and a copy of this package: edits to the checkout do not reach a queued job.
+
+    Returns:
+        the directories down to the job's that were not there before, innermost first.
 
     Raises:
         UserError: the directory holds a job already, or cannot be written.
@@ -151,6 +155,7 @@ def write_job(job: Job) -> None:
         raise UserError(
             f"{job.directory}: holds a job already; `sbatch {job.script}` continues it, or choose another --output"
         )
+    made = [path for path in (job.directory, *job.directory.parents) if not path.exists()]
     try:
         job.logs.mkdir(parents=True, exist_ok=True)
         package = Path(mopd_nemo.__file__).parent
@@ -160,16 +165,23 @@ def write_job(job: Job) -> None:
         job.script.with_name("config.yaml").write_text(dump_config(job.config))
         job.script.write_text(render(job))
     except OSError as error:
+        remove_job(job, made)
         raise UserError(
-            f"{job.directory}: cannot write there: {error.strerror}; change root in the site file, or --output"
+            f"{job.directory}: cannot write there: {error.strerror or error}; change root in the site file, or --output"
         ) from error
+    return made
 
 
-def remove_job(job: Job) -> None:
-    """Undo `write_job`."""
-    shutil.rmtree(job.script.parent)
-    if not any(job.directory.iterdir()):
-        job.directory.rmdir()
+def remove_job(job: Job, made: Sequence[Path]) -> None:
+    """Undo `write_job`.
+
+    Args:
+        made: what it has returned.
+    """
+    shutil.rmtree(job.script.parent, ignore_errors=True)
+    with suppress(OSError):  # no longer empty
+        for path in made:
+            path.rmdir()
 
 
 def sbatch(script: Path, options: Sequence[str] = ()) -> str:

@@ -79,6 +79,29 @@ def test_headline_follows_the_paired_interval(
     assert "The same 16 problems before and after" in " ".join(said["notes"])
 
 
+WATCHED = {"guard/alarm": 0.0, "guard/success_error": 0.02, "guard/unfinished_error": 0.0}
+RUIN = [WATCHED] * 6 + [WATCHED | {"success_rate": 0.1, "guard/alarm": alarm} for alarm in (0.0, 0.0, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("after", "headline", "tone"),
+    [
+        ([4, 3, 5, 4] * 4, "No clear change: held-out mean@8 50.0 % → 50.0 %.", "bad"),
+        ([8, 8, 7, 8] * 4, "It worked: held-out mean@8 50.0 % → 96.9 %.", ""),
+        (None, "Too early to say: held-out mean@8 50.0 % at step 0, nothing since.", "bad"),
+    ],
+)
+def test_the_headline_tells_the_guard_s_signs(
+    tmp_path: Path, after: list[int] | None, headline: str, tone: str
+) -> None:
+    evaluated = {0: [4, 4, 4, 4] * 4} | ({9: after} if after else {})
+    records = write_run(tmp_path, RUIN, evaluated)
+    said = worked(records)
+    assert said["headline"].replace("\u00a0", " ") == f"{headline} The guard saw signs of ruin at step 9."
+    assert said["tone"] == tone and "success of rollouts fell from 50%" in said["notes"][0]
+    assert findings(records)[0].worry.startswith("From step 9 on this run looks ruined")
+
+
 def test_change_is_that_of_the_common_problems(tmp_path: Path) -> None:
     change = write_run(tmp_path, [{}] * 2, {0: [0, 4, 8], 2: [8, 4]}).change(0, 2)
     assert change is not None

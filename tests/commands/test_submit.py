@@ -80,3 +80,18 @@ def test_machine_without_slurm_says_so(calls: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="sbatch is not on PATH"):
         submit("--output", "out")
+
+
+def test_a_job_that_slurm_refuses_leaves_what_was_there_before(calls: Path, tmp_path: Path) -> None:
+    (tmp_path / "bin" / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: Invalid account' >&2\nexit 1\n")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=r"Invalid account. Check account in the site file"):
+        submit()  # the site's root is not there
+    assert sorted(tmp_path.rglob("*")) == before
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full" / "other").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    for output in ("empty", "full", "full/inner/most"):
+        with pytest.raises(UserError, match="Invalid account"):
+            submit("--output", output)
+    assert sorted(tmp_path.rglob("*")) == before

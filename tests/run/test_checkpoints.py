@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import torch
 
 from mopd_nemo.config import UserError
 from mopd_nemo.engines.base import Engine
@@ -221,6 +222,34 @@ def test_another_model_is_said_to_be_one(saved: Path) -> None:
     with pytest.raises(UserError, match=r"step_000004: intact, but it does not fit .*: size mismatch for lm_head"):
         load_checkpoint(saved / "step_000004", broken)
     assert load_checkpoint(saved / "step_000002", cast(Engine, Files())) == {"step": 2}
+
+
+def _other_optimiser() -> None:
+    first, second = torch.nn.Linear(2, 2), torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    torch.optim.AdamW(second.parameters()).load_state_dict(torch.optim.AdamW(first.parameters()).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("load", "foreign"),
+    [
+        (lambda: torch.nn.Linear(2, 3).load_state_dict(torch.nn.Linear(3, 3).state_dict()), True),
+        (lambda: torch.nn.Linear(2, 3).load_state_dict({}), True),
+        (lambda: torch.zeros(3).copy_(torch.zeros(2)), True),
+        (_other_optimiser, True),
+        (lambda: Path("optimizer.pt of another engine").read_bytes(), True),
+        (lambda: torch.empty(1 << 60), False),
+        (lambda: torch.zeros(2, 2) @ torch.zeros(3, 2), False),
+        (lambda: int("programming"), False),
+        (lambda: {}["programming"], False),
+        (lambda: Path("/").read_bytes(), False),
+    ],
+)
+def test_only_what_another_model_causes_is_called_that(saved: Path, load: Callable[[], Any], foreign: bool) -> None:
+    with pytest.raises(Exception) as found:
+        load()
+    with pytest.raises(UserError if foreign else type(found.value)) as told:
+        load_checkpoint(saved / "step_000004", cast(Engine, Files(found.value)))
+    assert ("does not fit this run's settings" in str(told.value)) == foreign
 
 
 def test_room_for_the_first_one_is_judged_by_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,20 +36,24 @@ PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 """Dense bfloat16 FLOP/s by NVIDIA's data sheets, of the SXM cards."""
 LOSSES = "8192x2560x151936"
 SECONDS_A_LOSS = 45.0
-TESTS = "tests/losses/test_cuda.py"
+OFFLOAD = "tests/engines/local/test_offload.py"
+TESTS = (
+    "tests/losses/test_cuda.py",
+    f"{OFFLOAD}::test_on_a_gpu_weights_are_in_pinned_memory_and_the_run_is_the_same_to_rounding",
+)
 
 
 def tests(toy: bool, device: str, out: Path, tell: Callable[[Row], None]) -> None:
-    """The production loss against the reference, by pytest."""
+    """The production loss against the reference, and a teacher in host memory against one on the device, by pytest."""
     report = out / "tests.xml"
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={report}", TESTS]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={report}", *TESTS]
     environment = os.environ | ({"TRITON_INTERPRET": "0"} if device == "cuda" else {})  # no interpreter
 
     def run() -> subprocess.CompletedProcess[str]:
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
     seconds, done = timed(device, run)
-    row: Row = {"what": TESTS, "seconds": seconds}
+    row: Row = {"what": "tests/losses/test_cuda.py, test_offload.py", "seconds": seconds}
     if not report.is_file():
         tell(row | {"error": ((done.stdout + done.stderr).strip().splitlines() or ["no output"])[-1]})
         return

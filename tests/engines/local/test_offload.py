@@ -27,6 +27,8 @@ from tests.conftest import make_random_model
 from tests.engines.local.test_learner import TEACHER_PROMPTS, contrasting, make_batch, make_rows
 
 Make = Callable[..., LocalEngine]
+CPU = "model.device=cpu"
+"""There an average on the host is computed by the same program as one on the device, so bits can be compared."""
 DIVERGENCE = Divergence("jsd", k=20)
 PROMPTS, RESPONSES = [(5, 6, 7), (9, 8, 7, 6, 5), (11,)], [(20, 21, 22, 23), (30, 31), (40, 41, 42, 43, 44)]
 
@@ -80,7 +82,7 @@ def on_device(model: LanguageModel | None) -> int:
 def test_steps_are_the_same_to_the_bit(
     make: Make, tmp_path: Path, dtype: str, settings: list[str], objectives: list[Objective]
 ) -> None:
-    settings = [*settings, f"model.dtype={dtype}"]
+    settings = [*settings, f"model.dtype={dtype}", CPU]
     if "teacher.kind=external" in settings:
         settings.append(f"teacher.path={make_random_model(tmp_path, seed=7)}")
     resident = [word for word in settings if word != "reference.offload=true"]
@@ -95,7 +97,13 @@ def test_steps_are_the_same_to_the_bit(
 @pytest.mark.parametrize("kind", ["ema", "frozen"])
 def test_steps_of_a_narrow_student_are_the_same_to_the_bit(make: Make, kind: str) -> None:
     """Its average is in float32, on the host too."""
-    settings = [f"teacher.kind={kind}", "model.dtype=bfloat16", "optimizer.weights=bfloat16", "optimizer.moments=int8"]
+    settings = [
+        CPU,
+        f"teacher.kind={kind}",
+        "model.dtype=bfloat16",
+        "optimizer.weights=bfloat16",
+        "optimizer.moments=int8",
+    ]
     engines = [make(*settings, f"teacher.offload={offload}") for offload in (False, True)]
     told = [steps(engine, 3, DIVERGENCE) for engine in engines]
     assert told[0] == told[1]
@@ -107,7 +115,7 @@ def test_steps_of_a_narrow_student_are_the_same_to_the_bit(make: Make, kind: str
 @pytest.mark.parametrize("offload", [False, True])
 def test_a_checkpoint_of_one_continues_with_the_other(make: Make, tmp_path: Path, offload: bool) -> None:
     """Also where the average would be lost in bfloat16."""
-    settings = ["model.dtype=bfloat16", "teacher.ema_rate=0.01"]
+    settings = [CPU, "model.dtype=bfloat16", "teacher.ema_rate=0.01"]
     engines = [make(*settings, f"teacher.offload={to}") for to in (offload, offload)]
     for engine in engines:
         steps(engine, 1, DIVERGENCE)
@@ -148,6 +156,28 @@ def test_a_pass_that_fails_leaves_nothing_on_the_device(tmp_path: Path) -> None:
     with pytest.raises(torch.OutOfMemoryError), model.on_device():
         raise torch.OutOfMemoryError
     assert on_device(model) == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu_weights_are_in_pinned_memory_and_the_run_is_the_same_to_rounding(make: Make) -> None:
+    resident, offloaded = (
+        make("model.device=cuda", "model.dtype=bfloat16", f"teacher.offload={to}") for to in ("false", "true")
+    )
+    told = [steps(engine, 1, DIVERGENCE)[0] for engine in (resident, offloaded)]
+    assert told[0]["loss"] == pytest.approx(told[1]["loss"], rel=1e-3)
+    model, other = offloaded.teacher.model, resident.teacher.model
+    assert model is not None and other is not None
+    sizes = 0
+    for name, average in model.named_parameters().items():
+        assert average.device.type == "cpu" and average.is_pinned() and average.dtype == torch.float32
+        torch.testing.assert_close(average.data, other.named_parameters()[name].cpu(), rtol=1e-3, atol=1e-4)
+        sizes += average.nbytes
+    before = torch.cuda.memory_allocated()
+    with model.on_device() as head:
+        assert torch.cuda.memory_allocated() - before > 0.5 * sizes
+    assert torch.cuda.memory_allocated() - before <= head.weight.nbytes + 512
+    del head
+    assert torch.cuda.memory_allocated() == before
 
 
 SIZES = {

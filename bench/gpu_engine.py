@@ -40,6 +40,10 @@ LEARNING_RATE = 1e-12
 MODES: dict[str, list[str]] = {
     "full": [],
     "full, layers computed again": ["train.activation_checkpointing=true"],
+    "full, 8 bytes a parameter": [
+        *("model.dtype=bfloat16", "optimizer.weights=bfloat16", "optimizer.moments=int8"),
+        "train.activation_checkpointing=true",
+    ],
     "LoRA, rank 16": ["lora.rank=16"],
     "LoRA, layers computed again": ["lora.rank=16", "train.activation_checkpointing=true"],
 }
@@ -201,15 +205,15 @@ def step(sizes: Sizes, device: str, tell: Callable[[Row], None]) -> None:
     with tempfile.TemporaryDirectory() as directory, random_weights(device):
         path = write_model(Path(directory), sizes.model)
         groups: list[RolloutGroup] = []
-        for mode in ("full", "LoRA, rank 16"):
-            for method in ("mopd", "sdpo", "grpo"):
-                config = config_of(path, sizes, device, [f"method={method}", *MODES[mode]])
-                engine = LocalEngine(config)
-                if not groups:
-                    groups = _sampled(engine, sizes, device, tell)
-                _learn(engine, config, groups, sizes, device, f"{method}, {mode}", tell)
-                del engine
-                clear(device)
+        ways = [(mode, method) for mode in ("full", "LoRA, rank 16") for method in ("mopd", "sdpo", "grpo")]
+        for mode, method in [*ways, ("full, 8 bytes a parameter", "mopd")]:
+            config = config_of(path, sizes, device, [f"method={method}", *MODES[mode]])
+            engine = LocalEngine(config)
+            if not groups:
+                groups = _sampled(engine, sizes, device, tell)
+            _learn(engine, config, groups, sizes, device, f"{method}, {mode}", tell)
+            del engine
+            clear(device)
 
 
 def _sampled(engine: LocalEngine, sizes: Sizes, device: str, tell: Callable[[Row], None]) -> list[RolloutGroup]:

@@ -99,7 +99,7 @@ class RolloutConfig(ConfigBlock):
     from them. 1: while a step learns, the next one's rollouts are drawn with the weights that it began with;
     `importance_clip` corrects for them, except in methods without it (dpo, simpo, verified_sft). A step then takes
     about the longer of the two, and a checkpoint waits for the rollouts in flight. With `engine: nemo` this needs
-    `nemo.generation.gpus`; with `engine: local`, memory for a second float32 copy of the weights."""
+    `nemo.generation.gpus`; with `engine: local`, memory for a second copy of the weights."""
 
 
 class GenerationConfig(ConfigBlock):

@@ -45,6 +45,8 @@ def test_engine_parts_report_every_row(tmp_path: Path) -> None:
         assert all(row["distance"] < 1e-5 for row in (padded, tree, flex) if "seconds" in row)
         assert ("seconds" in flex) == (phase == "score")  # torch has no gradients of FlexAttention on a CPU
     assert named["what fits, full"]["note"].startswith("toy-4; toy-12 does not; 0.0")
+    assert named["mopd, full, 8 bytes a parameter: update"]["flops"] > 0
+    assert named["what fits, full, 8 bytes a parameter"]["gib"] > 0
     assert named["what fits, LoRA, layers computed again"]["note"].startswith("toy-12; ")
 
 

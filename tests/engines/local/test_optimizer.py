@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from mopd_nemo.config import OptimizerConfig, UserError
 from mopd_nemo.engines.local import optimizer as module
@@ -22,11 +23,17 @@ from mopd_nemo.engines.local.optimizer import (
     stochastically_rounded,
 )
 from mopd_nemo.losses.objectives import Divergence
+from mopd_nemo.run.checkpoints import checkpoints
+from mopd_nemo.run.directory import RunDirectory
+from tests.conftest import QUICKSTART, Mopd
 from tests.engines.local.test_learner import TEACHER_PROMPTS, learn, make_batch, make_rows, score
+from tests.test_trainer import SMALL, new_run, start, wait_for_step, without_times
 
 Make = Callable[..., LocalEngine]
 BF16 = ("model.dtype=bfloat16", "optimizer.weights=bfloat16")
 INT8 = "optimizer.moments=int8"
+LARGE = "model.path=embedded:arithmetic"
+"""Whose matrices are large enough for codes."""
 WAYS = pytest.mark.parametrize("way", [BF16, (*BF16, INT8), (INT8,)], ids=" ".join)
 SHAPE = (64, 128)
 TORCHAO = (1664271903, 382293844)
@@ -192,7 +199,7 @@ def test_slices_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @WAYS
 def test_an_update_lowers_the_loss(make: Make, way: tuple[str, ...]) -> None:
-    engine = make(*way, "teacher.kind=frozen", "train.num_steps=1")
+    engine = make(*way, LARGE, "teacher.kind=frozen")
     rows = make_rows(engine, TEACHER_PROMPTS)
     targets = score(engine, rows)
     losses = [engine.update(make_batch(rows, Divergence()), targets, learning_rate=3e-3)["loss"] for _ in range(8)]
@@ -232,13 +239,15 @@ def test_a_resumed_engine_continues_bit_for_bit(make: Make, way: tuple[str, ...]
             learn(engine, rows, 1e-3)
             engine.update_teacher()
 
-    whole, killed, resumed = make(*way), make(*way), make(*way)
+    whole, killed, resumed = (make(*way, LARGE) for _ in range(3))
     rows = make_rows(whole, TEACHER_PROMPTS)
     steps(whole, 6)
     steps(killed, 3)
     killed.save(tmp_path)
     resumed.load(tmp_path)
     steps(resumed, 3)
+    codes = any(state["exp_avg"].dtype == torch.uint8 for state in resumed._learner.optimizer.state.values())
+    assert codes == (INT8 in way)
     for name, weights in trained(whole).items():
         assert torch.equal(weights, trained(resumed)[name]), name
     averages = [engine.teacher.model.named_parameters() for engine in (whole, resumed)]  # type: ignore[union-attr]
@@ -286,3 +295,35 @@ def test_an_old_torch_is_refused_before_a_model_is_loaded(make: Make, monkeypatc
 def test_the_plain_optimiser_is_torchs_own(make: Make) -> None:
     engine = make()
     assert type(make_optimizer(engine.student, engine._config)) is torch.optim.AdamW
+
+
+# ---------------------------------------------------------------------------------------------------- whole runs
+
+
+def test_a_killed_run_continues_bit_for_bit_and_is_exported_in_bfloat16(mopd: Mopd, tmp_path: Path) -> None:
+    """With rollouts in flight at every moment, drawn by a second copy of the weights."""
+    settings = [*BF16, INT8, "rollout.lag=1"]
+    whole, killed = new_run(tmp_path / "whole", *settings), RunDirectory(tmp_path / "killed")
+    process = start("--config", str(QUICKSTART), f"run_dir={killed.path}", *SMALL, *settings)
+    for step in (3, 5):
+        wait_for_step(process, killed, step)
+        process.kill()
+        process.communicate()
+        process = start("--resume", str(killed.path))
+    printed, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, printed
+    assert without_times(whole.rows(whole.metrics_file)) == without_times(killed.rows(killed.metrics_file))
+    for part, kind in (("model.safetensors", torch.bfloat16), ("teacher/model.safetensors", torch.float32)):
+        first, second = (load_file(checkpoints(run.checkpoints)[-1] / part) for run in (whole, killed))
+        assert all(torch.equal(first[key], second[key]) and first[key].dtype == kind for key in first)
+    code, printed = mopd("export", str(whole.path), "-o", str(tmp_path / "out"), "--checkpoint", "newest")
+    assert code == 0, printed
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
+
+
+def test_a_checkpoint_takes_what_the_estimate_says(make: Make, tmp_path: Path) -> None:
+    engine = make(*BF16, INT8, LARGE)
+    learn(engine, make_rows(engine, TEACHER_PROMPTS), 1e-3)
+    engine.save(tmp_path)
+    saved = sum(file.stat().st_size for file in tmp_path.rglob("*") if file.suffix in (".pt", ".safetensors"))
+    assert engine.checkpoint_bytes() == pytest.approx(saved, rel=0.1)

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mopd_nemo.chat import Chat, with_prompt_ids
@@ -19,7 +19,7 @@ from mopd_nemo.embedded import resolve_model_path
 from mopd_nemo.engines import estimate_memory
 from mopd_nemo.engines.architecture import architecture_of
 from mopd_nemo.engines.local.memory import at_least, checkpoint_bytes, trained_parameters
-from mopd_nemo.engines.memory import Estimate, shortage
+from mopd_nemo.engines.memory import shortage
 from mopd_nemo.engines.models import check_positions, check_vocabularies, load_chat, load_model_config
 from mopd_nemo.engines.served import ServedTeacher
 from mopd_nemo.files import DamagedError, free_space, in_bytes
@@ -162,6 +162,10 @@ def free_memory(config: Config) -> int:
     device = resolve_device(config.model.device)
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    return _free_on_host()
+
+
+def _free_on_host() -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -238,10 +242,13 @@ def memory(config: Config, say: Callable[[str], None], phases: Sequence[str] = (
     free, device = free_memory(config), _device(config).split(":")[0]
     need = estimate_memory(config, device, free / 1e9)
     if need is not None:
-        need = Estimate({name: parts for name, parts in need.phases.items() if not phases or name in phases})
+        need = replace(need, phases={name: need.phases[name] for name in need.phases if not phases or name in phases})
         say(f"memory      {in_bytes(round(need.peak * 1e9))} at most, in {need.fullest}; {in_bytes(free)} are free")
         for line in shortage(need, free / 1e9):
             say(f"            {line}: see `mopd estimate`")
+        if need.host and not phases:
+            host, left = in_bytes(round(need.host * 1e9)), in_bytes(_free_on_host())
+            say(f"            {host} of host memory for what is offloaded; {left} are free")
     count = num_parameters(config.model.path)
     certain = round(at_least(config, count).peak * 1e9)
     if not phases and certain > free:

@@ -51,6 +51,8 @@ def estimate(
     console = Terminal()
     title = f"GB on {'the fullest GPU' if device == 'cuda' else 'this machine'} of {gb:.3g} GB, estimated"
     print_table([config.model.path, *phases], rows, console, title=title)
+    if need.host:
+        console.print(f"and {need.host:.3g} GB of host memory for what is offloaded", soft_wrap=True)
     for line in shortage(need, gb):
         console.print(line, style="yellow", soft_wrap=True)
     if need.peak <= gb:

@@ -14,6 +14,8 @@ class Estimate:
 
     phases: dict[str, Parts]
     """In the order of a step. A phase that does not take place has no parts."""
+    host: float = 0.0
+    """GB of host memory for what is offloaded, at least. 0 where it is the device's own: then it is a part."""
 
     def __getitem__(self, phase: str) -> float:
         """GB of a phase."""

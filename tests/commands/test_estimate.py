@@ -36,6 +36,18 @@ def test_a_cluster_and_a_card_by_name(mopd: Mopd) -> None:
     assert code == 2 and "--card here: engine=nemo is not on this machine" in text
 
 
+def test_host_memory_is_said_where_it_is_not_the_devices(mopd: Mopd, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("--config", str(QUICKSTART), "teacher.offload=true", "model.path=Qwen/Qwen3-8B")
+    code, text = mopd("estimate", *words, "--card", "H200")
+    assert code == 0 and "and 32.8 GB of host memory for what is offloaded" in text and "teacher's head" in text
+    code, text = mopd("estimate", *words, "model.device=cpu")
+    assert code == 0 and "of host memory" not in text and "on the host" in text
+    monkeypatch.setattr(outlook, "_device", lambda _: "cuda:0")
+    monkeypatch.setattr(outlook, "free_memory", lambda _: 80_000_000_000)
+    code, text = mopd("train", "--config", str(QUICKSTART), "teacher.offload=true", "--dry-run")
+    assert code == 0 and "of host memory for what is offloaded; " in text, text
+
+
 @pytest.mark.parametrize("card", ["H1000", "-3", "nan", "inf"])
 def test_an_unknown_card(mopd: Mopd, card: str) -> None:
     code, text = mopd("estimate", "--config", str(QUICKSTART), f"--card={card}")

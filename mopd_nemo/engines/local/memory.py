@@ -118,7 +118,10 @@ def estimate(
         "update": run.update(),
         "optimiser step": run.optimizer_step(),
     }
-    return Estimate({name: {part: size / 1e9 for part, size in parts.items()} for name, parts in phases.items()})
+    return Estimate(
+        {name: {part: size / 1e9 for part, size in parts.items()} for name, parts in phases.items()},
+        host=0.0 if device == "cpu" else run.on_host() / 1e9,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,13 +173,16 @@ class _Run:
         """What stays through a whole step."""
         external = sum(model.parameters for model, offload in self._of_others() if not offload)
         parts = _resident(self.config, self.student.parameters, self.trained, external)
-        if self.device == "cpu":  # host memory is the device's
-            averages = sum(teacher.offload and teacher.kind == "ema" for teacher in self.config.every_teacher.values())
-            own = WHOLE * averages + self.stored * (self._own_offloaded - averages)
-            external = sum(model.parameters for model, offload in self._of_others() if offload)
-            if on_host := float(own * self.student.parameters + self.width * external):
-                parts["on the host"] = on_host
+        if self.device == "cpu" and (size := self.on_host()):  # host memory is the device's
+            parts["on the host"] = size
         return parts
+
+    def on_host(self) -> float:
+        """Weights of the offloaded teachers and of the reference."""
+        averages = sum(teacher.offload and teacher.kind == "ema" for teacher in self.config.every_teacher.values())
+        own = WHOLE * averages + self.stored * (self._own_offloaded - averages)
+        external = sum(model.parameters for model, offload in self._of_others() if offload)
+        return float(own * self.student.parameters + self.width * external)
 
     def generate(self, device_gb: float) -> Parts:
         """Sampling, at the end of the longest response."""

@@ -18,6 +18,7 @@ from tests.conftest import QUICKSTART, Mopd
 from tests.test_trainer import SMALL, new_run, start, wait_for_step, without_times
 
 LORA = ["lora.rank=4", "optimizer.learning_rate=1e-3"]
+LAGGING = [*LORA, "lora.dropout=0.1", "rollout.lag=1"]
 EMBEDDED = "embedded:arithmetic"
 
 
@@ -27,8 +28,8 @@ def adapters(run: RunDirectory) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    """A run with adapters, an EMA of them, and rollouts in flight at every moment."""
-    return new_run(tmp_path_factory.mktemp("lora") / "run", *LORA, "rollout.lag=1")
+    """A run with adapters, of which some inputs are dropped, an EMA of them, and rollouts in flight at every moment."""
+    return new_run(tmp_path_factory.mktemp("lora") / "run", *LAGGING)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -55,7 +56,7 @@ def test_every_method_trains_adapters(method: str, mopd: Mopd, tmp_path: Path) -
 
 def test_a_killed_run_continues_bit_for_bit(run: RunDirectory, tmp_path: Path) -> None:
     killed = RunDirectory(tmp_path / "run")
-    process = start("--config", str(QUICKSTART), f"run_dir={killed.path}", *SMALL, *LORA, "rollout.lag=1")
+    process = start("--config", str(QUICKSTART), f"run_dir={killed.path}", *SMALL, *LAGGING)
     for step in (3, 5):
         wait_for_step(process, killed, step)
         process.kill()

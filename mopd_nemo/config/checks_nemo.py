@@ -109,19 +109,12 @@ def _check_sharding(who: str, parallel: ParallelConfig, gpus: int, nemo: NemoCon
 
 
 def _check_lora(config: Config) -> None:
-    """Refuse what NeMo-RL's adapters on Megatron do not offer, or what this engine's teachers cannot do with them."""
+    """Refuse what NeMo-RL's adapters on Megatron do not offer."""
     rank, targets = config.lora.rank, config.lora.targets
     if not rank:
         return
     if config.nemo.backend != "megatron":
         raise ValueError(f"lora.rank={rank} with engine=nemo needs nemo.backend=megatron, not {config.nemo.backend}")
-    kinds = sorted({teacher.kind for teacher in config.every_teacher.values()} & {"ema", "frozen"})
-    if kinds:
-        raise ValueError(
-            f"lora.rank={rank} with engine=nemo: teacher.kind={kinds[0]} keeps weights of the student's in shares and "
-            "puts them in its place to score, which is not tried with adapters: set teacher.kind=live or external, or "
-            "engine=local"
-        )
     if targets != "all" and not set(targets) <= set(MEGATRON_LAYERS):
         raise ValueError(
             f"lora.targets={list(targets)} with engine=nemo: the layers of Megatron are {', '.join(MEGATRON_LAYERS)}"

@@ -59,7 +59,7 @@ def estimate(config: Config, student: Architecture, teacher: Architecture | None
         if not nemo.offload_optimizer:
             score["optimiser"] = trained * _shared(student, nemo, OPTIMIZER_BYTES)
         if config.teacher.kind in ("ema", "frozen"):
-            score["weights set aside"] = _shared(student, nemo, 2)
+            score["weights set aside"] = trained * _shared(student, nemo, 2)
     if teacher is not None:
         other = {"reserve": RESERVE_GB} | _scoring(teacher, nemo.teacher, scored)
         score = max(score, other, key=lambda parts: sum(parts.values()))

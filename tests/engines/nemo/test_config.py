@@ -71,8 +71,6 @@ EXTERNAL = {"kind": "external", "path": "some/teacher"}
             {"divergence": {"support": "full"}, "nemo": {"backend": "dtensor", "batching": "dynamic"}},
             "which nemo.backend=dtensor does not give: set divergence.support=student_topk",
         ),
-        ({"lora": {"rank": 8}}, "teacher.kind=ema keeps weights of the student's in shares .* teacher.kind=live"),
-        ({"lora": {"rank": 8}, "method": "dpo", "peers": {}}, "teacher.kind=frozen keeps weights of the student's"),
         (
             {"lora": {"rank": 8, "targets": ["q_proj"]}, "teacher": EXTERNAL},
             r"lora.targets=\['q_proj'\] .* the layers of Megatron are linear_qkv, linear_proj",

@@ -15,9 +15,15 @@ from tests.integration.nemo.test_targets import OBJECTIVES, step
 RATE = 1e-2
 EPSILON = 1e-5
 """Of Adam: it keeps it smooth where a gradient is all rounding."""
-CUTS = {"one rank": cut(1), "packed, tp2": cut(2, tensor=2, packed=True)}
+CUTS = {
+    "one rank": cut(1),
+    "packed, tp2": cut(2, tensor=2, packed=True),
+}
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {},
+    "ema": {"teacher": {"kind": "ema", "ema_rate": 0.25}},
+    "frozen": {"teacher": {"kind": "frozen"}},
+    "bfloat16": {"model": {"dtype": "bfloat16"}},
     "dropping": {"lora": {"dropout": 0.3}},
     "dropping, computed again": {"lora": {"dropout": 0.3}, "nemo": {"activation_checkpointing": True}},
 }
@@ -33,20 +39,24 @@ CUT_BY_INPUT = ("linear_proj", "linear_fc2")
 
 
 def settings(name: str, way: str) -> Any:
-    more = {part: dict(values) for part, values in WAYS[way].items()}
-    nemo = CUTS[name] | {"policy": {"megatron_cfg": {"optimizer": {"adam_eps": EPSILON}}}} | more.get("nemo", {})
+    more = WAYS[way]
+    optimizer = {"adam_eps": EPSILON, "use_precision_aware_optimizer": False}  # the latter is Transformer Engine's
+    nemo = CUTS[name] | {"policy": {"megatron_cfg": {"optimizer": optimizer}}} | more.get("nemo", {})
     return nemo_config(
+        model=more.get("model", {}),
         lora={"rank": 4, "alpha": 8} | more.get("lora", {}),
-        teacher={"kind": "live"},
+        teacher=more.get("teacher", {"kind": "live"}),
         optimizer={"weight_decay": 0.0},
         nemo=nemo,
     )
 
 
-def updated(engine: Any, rate: float = RATE) -> dict[str, float]:
-    """Metrics of an update towards a live teacher, which reads another prompt."""
+def updated(engine: Any) -> dict[str, float]:
+    """Metrics of an update towards a self-teacher, which reads another prompt and then follows."""
     batch = step(OBJECTIVES["full, jsd"])
-    return engine.update(batch, engine.score(batch)[0], rate)
+    metrics = engine.update(batch, engine.score(batch)[0], RATE)
+    engine.update_teacher()
+    return metrics
 
 
 def trained(name: str, directory: Path) -> dict[str, Any]:
@@ -58,11 +68,14 @@ def trained(name: str, directory: Path) -> dict[str, Any]:
         own: dict[str, Any] = {"before": worker.weights(), "base": worker.exported()}
         own["wants a gradient"] = {key for key, p in worker.model.named_parameters() if p.requires_grad}
         own["optimised"] = sum(p.numel() for group in worker.optimizer.param_groups for p in group["params"])
+        own["main"] = {p.dtype for group in worker.optimizer.param_groups for p in group["params"]}
         own["updates"] = [updated(engine)]
         own |= {"after": worker.weights(), "exported": worker.exported()}
         own["updates"].append(updated(engine))
         policy = directory / way / "policy"
         worker.save_checkpoint(weights_path=str(policy / "weights"), optimizer_path=str(policy / "optimizer"))
+        if "teacher" in WAYS[way]:
+            worker.save_teacher(directory=str(directory / way / "teacher"))
         own["updates"].append(updated(engine))
         found[way] = own | {"last": worker.exported()}
     return found
@@ -73,6 +86,7 @@ def continued(name: str, directory: Path) -> dict[str, Any]:
     found = {}
     for way in WAYS:
         engine = engine_of(settings(name, way), checkpoint=directory / way)
+        engine.load(directory / way)
         found[way] = updated(engine), engine._runtime.student.worker.exported()
     return found
 
@@ -104,51 +118,77 @@ def test_only_adapters_are_trained(ranks: Any) -> None:
             assert torch.equal(weight, own["before"][key]) == (not key.endswith("linear_out.weight")), key
 
 
-def first_matrices(found: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """The whole A of each of Megatron's layers by its number and name, put together from tensor ranks."""
+def first_matrices(tensor_ranks: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The whole A of each of Megatron's layers by its number and name."""
     whole = {}
-    for key in (key for key in found[0]["plain"]["before"] if key.endswith("linear_in.weight")):
+    for key in (key for key in tensor_ranks[0] if key.endswith("linear_in.weight")):
         *_, layer, _, name, _, _, _ = key.split(".")
-        parts = [rank["plain"]["before"][key] for rank in found]
+        parts = [weights[key] for weights in tensor_ranks]
         whole[f"{layer}.{name}"] = torch.cat(parts, dim=1 if name in CUT_BY_INPUT else 0)
     return whole
 
 
-def test_an_update_is_the_local_engines_and_a_refit_sends_merged_weights(ranks: Any) -> None:
+@pytest.mark.parametrize("way", ["plain", "ema", "frozen"])
+def test_updates_are_the_local_engines_and_a_refit_sends_merged_weights(ranks: Any, way: str) -> None:
     """B begins at 0, so A has no gradient yet, and a shared A moves nothing that its copies do not."""
     from mopd_nemo.engines.local.engine import LocalEngine
 
     name, found = ranks
-    engine = LocalEngine(settings(name, "plain").model_copy(update={"engine": "local"}))
+    engine = LocalEngine(settings(name, way).model_copy(update={"engine": "local"}))
     for group in engine._learner.optimizer.param_groups:
         group["eps"] = EPSILON
     base = {key: weight.clone() for key, weight in engine.student.sampled_weights()}
-    assert found[0]["plain"]["base"].keys() <= base.keys()
-    for key, weight in found[0]["plain"]["base"].items():
+    for key, weight in found[0][way]["base"].items():
         assert torch.equal(weight, base[key]), "B = 0: the base"
+    whole = first_matrices([rank[way]["before"] for rank in found])
     with torch.no_grad():
-        for place, a_RI in first_matrices(found).items():
-            layer, _, own = place.partition(".")
-            for key, weight in engine.student.trained().items():
-                if f"layers.{layer}." in key and any(f".{one}.lora_A" in key for one in BESIDE[own]):
-                    weight.copy_(a_RI)
+        for model in (engine.student, engine.teacher.model):  # of an EMA, too
+            for key, weight in model.named_parameters().items() if model else ():
+                for place, a_RI in whole.items():
+                    layer, _, own = place.partition(".")
+                    if f"layers.{layer}." in key and any(f".{one}.lora_A" in key for one in BESIDE[own]):
+                        weight.copy_(a_RI)
     expected = updated(engine)
     merged = dict(engine.student.sampled_weights())
     second = updated(engine)
-    for own in (rank["plain"] for rank in found):
+    for own in (rank[way] for rank in found):
         for metric in ("loss", "grad_norm", "student/entropy", "teacher/advantage"):
             assert own["updates"][0][metric] == pytest.approx(expected[metric], rel=1e-4), metric
-        assert own["updates"][1]["loss"] == pytest.approx(second["loss"], rel=1e-3)
+        for metric in ("loss", "teacher/advantage", "teacher/entropy"):
+            assert own["updates"][1][metric] == pytest.approx(second[metric], rel=1e-3), metric
         for key, weight in own["exported"].items():
             torch.testing.assert_close(weight, merged[key], atol=1e-5, rtol=0)
             moved = (weight - base[key]).abs().max()
             assert (moved > 1e-4) == any(f".{one}." in key for layers in BESIDE.values() for one in layers), key
 
 
+def test_each_teacher_is_another_after_an_update(ranks: Any) -> None:
+    _, found = ranks
+    for rank in found:
+        first, second = ([rank[way]["updates"][n] for way in ("plain", "ema", "frozen")] for n in range(2))
+        assert first[0]["loss"] == first[1]["loss"] == first[2]["loss"], "B = 0: all are the base"
+        assert len({metrics["teacher/entropy"] for metrics in second}) == 3
+        assert first[2]["teacher/entropy"] == pytest.approx(second[2]["teacher/entropy"], rel=1e-6)
+
+
+def test_in_bfloat16_the_model_is_narrow_and_what_the_optimiser_moves_is_not(ranks: Any) -> None:
+    """B begins at 0 and is the only part of its layer, so bfloat16 loses none of its first steps."""
+    _, found = ranks
+    for rank in found:
+        own, plain = rank["bfloat16"], rank["plain"]
+        assert {weight.dtype for weight in own["before"].values()} == {torch.bfloat16}
+        assert own["optimised"] == plain["optimised"] and own["main"] == {torch.float32}
+        for key, weight in own["base"].items():
+            assert torch.equal(weight, plain["base"][key].bfloat16()), "B = 0: the base"
+        assert own["updates"][0]["loss"] == pytest.approx(plain["updates"][0]["loss"], rel=0.1)
+        for key, weight in own["after"].items():
+            assert torch.equal(weight, own["before"][key]) == (not key.endswith("linear_out.weight")), key
+
+
 def test_dropout_is_of_updates_and_is_the_same_when_computed_again(ranks: Any) -> None:
     _, found = ranks
     for rank in found:
-        plain, dropping, again = (rank[way]["updates"] for way in WAYS)
+        plain, dropping, again = (rank[way]["updates"] for way in ("plain", *list(WAYS)[-2:]))
         assert again == dropping
         assert dropping[0]["loss"] == pytest.approx(plain[0]["loss"], rel=1e-5), "B = 0: nothing to drop"
         assert dropping[0]["grad_norm"] != pytest.approx(plain[0]["grad_norm"], rel=1e-3)

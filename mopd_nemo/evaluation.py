@@ -21,6 +21,8 @@ from mopd_nemo.verifiers.pool import PendingVerdicts, VerifierPool
 
 NUM_RESAMPLES = 2000
 """Of a bootstrap."""
+MIN_PROBLEMS = 8
+"""Problems without which a comparison is no ground for anything."""
 
 
 def evaluate(
@@ -216,3 +218,8 @@ def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
     """`bootstrap` of one column."""
     low, high = bootstrap(np.array(values, dtype=float)[:, None])
     return float(low[0]), float(high[0])
+
+
+def has_interval(low: float, high: float, num_problems: float) -> bool:
+    """Whether an interval over problems is one: a few that all give the same leave nothing to draw differently."""
+    return low != high or num_problems >= MIN_PROBLEMS

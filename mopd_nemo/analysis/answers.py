@@ -11,6 +11,7 @@ from mopd_nemo.analysis.plots import mean_name
 from mopd_nemo.analysis.records import Change, Records
 from mopd_nemo.config.checks import uses
 from mopd_nemo.config.plugins import recorded_method
+from mopd_nemo.evaluation import has_interval
 from mopd_nemo.run.checkpoints import best_saved
 from mopd_nemo.run.display import PHASES, WARM_UP_STEPS
 
@@ -103,17 +104,23 @@ def _worked(records: Records) -> dict[str, Any]:
     change = records.change(first["step"], last["step"])
     so_far = "" if records.complete else " so far"
     moved = f"held-out {name} {_rate(first, name)} → {_rate(last, name)}"
-    interval = f"95 % interval {_rate(last, f'{name}/low')} to {_rate(last, f'{name}/high')}"
-    notes = [f"Steps {first['step']} → {last['step']}. At the end: {interval}, over other problems of this kind."]
+    interval = (
+        f"95 % interval {_rate(last, f'{name}/low')} to {_rate(last, f'{name}/high')}, over other problems of this kind"
+    )
+    if not has_interval(last[f"{name}/low"], last[f"{name}/high"], last.get("num_problems", 0)):
+        interval = "too few problems for an interval"
+    notes = [f"Steps {first['step']} → {last['step']}. At the end: {interval}."]
     if change is None:
         notes.append(
             "Not compared problem by problem: the samples of one of the two evaluations are not there, or damaged."
         )
         return {"headline": f"{moved[0].upper()}{moved[1:]}{so_far}.", "tone": "", "notes": notes}
     found, tone = _finding(change)
+    interval = f"95 % interval {signed(change.low)} to {signed(change.high)}"
+    if not has_interval(change.low, change.high, change.num_problems):
+        interval = "too few problems for an interval"
     notes.append(
-        f"The same {change.num_problems:,} problems before and after: {signed(change.mean)} points, 95 % interval "
-        f"{signed(change.low)} to {signed(change.high)}."
+        f"The same {change.num_problems:,} problems before and after: {signed(change.mean)} points, {interval}."
     )
     notes += _best(records, name)
     notes.append("This is one seed; other seeds may give other results.")
@@ -182,6 +189,8 @@ def _gpu_hours(records: Records, seconds: float) -> str:
 
 
 def _finding(change: Change) -> tuple[str, str]:
+    if not has_interval(change.low, change.high, change.num_problems):
+        return "Too few problems to say", ""
     if change.low > 0:
         return "It worked", "good"
     if change.high < 0:

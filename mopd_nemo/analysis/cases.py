@@ -19,6 +19,7 @@ from mopd_nemo.config import UserError
 from mopd_nemo.files import read_rows, write_json
 from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.run.rollouts import (
+    SHOWN,
     RecordedGroup,
     Row,
     group_at,
@@ -70,7 +71,7 @@ def read_history(run: RunDirectory, patterns: Mapping[str, str]) -> History:
     history = History()
     compiled = {name: re.compile(pattern, re.DOTALL) for name, pattern in patterns.items()}
     for step, file in run.rollout_files().items():
-        groups = read_groups(file)
+        groups = read_groups(file, SHOWN)
         for group in groups:
             history.visits.setdefault(group.problem_id, []).append(step)
             if num_successes(group.rows) > 0:
@@ -181,7 +182,7 @@ def _held_out_cases(runs: Runs, held_out: Mapping[str, Any], max_cases: int) -> 
     cases: dict[str, list[dict[str, Any]]] = {}
     for winner, other in _directions(runs):
         groups = {
-            label: {g.problem_id: g for g in read_groups(runs[label].rollouts_file(held_out["step"], "eval"))}
+            label: {g.problem_id: g for g in read_groups(runs[label].rollouts_file(held_out["step"], "eval"), SHOWN)}
             for label in (winner, other)
         }
         cases[winner] = [

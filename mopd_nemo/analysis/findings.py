@@ -10,6 +10,7 @@ from typing import Any
 from mopd_nemo.analysis.plots import mean_name
 from mopd_nemo.analysis.records import Records, mean
 from mopd_nemo.config.plugins import recorded_method
+from mopd_nemo.evaluation import has_interval
 from mopd_nemo.run.checkpoints import checkpoints, step_of
 from mopd_nemo.run.guard import MORE_ENTROPY, missing_steps, signs
 
@@ -246,7 +247,9 @@ def _next_time(records: Records) -> Iterator[Finding]:
     recent = records.change(evals[-2]["step"], evals[-1]["step"])
     if change is None:
         return
-    if change.low <= 0 <= change.high:
+    if not has_interval(change.low, change.high, change.num_problems):
+        yield Finding("", "data.num_eval", f"more held-out problems: {change.num_problems} say next to nothing")
+    elif change.low <= 0 <= change.high:
         width = 100 * (change.high - change.low) / 2
         yield Finding(
             *("", "data.num_eval"),

@@ -8,9 +8,8 @@ from typing import Any
 
 from mopd_nemo.analysis.tokens import Column, TokenView, page_values
 from mopd_nemo.engines.base import TokenSignal
-from mopd_nemo.files import read_rows
 from mopd_nemo.run.directory import RunDirectory
-from mopd_nemo.run.rollouts import describe_peers, mixed_first, num_successes, teacher_prompts
+from mopd_nemo.run.rollouts import SHOWN, describe_peers, mixed_first, num_successes, read_groups, teacher_prompts
 from mopd_nemo.run.token_signal import RecordedSignal, read_token_signal
 from mopd_nemo.terminal import shortened
 
@@ -38,7 +37,8 @@ def sample_groups(run: RunDirectory) -> dict[str, Any] | None:
     blocks = []
     for step in reversed(steps):  # the last one has the first claim on the page's tokens
         signal_of = _by_rollout(read_token_signal(signals[step])) if told else {}
-        chosen = [rows for rows in mixed_first(read_rows(recorded[step])) if not told or _is_told(rows, signal_of)]
+        read = [row for group in read_groups(recorded[step], SHOWN) for row in group.rows]
+        chosen = [rows for rows in mixed_first(read) if not told or _is_told(rows, signal_of)]
         blocks.append({"step": step, "groups": [shown.add(rows, signal_of) for rows in chosen[: GROUPS // len(steps)]]})
     return {
         "steps": blocks[::-1],

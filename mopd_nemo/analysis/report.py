@@ -20,6 +20,7 @@ from mopd_nemo.analysis.records import NOT_COMPARED, Records, Rows, shared_setti
 from mopd_nemo.analysis.teacher_signal import RESULT_FILE
 from mopd_nemo.config import Config
 from mopd_nemo.config.load import flatten
+from mopd_nemo.evaluation import has_interval
 from mopd_nemo.files import read_rows
 from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.run.display import PHASES, WARM_UP_STEPS
@@ -208,8 +209,12 @@ def _summary_row(records: Records) -> list[str]:
         best = mean.replace("mean", "pass")
         change = records.change(first["step"], last["step"]) if first is not last else None
         cells += [f"{100 * first[mean]:.1f} → {100 * last[mean]:.1f}"]
-        cells += [f"{100 * last[f'{mean}/low']:.1f} to {100 * last[f'{mean}/high']:.1f}"]
-        interval = f"{signed(change.mean)} ({signed(change.low)} to {signed(change.high)})" if change else "–"
+        low, high = last[f"{mean}/low"], last[f"{mean}/high"]
+        few = not has_interval(low, high, last.get("num_problems", 0))
+        cells += ["too few problems" if few else f"{100 * low:.1f} to {100 * high:.1f}"]
+        interval = "–" if change is None else signed(change.mean)
+        if change is not None and has_interval(change.low, change.high, change.num_problems):
+            interval += f" ({signed(change.low)} to {signed(change.high)})"
         cells += [interval, f"{100 * first[best]:.1f} → {100 * last[best]:.1f}"]
     else:
         cells += ["–"] * 4

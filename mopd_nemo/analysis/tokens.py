@@ -95,9 +95,12 @@ def names_of(views: Iterable[TokenView], chat: Chat) -> dict[int, str]:
 
 
 def objections(signal: TokenSignal, count: int) -> list[int]:
-    """The tokens that the teacher finds less likely than the student, by the largest difference, in that order."""
+    """The tokens that the teacher finds clearly less likely than the student, by the largest difference, in that order.
+
+    Clearly: with a colour on the page, not by a rounding error.
+    """
     order = np.argsort(signal.advantage, kind="stable")[:count]
-    return [int(i) for i in order if signal.advantage[i] < 0]
+    return [int(i) for i in order if level(signal.advantage[i]) < 0]
 
 
 def legend() -> list[tuple[int, str]]:

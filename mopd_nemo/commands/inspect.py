@@ -15,9 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from mopd_nemo.config import UserError
-from mopd_nemo.files import read_rows
 from mopd_nemo.run.directory import RunDirectory
-from mopd_nemo.run.rollouts import describe_peers
+from mopd_nemo.run.rollouts import SHOWN, describe_peers, read_groups
 from mopd_nemo.terminal import Terminal, plain, shortened
 
 _STYLE = {"correct": "green", "verifier_error": "yellow"}
@@ -73,13 +72,14 @@ def _show_tokens(rows: Sequence[Mapping[str, Any]], run: RunDirectory, console: 
     show_tokens(views, told[0].names, console)
 
 
-def _read_step(run: RunDirectory, step: int | None) -> list[dict[str, Any]]:
+def _read_step(run: RunDirectory, step: int | None) -> list[Mapping[str, Any]]:
     recorded = list(run.rollout_files())
     if not recorded:
         raise UserError(f"{run.rollouts}: no rollouts recorded; set logging.save_rollouts_every=1")
     if step is not None and step not in recorded:
         raise UserError(f"--step {step}: not recorded in {run.rollouts}; recorded: {recorded[0]} to {recorded[-1]}")
-    return read_rows(run.rollouts_file(step if step is not None else recorded[-1]))
+    groups = read_groups(run.rollouts_file(step if step is not None else recorded[-1]), SHOWN)
+    return [row for group in groups for row in group.rows]
 
 
 def _list_problems(rows: Sequence[Mapping[str, Any]], run: RunDirectory, console: Console) -> None:

@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mopd_nemo.evaluation import MIN_PROBLEMS, has_interval
 from mopd_nemo.preflight.contexts import FORMS, PLAIN, counts_of, form_of, label_of
-
-MIN_PROBLEMS = 8
-"""With fewer, an interval over problems says nothing and no recommendation is made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,4 +194,6 @@ def points(value: Mapping[str, float | None], unit: str = "", sign: str = "+") -
     if value["mean"] is None:
         return "–"
     mean, low, high = (format(100 * (value[end] or 0.0), f"{sign}.0f") for end in ("mean", "low", "high"))
+    if not has_interval(value["low"] or 0.0, value["high"] or 0.0, value["num"] or 0):
+        return f"{mean}{unit and ' ' + unit} (too few problems)"
     return f"{mean}{unit and ' ' + unit} ({low} to {high})"

@@ -18,6 +18,8 @@ from mopd_nemo.types import Outcome, Problem, Rollout, RolloutGroup, Verdict
 
 Row = Mapping[str, Any]
 
+SHOWN = ("peers", "sources", "teacher_prompt")
+"""What `describe_peers` and `teacher_prompts` need of a row; versions before 0.3 wrote no sources."""
 _NEEDED = ("step", "problem", "rollout", "response", "reward", "outcome", "success")
 
 
@@ -154,8 +156,11 @@ def find_rollouts(path: Path) -> Path:
     raise UserError(f"{path}: neither a rollouts file (JSONL) nor a run directory with files in rollouts/")
 
 
-def read_groups(file: Path) -> list[RecordedGroup]:
+def read_groups(file: Path, also: Sequence[str] = ()) -> list[RecordedGroup]:
     """The groups of a rollouts file, in order.
+
+    Args:
+        also: what rows must have beside what every reader needs.
 
     Raises:
         DamagedError: a line is not a row.
@@ -165,9 +170,12 @@ def read_groups(file: Path) -> list[RecordedGroup]:
     if not rows:
         raise UserError(f"{file}: no rollouts in it")
     for number, row in enumerate(rows, start=1):
-        missing = [name for name in _NEEDED if name not in row]
+        missing = [name for name in (*_NEEDED, *also) if name not in row]
         if missing:
-            raise UserError(f"{file}: row {number} lacks {', '.join(missing)}; give a rollouts file that `mopd` wrote")
+            raise UserError(
+                f"{file}: row {number} lacks {', '.join(missing)}; give a rollouts file that this version of `mopd` "
+                "wrote, or move this one out of its run"
+            )
     groups = [
         RecordedGroup(f"{step}/{problem}", problem, tuple(members))
         for (step, problem), members in groupby(rows, key=lambda row: (row["step"], row["problem"]))

@@ -9,6 +9,7 @@ import pytest
 from mopd_nemo.analysis.answers import UNKNOWN, cost, duration, trained, worked
 from mopd_nemo.analysis.findings import _SHARES, Finding, findings, in_order
 from mopd_nemo.analysis.records import Records
+from mopd_nemo.analysis.report import summary_table
 from mopd_nemo.config import Config
 from mopd_nemo.config.load import flatten, load_config
 from mopd_nemo.files import write_rows, write_text
@@ -77,6 +78,17 @@ def test_headline_follows_the_paired_interval(
     said = worked(records)
     assert said["headline"].replace("\u00a0", " ") == headline and said["tone"] == tone
     assert "The same 16 problems before and after" in " ".join(said["notes"])
+
+
+@pytest.mark.parametrize(("before", "after"), [([0], [8]), ([2, 2], [6, 6]), ([8], [0])])
+def test_a_few_problems_that_agree_have_no_interval(tmp_path: Path, before: list[int], after: list[int]) -> None:
+    records = write_run(tmp_path, [{}] * 4, {0: before, 4: after})
+    said = worked(records)
+    assert said["headline"].startswith("Too few problems to say: held-out mean@8") and said["tone"] == ""
+    assert said["notes"][1].endswith("points, too few problems for an interval.")
+    assert any("say next to nothing" in finding.remedy for finding in findings(records))
+    cells = summary_table({"run": records})["rows"][0]
+    assert cells[4] == f"{'+' if after > before else '−'}{abs(after[0] - before[0]) * 12.5:.1f}"
 
 
 WATCHED = {"guard/alarm": 0.0, "guard/success_error": 0.02, "guard/unfinished_error": 0.0}

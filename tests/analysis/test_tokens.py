@@ -94,6 +94,7 @@ def test_colours_have_steps_that_the_legend_names() -> None:
     ]
     assert [step for step, _ in legend()] == list(range(-4, 5))
     assert objections(signal_of([-1, -1, -1], [-3, -0.5, -2]), 5) == [0, 2]
+    assert objections(signal_of([-1, -1, -1], [-1.001, -1.0, -1.2]), 5) == [2], "a rounding error is no objection"
 
 
 def test_page_escapes_text_and_holds_every_number(tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from mopd_nemo.analysis.report import write_report
 from mopd_nemo.chat import Chat
+from mopd_nemo.commands.inspect import inspect
 from mopd_nemo.config import UserError
 from mopd_nemo.files import DamagedError, read_rows, write_rows
 from mopd_nemo.run.directory import RunDirectory
@@ -18,6 +20,7 @@ from mopd_nemo.run.rollouts import (
 )
 from mopd_nemo.types import RolloutGroup
 from tests.conftest import make_group
+from tests.test_trainer import new_run
 
 RESPONSES = [("7+5=2\n\\boxed{2}", 1.0), ("\\boxed{3}", 0.0), ("?", None)]
 
@@ -96,3 +99,15 @@ def test_files_that_no_run_recorded_are_refused(rollouts: Path) -> None:
     rollouts.write_text("no json\n")
     with pytest.raises(DamagedError, match=r"rollouts.jsonl, line 1: not JSON Lines"):
         read_groups(rollouts)
+
+
+def test_rows_that_a_page_cannot_show_name_their_file(tmp_path: Path) -> None:
+    """Versions before 0.3 wrote no sources."""
+    run = new_run(tmp_path / "run", "train.num_steps=1")
+    file = run.rollouts_file(1)
+    write_rows(file, [{k: v for k, v in row.items() if k != "sources"} for row in read_rows(file)])
+    message = rf"{file}: row 1 lacks sources; give .* this version of `mopd` wrote, or move this one out of its run"
+    for show in (lambda: write_report([run]), lambda: inspect(run.path)):
+        with pytest.raises(UserError, match=message):
+            show()
+    assert len(read_groups(file)) == 4, "figures of responses need none"

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from mopd_nemo.analysis.branches.figures import COLUMNS, MEASURES, POINTS
 from mopd_nemo.analysis.page import markdown_table
 from mopd_nemo.analysis.plots import COLOURS, LINES, SOFT, metric_grid, save_figure, style_axes
+from mopd_nemo.evaluation import has_interval
 from mopd_nemo.files import write_json, write_text
 
 KINDS = {
@@ -66,6 +67,7 @@ def to_markdown(result: Mapping[str, Any]) -> str:
     parts = ["# Where the teacher objects", f"{about}.", " ".join(NOTES)]
     for kind in POINTS:
         parts += [f"## {KINDS[kind]}", _facts(result["points"][kind])]
+        parts += [reason] if (reason := why_empty(result, kind)) else []
         for chosen, note in SET_NOTES.items():
             parts.append(note)
             for measure in MEASURES:
@@ -93,6 +95,23 @@ def main_table(result: Mapping[str, Any], kind: str) -> tuple[str, list[str], li
         for name, cells in sets["common"].items()
     ]
     return title, ["", *HEADINGS.values()], body
+
+
+def why_empty(result: Mapping[str, Any], kind: str) -> str:
+    """Why no failure counts in a comparison of contexts; empty: some do."""
+    facts = result["points"][kind]
+    if facts["common"]:
+        return ""
+    if not facts["with_point"]:
+        return f"None of the {facts['failures']} failures has such a point, so there is nothing to compare."
+    silent = [result["labels"][name] for name in result["controls"] if name not in result["speaking"]]
+    _, sets = next(iter(result["near"][kind]["log_ratio"].items()))
+    counts = {result["labels"][name]: cells["failures"] for name, cells in sets["own"].items()}
+    told = ", ".join(f"{label} {count}" for label, count in sorted(counts.items(), key=lambda item: item[1])[:3])
+    said = "No failure has all the peers of every context, so contexts cannot be compared."
+    said += f" Of {facts['with_point']} failures have a signal: {told}." if told else ""
+    said += f" None has one after {', '.join(silent)}." if silent else ""
+    return f"{said} Leave the rare ones out with --contexts, or give rollouts of larger groups."
 
 
 def _facts(facts: Mapping[str, Any]) -> str:
@@ -139,6 +158,8 @@ def _at_point(result: Mapping[str, Any], kind: str) -> str:
 def _value(cell: Mapping[str, Any] | None, sign: str = "") -> str:
     if cell is None or cell["mean"] is None:
         return "–"
+    if not has_interval(cell["low"], cell["high"], cell["problems"]):
+        return f"{cell['mean']:{sign}.3f} (too few problems)"
     return f"{cell['mean']:{sign}.3f} ({cell['low']:{sign}.3f} to {cell['high']:{sign}.3f})"
 
 

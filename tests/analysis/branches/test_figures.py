@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mopd_nemo.analysis.branches.figures import Attempt, Told, branch_figures, first_new_part, first_new_token, near
-from mopd_nemo.analysis.branches.output import near_figure, profile_figure, to_markdown
+from mopd_nemo.analysis.branches.output import near_figure, profile_figure, to_markdown, why_empty
 
 
 @pytest.mark.parametrize(
@@ -131,6 +131,24 @@ def test_a_page_says_what_there_is_and_what_there_is_not() -> None:
     result = {"about": {"student": "m"}, "labels": {"1s": "1 success"}, "controls": {}}
     result |= branch_figures(groups, ("1s", "2s"), {}, [5])
     text = to_markdown(result)
-    assert "1 of 1 failures have such a point" in text and "| 1 success | 1.000 (1.000 to 1.000) |" in text
+    assert "1 of 1 failures have such a point" in text and "| 1 success | 1.000 (too few problems) |" in text
     assert "0 of 1 failures have such a point" in text and profile_figure(result, "parts") is None
     assert profile_figure(result, "tokens") is not None and near_figure(result, "tokens") is None
+
+
+def test_why_contexts_are_not_compared_is_said() -> None:
+    groups = [
+        [attempt(False, 1, [0, 0, 3], **{"1s": [0, 1, 0]}), attempt(True, None, [0])],
+        [attempt(False, 1, [0, 0, 3], **{"1f": [0, 1, 0]}), attempt(True, None, [0])],
+    ]
+    result = {
+        "controls": {"1s": "1s, others", "2s": "2s, others"},
+        "labels": {"none": "no peers", "1s": "1 success", "1f": "1 failure", "2s": "2 successes"},
+    }
+    result |= branch_figures(groups, ("none", "1s", "1f", "2s"), {}, [5])
+    reason = why_empty(result, "tokens")
+    assert reason.startswith("No failure has all the peers of every context") and "1 success 1, 1 failure 1" in reason
+    assert "None has one after 2 successes" in reason and "--contexts" in reason
+    assert why_empty(result, "parts").startswith("None of the 2 failures has such a point")
+    alone = branch_figures(groups[:1], ("none", "1s"), {}, [5])
+    assert why_empty({"labels": {"1s": "1 success"}, "controls": {}, **alone}, "tokens") == ""

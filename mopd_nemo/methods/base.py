@@ -27,6 +27,8 @@ class Method(ABC):
     """By dotted key, its own defaults. One that is not in `uses` cannot be changed."""
     reads_peers: ClassVar[bool] = False
     """Its teacher reads contexts of up to `peers.max_context_tokens`, not only the student's prompt."""
+    pairs: ClassVar[bool] = False
+    """It compares two responses of a group by their log-probabilities, one model's after the other's."""
     samples: ClassVar[bool] = True
     """The student samples responses in every step. False: it learns from those of the file `gkd.completions`."""
 

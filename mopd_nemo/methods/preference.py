@@ -17,6 +17,7 @@ class Dpo(Method):
 
     teachers: ClassVar = ("frozen", "external")
     uses: ClassVar = frozenset({"dpo"})
+    pairs: ClassVar = True
 
     def build(self, groups: Sequence[RolloutGroup], step: int) -> TrainBatch:
         """The reference reads the student's prompt."""
@@ -27,6 +28,7 @@ class Simpo(Method):
     """Simple preference optimisation: mean log-probabilities, no reference."""
 
     uses: ClassVar = frozenset({"simpo"})
+    pairs: ClassVar = True
 
     def build(self, groups: Sequence[RolloutGroup], step: int) -> TrainBatch:
         """Pairs without a reference."""

@@ -316,10 +316,11 @@ class _Run:
 
     def _loss(self, tokens: int) -> float:
         """Heads, their gradient, hidden states of the response tokens of a micro-batch, and a chunk of logits."""
-        model, taught = self.student, self.taught
+        model, taught = self.student, self.taught and not self._pairs
         rows = min(tokens, max(LOGITS[self.device] // model.vocab, MIN_CHUNK))
-        head = 0 if self.config.lora.rank else WHOLE * model.embedding
         reference = self.config.reference
+        terms = 1 + (reference.kl > 0) + (self.config.policy_gradient.weight > 0)  # each has a gradient of its own
+        head = 0 if self.config.lora.rank else WHOLE * model.embedding * terms
         wide = {"live", "ema", "frozen"} & {*_resident_kinds(self.config)} or (reference.kl and not reference.offload)
         casts, hidden = 0, 0
         for stored, whole_head in [(self.stored, True)] + [(self.teaching, bool(wide))] * taught:
@@ -331,11 +332,20 @@ class _Run:
 
     def _logit(self) -> int:
         """Bytes for each logit of a chunk. A GPU's kernels widen no whole chunk and write over logits."""
-        distributions = 1 + self.taught + (self.config.divergence.contrast > 0)
+        kinds = ("live", "ema", "frozen", "external")
+        taught, reference = self.config.has_teacher(*kinds) and not self._pairs, self.config.reference.kl > 0
+        distributions = 1 + taught + (self.config.divergence.contrast > 0)
         if self.device != "cpu":
-            return distributions * self.width
-        whole = self.taught and self.config.divergence.support == "full"
-        return distributions * (WHOLE + self.width) + 2 * WHOLE + (2 * WHOLE - self.width) * whole
+            return max(distributions, 1 + reference) * self.width
+        if self._pairs:
+            return 2 * WHOLE + (self.width if self.width < WHOLE else 0)
+        whole = taught and self.config.divergence.support == "full"
+        term = distributions * (WHOLE + self.width) + 2 * WHOLE + (2 * WHOLE - self.width) * whole
+        return max(term, 4 * WHOLE * reference)
+
+    @property
+    def _pairs(self) -> bool:
+        return method_class(self.config.method).pairs
 
 
 def _width(config: Config) -> int:

@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +23,7 @@ from tests.engines.scripted_server import ScriptedServer
 SEQUENCES = [((5, 6, 7), (8, 9)), ((9,), (8, 7, 6, 5)), ((11, 12), (13,))]
 KEY = "sk-very-secret-4711"
 
-
-@pytest.fixture(autouse=True)
-def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(served, "FIRST_WAIT", 0.001)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_random_model(tmp_path_factory.mktemp("teacher"), seed=7)
-
-
-@pytest.fixture
-def server(model: Path) -> Iterator[ScriptedServer]:
-    with ScriptedServer(model) as server:
-        yield server
-
-
-@pytest.fixture
-def second(model: Path) -> Iterator[ScriptedServer]:
-    with ScriptedServer(model) as server:
-        yield server
+pytestmark = pytest.mark.usefixtures("no_waits")
 
 
 def config(*servers: ScriptedServer, settings: tuple[str, ...] = ()) -> Config:
@@ -52,16 +32,16 @@ def config(*servers: ScriptedServer, settings: tuple[str, ...] = ()) -> Config:
     return load_config(QUICKSTART, [*given, *settings])
 
 
-def teacher_of(model: Path, *servers: ScriptedServer, settings: tuple[str, ...] = ()) -> ServedTeacher:
-    chat = Chat(load_tokenizer(str(model), key="model.path"))
+def teacher_of(teacher_model: Path, *servers: ScriptedServer, settings: tuple[str, ...] = ()) -> ServedTeacher:
+    chat = Chat(load_tokenizer(str(teacher_model), key="model.path"))
     teacher = ServedTeacher(config(*servers, settings=settings), "", chat, len(chat.tokenizer))
     for server in servers:
         server.asked.clear()
     return teacher
 
 
-def test_answers_are_those_of_the_model_in_order(model: Path, server: ScriptedServer) -> None:
-    answers = teacher_of(model, server).score(SEQUENCES)
+def test_answers_are_those_of_the_model_in_order(teacher_model: Path, server: ScriptedServer) -> None:
+    answers = teacher_of(teacher_model, server).score(SEQUENCES)
     for (prompt, response), answer in zip(SEQUENCES, answers, strict=True):
         with torch.no_grad():
             logits_TV = server._model(input_ids=torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
@@ -70,25 +50,27 @@ def test_answers_are_those_of_the_model_in_order(model: Path, server: ScriptedSe
         torch.testing.assert_close(torch.tensor(answer.logprobs), top.values)
 
 
-def test_no_more_requests_are_in_flight_than_allowed(model: Path, server: ScriptedServer) -> None:
+def test_no_more_requests_are_in_flight_than_allowed(teacher_model: Path, server: ScriptedServer) -> None:
     server.slow = 0.01
-    teacher_of(model, server, settings=("teacher.max_in_flight=2",)).score(SEQUENCES * 4)
+    teacher_of(teacher_model, server, settings=("teacher.max_in_flight=2",)).score(SEQUENCES * 4)
     assert server.highest == 2 and len(server.asked) == 12
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503])
-def test_a_failed_request_is_sent_again(model: Path, server: ScriptedServer, status: int) -> None:
-    teacher = teacher_of(model, server)
+def test_a_failed_request_is_sent_again(teacher_model: Path, server: ScriptedServer, status: int) -> None:
+    teacher = teacher_of(teacher_model, server)
     expected = teacher.score(SEQUENCES)
     server.statuses = [status] * 4
     assert teacher.score(SEQUENCES) == expected and teacher.retries == 4
 
 
-def test_waits_grow_and_follow_the_server(model: Path, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waits_grow_and_follow_the_server(
+    teacher_model: Path, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(served, "FIRST_WAIT", 1.0)
     waits: list[float] = []
     monkeypatch.setattr(served._Asking, "_wait", lambda _, seconds: waits.append(seconds))
-    teacher = teacher_of(model, server, settings=("teacher.retries=3",))
+    teacher = teacher_of(teacher_model, server, settings=("teacher.retries=3",))
     server.statuses = [500] * 4
     with pytest.raises(TeacherError, match=f"{server.url} answers 500 .the script says so."):
         teacher.score(SEQUENCES[:1])
@@ -97,9 +79,9 @@ def test_waits_grow_and_follow_the_server(model: Path, server: ScriptedServer, m
 
 
 def test_a_dead_replica_is_left_out_and_its_rows_go_to_the_other(
-    model: Path, server: ScriptedServer, second: ScriptedServer, caplog: pytest.LogCaptureFixture
+    teacher_model: Path, server: ScriptedServer, second: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    teacher = teacher_of(model, server, second, settings=("teacher.max_in_flight=2", "teacher.retries=1"))
+    teacher = teacher_of(teacher_model, server, second, settings=("teacher.max_in_flight=2", "teacher.retries=1"))
     expected = teacher.score(SEQUENCES * 4)
     server.before = server.die
     assert teacher.score(SEQUENCES * 4) == expected
@@ -108,16 +90,16 @@ def test_a_dead_replica_is_left_out_and_its_rows_go_to_the_other(
     assert teacher.score(SEQUENCES) == expected[:3] and len(second.asked) == 3
 
 
-def test_requests_are_dealt_over_replicas(model: Path, server: ScriptedServer, second: ScriptedServer) -> None:
+def test_requests_are_dealt_over_replicas(teacher_model: Path, server: ScriptedServer, second: ScriptedServer) -> None:
     server.slow = second.slow = 0.01
-    teacher_of(model, server, second, settings=("teacher.max_in_flight=1",)).score(SEQUENCES * 4)
+    teacher_of(teacher_model, server, second, settings=("teacher.max_in_flight=1",)).score(SEQUENCES * 4)
     assert min(len(server.asked), len(second.asked)) >= 3 and len(server.asked) + len(second.asked) == 12
 
 
 def test_without_a_replica_left_the_error_names_them_all(
-    model: Path, server: ScriptedServer, second: ScriptedServer
+    teacher_model: Path, server: ScriptedServer, second: ScriptedServer
 ) -> None:
-    teacher = teacher_of(model, server, second, settings=("teacher.retries=1",))
+    teacher = teacher_of(teacher_model, server, second, settings=("teacher.retries=1",))
     server.before, second.before = server.die, second.die
     with pytest.raises(TeacherError) as stopped:
         teacher.score(SEQUENCES * 4)
@@ -126,8 +108,8 @@ def test_without_a_replica_left_the_error_names_them_all(
         teacher.score(SEQUENCES)
 
 
-def test_a_server_that_does_not_answer_in_time_is_left_out(model: Path, server: ScriptedServer) -> None:
-    teacher = teacher_of(model, server, settings=("teacher.timeout=0.2", "teacher.retries=1"))
+def test_a_server_that_does_not_answer_in_time_is_left_out(teacher_model: Path, server: ScriptedServer) -> None:
+    teacher = teacher_of(teacher_model, server, settings=("teacher.timeout=0.2", "teacher.retries=1"))
     forever = threading.Event()
     server.before = lambda: forever.wait(5)
     with pytest.raises(TeacherError, match=f"{server.url} timed out"):
@@ -183,9 +165,9 @@ SPOILT: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 
 @pytest.mark.parametrize("kind", SPOILT)
 def test_an_answer_that_is_not_what_was_asked_for_is_an_error(
-    model: Path, server: ScriptedServer, kind: str, monkeypatch: pytest.MonkeyPatch
+    teacher_model: Path, server: ScriptedServer, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    teacher = teacher_of(model, server)
+    teacher = teacher_of(teacher_model, server)
     spoil, message = SPOILT[kind]
     server.spoil = lambda answer: spoil(answer) if kind.endswith("JSON") else spoil(answer) and None
     with pytest.raises(TeacherError, match=rf"the answer of {server.url} cannot be used: .*{message}"):
@@ -193,16 +175,16 @@ def test_an_answer_that_is_not_what_was_asked_for_is_an_error(
     assert len(server.asked) == 1, "it is not asked again"
 
 
-def test_a_sampled_token_of_probability_0_is_an_error(model: Path, server: ScriptedServer) -> None:
+def test_a_sampled_token_of_probability_0_is_an_error(teacher_model: Path, server: ScriptedServer) -> None:
     settings = ("divergence.support=sampled", "divergence.kind=reverse_kl", "divergence.k=100")
-    teacher = teacher_of(model, server, settings=settings)
+    teacher = teacher_of(teacher_model, server, settings=settings)
     server.spoil = lambda a: positions(a)[3]["8"].update(logprob=-9999.0)
     with pytest.raises(TeacherError, match="token 8 has probability 0"):
         teacher.score([((5, 6, 7), (8, 9))])
 
 
-def test_a_refused_request_is_not_sent_again(model: Path, server: ScriptedServer) -> None:
-    teacher = teacher_of(model, server)
+def test_a_refused_request_is_not_sent_again(teacher_model: Path, server: ScriptedServer) -> None:
+    teacher = teacher_of(teacher_model, server)
     server.statuses = [400]
     with pytest.raises(TeacherError, match=f"{server.url} answers 400 .the script says so."):
         teacher.score(SEQUENCES[:1])
@@ -212,101 +194,101 @@ def test_a_refused_request_is_not_sent_again(model: Path, server: ScriptedServer
 # --- before anything starts ------------------------------------------------------------------------------------------
 
 
-def refused(model: Path, *servers: ScriptedServer, settings: tuple[str, ...] = ()) -> str:
+def refused(teacher_model: Path, *servers: ScriptedServer, settings: tuple[str, ...] = ()) -> str:
     with pytest.raises(UserError) as stopped:
-        teacher_of(model, *servers, settings=settings)
+        teacher_of(teacher_model, *servers, settings=settings)
     return str(stopped.value)
 
 
-def test_a_server_that_is_not_there(model: Path, server: ScriptedServer) -> None:
+def test_a_server_that_is_not_there(teacher_model: Path, server: ScriptedServer) -> None:
     server.die()
-    message = refused(model, server)
+    message = refused(teacher_model, server)
     assert server.url in message and "start the server" in message
 
 
-def test_fewer_log_probabilities_than_k(model: Path) -> None:
-    with ScriptedServer(model, max_logprobs=4) as server:
-        message = refused(model, server)
+def test_fewer_log_probabilities_than_k(teacher_model: Path) -> None:
+    with ScriptedServer(teacher_model, max_logprobs=4) as server:
+        message = refused(teacher_model, server)
     assert "max allowed: 4" in message and "start the server with --max-logprobs 5" in message
 
 
-def test_k_of_more_than_the_vocabulary(model: Path, server: ScriptedServer) -> None:
-    assert "divergence.k=5000 is more than the" in refused(model, server, settings=("divergence.k=5000",))
+def test_k_of_more_than_the_vocabulary(teacher_model: Path, server: ScriptedServer) -> None:
+    assert "divergence.k=5000 is more than the" in refused(teacher_model, server, settings=("divergence.k=5000",))
 
 
-def test_a_server_that_reads_too_little(model: Path) -> None:
-    with ScriptedServer(model, max_model_len=200) as server:
+def test_a_server_that_reads_too_little(teacher_model: Path) -> None:
+    with ScriptedServer(teacher_model, max_model_len=200) as server:
         assert f"exceeds the 200 tokens that {server.url} reads: start it with --max-model-len" in refused(
-            model, server
+            teacher_model, server
         )
 
 
-def test_a_model_that_is_not_served(model: Path, server: ScriptedServer) -> None:
-    message = refused(model, server, settings=("teacher.model=other",))
+def test_a_model_that_is_not_served(teacher_model: Path, server: ScriptedServer) -> None:
+    message = refused(teacher_model, server, settings=("teacher.model=other",))
     assert f"teacher.model='other': {server.url} serves tiny: name one" in message
 
 
-def test_another_tokenizer(model: Path, tmp_path: Path) -> None:
+def test_another_tokenizer(teacher_model: Path, tmp_path: Path) -> None:
     """The same tokens, with some merges gone."""
-    other = shutil.copytree(model, tmp_path / "other")
+    other = shutil.copytree(teacher_model, tmp_path / "other")
     tokenizer = json.loads((other / "tokenizer.json").read_text())
     tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:-40]
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     with ScriptedServer(other) as server:
-        assert f"the tokenizer of {server.url} differs from that of the student" in refused(model, server)
+        assert f"the tokenizer of {server.url} differs from that of the student" in refused(teacher_model, server)
 
 
-def test_another_id_of_a_special_token(model: Path, server: ScriptedServer) -> None:
+def test_another_id_of_a_special_token(teacher_model: Path, server: ScriptedServer) -> None:
     decode = server.chat.decode
     server.chat.decode = lambda ids, **k: decode([{0: 1, 1: 0}.get(i, i) for i in ids], **k)
-    assert f"the tokenizer of {server.url} differs" in refused(model, server)
+    assert f"the tokenizer of {server.url} differs" in refused(teacher_model, server)
 
 
-def test_a_larger_vocabulary(model: Path, server: ScriptedServer) -> None:
+def test_a_larger_vocabulary(teacher_model: Path, server: ScriptedServer) -> None:
     server._model.resize_token_embeddings(server._model.config.vocab_size + 64)
-    assert f"the model of {server.url} has more tokens than the" in refused(model, server)
+    assert f"the model of {server.url} has more tokens than the" in refused(teacher_model, server)
 
 
-def test_a_smaller_vocabulary(model: Path, server: ScriptedServer) -> None:
+def test_a_smaller_vocabulary(teacher_model: Path, server: ScriptedServer) -> None:
     server._model.resize_token_embeddings(server._model.config.vocab_size - 1)
-    assert "is out of vocabulary" in refused(model, server)
+    assert "is out of vocabulary" in refused(teacher_model, server)
 
 
-def test_replicas_of_two_models(model: Path, server: ScriptedServer, tmp_path: Path) -> None:
+def test_replicas_of_two_models(teacher_model: Path, server: ScriptedServer, tmp_path: Path) -> None:
     with ScriptedServer(make_random_model(tmp_path, seed=8)) as other:
-        assert f"{server.url} and {other.url} serve different models" in refused(model, server, other)
+        assert f"{server.url} and {other.url} serve different models" in refused(teacher_model, server, other)
 
 
 # --- secrets ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_key_is_sent_and_never_shown(
-    model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    teacher_model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    with ScriptedServer(model, api_key=KEY) as server:
+    with ScriptedServer(teacher_model, api_key=KEY) as server:
         monkeypatch.setenv("MOPD_TEACHER_API_KEY", f"{KEY}\n")
-        teacher = teacher_of(model, server)
+        teacher = teacher_of(teacher_model, server)
         assert len(teacher.score(SEQUENCES)) == 3
         server._api_key = "another"
         with pytest.raises(TeacherError) as stopped:  # the server repeats the key in its answer
             teacher.score(SEQUENCES)
         monkeypatch.setenv("MOPD_TEACHER_API_KEY", f"{KEY}x")
-        message = refused(model, server)
+        message = refused(teacher_model, server)
     assert "401 (Unauthorized: Bearer (the key))" in str(stopped.value) and "(the key)" in message
     assert KEY not in f"{stopped.value}{message}{caplog.text}{config(server)!r}"
 
 
-def test_the_variable_of_the_key_can_be_named(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with ScriptedServer(model, api_key=KEY) as server:
+def test_the_variable_of_the_key_can_be_named(teacher_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ScriptedServer(teacher_model, api_key=KEY) as server:
         settings = ("teacher.api_key_env=MY_KEY",)
         assert "teacher.api_key_env=MY_KEY: this environment variable is not set" in refused(
-            model, server, settings=settings
+            teacher_model, server, settings=settings
         )
-        message = refused(model, server, settings=(f"teacher.api_key_env={KEY}",))
+        message = refused(teacher_model, server, settings=(f"teacher.api_key_env={KEY}",))
         assert "teacher.api_key_env is no name" in message and KEY not in message
         monkeypatch.setenv("MY_KEY", KEY)
-        teacher_of(model, server, settings=settings)
+        teacher_of(teacher_model, server, settings=settings)
         monkeypatch.setenv("MY_KEY", f"{KEY}\n{KEY}")
-        message = refused(model, server, settings=settings)
+        message = refused(teacher_model, server, settings=settings)
         assert "its value is no API key" in message and KEY not in message

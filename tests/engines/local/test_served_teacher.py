@@ -1,6 +1,6 @@
 """A served teacher through the whole local engine, beside the same model in this process."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from mopd_nemo.config import TeacherError, UserError
-from mopd_nemo.engines import served
 from mopd_nemo.engines.local.engine import LocalEngine
 from mopd_nemo.types import TrainExample
 from tests.conftest import make_random_model
@@ -24,21 +23,7 @@ SUPPORTS = {
     "sampled": ["divergence.support=sampled", "divergence.kind=reverse_kl"],
 }
 
-
-@pytest.fixture(autouse=True)
-def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(served, "FIRST_WAIT", 0.001)
-
-
-@pytest.fixture(scope="module")
-def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_random_model(tmp_path_factory.mktemp("teacher"), seed=7)
-
-
-@pytest.fixture
-def server(other_model: Path) -> Iterator[ScriptedServer]:
-    with ScriptedServer(other_model) as server:
-        yield server
+pytestmark = pytest.mark.usefixtures("no_waits")
 
 
 def gradients(engine: LocalEngine, rows: list[TrainExample]) -> tuple[float, dict[str, Any]]:
@@ -67,9 +52,9 @@ def check_equal(*engines: LocalEngine) -> None:
 
 @pytest.mark.parametrize("support", SUPPORTS)
 def test_a_served_teacher_teaches_as_the_same_model_in_this_process(
-    make: Make, other_model: Path, server: ScriptedServer, support: str
+    make: Make, teacher_model: Path, server: ScriptedServer, support: str
 ) -> None:
-    here = make("teacher.kind=external", f"teacher.path={other_model}", *SUPPORTS[support])
+    here = make("teacher.kind=external", f"teacher.path={teacher_model}", *SUPPORTS[support])
     there = make("teacher.kind=server", f"teacher.urls=[{server.url}]", *SUPPORTS[support])
     check_equal(here, there)
 
@@ -89,9 +74,9 @@ def test_a_row_shifted_by_one_token_is_caught(make: Make, server: ScriptedServer
 
 @pytest.mark.parametrize("support", ["teacher_topk", "sampled"])
 def test_what_the_teacher_says_of_the_sampled_tokens_is_in_the_metrics(
-    make: Make, other_model: Path, server: ScriptedServer, support: str
+    make: Make, teacher_model: Path, server: ScriptedServer, support: str
 ) -> None:
-    here = make("teacher.kind=external", f"teacher.path={other_model}", *SUPPORTS[support])
+    here = make("teacher.kind=external", f"teacher.path={teacher_model}", *SUPPORTS[support])
     there = make("teacher.kind=server", f"teacher.urls=[{server.url}]", *SUPPORTS[support])
     rows = make_rows(here, TEACHER_PROMPTS)
     expected, found = learn(here, rows, 0.0), learn(there, rows, 0.0)
@@ -157,19 +142,19 @@ def several(**teachers: str) -> list[str]:
 
 @pytest.mark.parametrize("where", ["served", "external", "mixed"])
 def test_every_row_is_taught_by_its_own_teacher(
-    make: Make, other_model: Path, server: ScriptedServer, tmp_path: Path, where: str
+    make: Make, teacher_model: Path, server: ScriptedServer, tmp_path: Path, where: str
 ) -> None:
     """Loss and gradient of one batch are the mean of those of each teacher alone on its rows."""
     third_model = make_random_model(tmp_path, seed=8)
     support = SUPPORTS["teacher_topk"]
     with ScriptedServer(third_model) as second:
-        first = f"kind: external, path: {other_model}" if where != "served" else f"kind: server, urls: [{server.url}]"
+        first = f"kind: external, path: {teacher_model}" if where != "served" else f"kind: server, urls: [{server.url}]"
         other = f"kind: external, path: {third_model}" if where == "external" else f"kind: server, urls: [{second.url}]"
         both = make(*several(one=first, other=other), *support)
         rows = rows_of(both, "one", "other")
         found, gradient, total = loss_and_gradient(both, rows)
         expected, parts = 0.0, []
-        for name, path in (("one", other_model), ("other", third_model)):
+        for name, path in (("one", teacher_model), ("other", third_model)):
             alone = make("teacher.kind=external", f"teacher.path={path}", *support)
             own = [replace(row, teacher="") for row in rows if row.teacher == name]
             loss, part, tokens = loss_and_gradient(alone, own)
@@ -181,12 +166,12 @@ def test_every_row_is_taught_by_its_own_teacher(
 
 
 def test_signals_of_a_part_of_the_teachers_are_means_over_their_tokens(
-    make: Make, other_model: Path, server: ScriptedServer
+    make: Make, teacher_model: Path, server: ScriptedServer
 ) -> None:
-    here, there = f"kind: external, path: {other_model}", f"kind: server, urls: [{server.url}]"
+    here, there = f"kind: external, path: {teacher_model}", f"kind: server, urls: [{server.url}]"
     mixed = make(*several(here=here, there=there), *SUPPORTS["teacher_topk"])
     rows = rows_of(mixed, "here", "there")
-    alone = make("teacher.kind=external", f"teacher.path={other_model}", *SUPPORTS["teacher_topk"])
+    alone = make("teacher.kind=external", f"teacher.path={teacher_model}", *SUPPORTS["teacher_topk"])
     own = [replace(row, teacher="") for row in rows if row.teacher == "here"]
     expected = learn(alone, own, 0.0)["teacher/entropy"]
     metrics = learn(mixed, rows, 0.0)

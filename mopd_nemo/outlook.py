@@ -255,7 +255,7 @@ def memory(config: Config, say: Callable[[str], None], phases: Sequence[str] = (
         yield (
             f"model.path={config.model.path}: weights, gradients, optimiser and teacher take {in_bytes(certain)}, and "
             f"{in_bytes(free)} are free: choose a smaller model, teacher.kind=live, on a GPU "
-            "teacher.offload=true, or engine=nemo on several GPUs"
+            "teacher.offload=true, optimizer.moments=int8, or engine=nemo on several GPUs"
         )
 
 

@@ -49,7 +49,7 @@ MIN_QUANTISED = 4096
 SLICE = {"cpu": 2**20, "cuda": 2**24}
 """Numbers that `SmallAdamW` updates at once, so that what it needs meanwhile does not grow with a matrix."""
 
-UPDATED = 18
+UPDATED = 21
 """Bytes that it needs for each of them, at most."""
 
 

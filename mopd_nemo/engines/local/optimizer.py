@@ -28,8 +28,8 @@ from mopd_nemo.engines.local.memory import BLOCK, SLICE, is_quantised, is_small
 from mopd_nemo.engines.local.model import LanguageModel
 
 EPSILON = 1e-8
-TINY = 1e-12
-"""The smallest scale."""
+TINY = torch.finfo(torch.float32).tiny
+"""The smallest scale: a large model's gradients of 1e-7 have squares of 1e-14."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -124,7 +124,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], conf
     for key in ("weights", "moments"):
         held, wanted = saved.get(key, "float32"), getattr(config, key)
         if held != wanted:
-            raise UserError(f"optimizer.{key}={wanted}: the checkpoint was saved with {held}: resume with the latter")
+            raise UserError(
+                f"optimizer.{key}={wanted}: the checkpoint was saved with {held}: resume with optimizer.{key}={held}"
+            )
     optimizer.load_state_dict(saved)
 
 
@@ -171,13 +173,36 @@ def _write(state: dict[str, Any], name: str, part: slice, values_N: Tensor) -> N
         return
     scale_B = values_N.view(-1, BLOCK).abs().amax(1).clamp_(min=TINY)
     state[f"{name}_scale"][part.start // BLOCK : part.stop // BLOCK] = scale_B
-    levels_L = levels(name, held_N.device)
-    between_L = (levels_L[1:] + levels_L[:-1]) / 2
-    codes_BS = torch.bucketize(values_N.view(-1, BLOCK) / scale_B.unsqueeze(1), between_L, out_int32=True, right=True)
+    codes_N = nearest_codes(name, (values_N.view(-1, BLOCK) / scale_B.unsqueeze(1)).flatten())
     if name == "exp_avg_sq":
         # A square that is 0 by rounding, under a mean that is not, would throw its weight far off at the next update.
-        codes_BS.clamp_(min=1)
-    held_N.copy_(codes_BS.flatten())
+        codes_N.clamp_(min=1)
+    held_N.copy_(codes_N)
+
+
+def nearest_codes(name: str, values_N: Tensor) -> Tensor:
+    """The code of the level next to each number, the upper one from the middle on.
+
+    A search of `_between`, 8 times as fast on a CPU: the upper 16 bits of a number leave two codes that differ by 1.
+    """
+    lower_W, between_L = _lower_codes(name, values_N.device), _between(name, values_N.device)
+    codes_N = lower_W.index_select(0, (values_N.view(torch.int32) >> 16).bitwise_and_(2**16 - 1))
+    return codes_N.add_(values_N >= between_L.index_select(0, codes_N.int()))
+
+
+@cache
+def _lower_codes(name: str, device: torch.device) -> Tensor:
+    """For each value of the upper 16 bits, the code of the least number that has them."""
+    bits_W = torch.arange(2**16, dtype=torch.int32, device=device)
+    bits_W = (bits_W << 16) + (bits_W >= 2**15).int() * (2**16 - 1)  # of negative numbers the one farthest from 0
+    return torch.bucketize(bits_W.view(torch.float32), _between(name, device)[:-1], right=True).to(torch.uint8)
+
+
+@cache
+def _between(name: str, device: torch.device) -> Tensor:
+    """The middle between each level and the next one; after the last there is none."""
+    levels_L = levels(name, device)
+    return torch.cat([(levels_L[1:] + levels_L[:-1]) / 2, levels_L.new_tensor([torch.inf])])
 
 
 @cache

@@ -20,6 +20,7 @@ from mopd_nemo.engines.local.optimizer import (
     _write,
     levels,
     make_optimizer,
+    nearest_codes,
     stochastically_rounded,
 )
 from mopd_nemo.losses.objectives import Divergence
@@ -118,13 +119,14 @@ def test_in_float32_it_is_adamw() -> None:
     torch.testing.assert_close(weights, whole, rtol=1e-6, atol=1e-7)
 
 
-def test_8_bit_moments_are_near_and_take_two_bytes() -> None:
-    start = torch.randn(SHAPE, generator=draws("start"))
+@pytest.mark.parametrize("size", [1.0, 1e-7])
+def test_8_bit_moments_are_near_and_take_two_bytes(size: float) -> None:
+    start = torch.zeros(SHAPE)
     moved = {}
     for moments in ("float32", "int8"):
         weights, optimizer = small(start, moments=moments, learning_rate=1e-2)
         for update in range(10):
-            weights.grad = torch.randn(SHAPE, generator=draws(str(update)))
+            weights.grad = size * torch.randn(SHAPE, generator=draws(str(update)))
             optimizer.step()
         moved[moments] = weights.detach() - start
     error = (moved["int8"] - moved["float32"]).norm() / moved["float32"].norm()
@@ -158,6 +160,17 @@ def test_every_level_is_kept_and_the_nearest_is_taken() -> None:
         values = torch.linspace(found[1].item(), 1, 256)
         nearest = (values[:, None] - found).abs().amin(1)
         torch.testing.assert_close((written(name, values)[1] - values).abs(), nearest)
+
+
+@pytest.mark.parametrize("name", MOMENTS)
+def test_codes_are_those_of_a_search(name: str) -> None:
+    """At every middle between two levels, its two neighbours, and numbers of all sizes."""
+    found = levels(name, torch.device("cpu"))
+    middles = (found[1:] + found[:-1]) / 2
+    spread = torch.randn(100_000, generator=draws(name)).clamp(-1, 1) * 10 ** (-9 * torch.rand(100_000))
+    values = torch.cat([found, middles, *(middles.nextafter(torch.tensor(end)) for end in (-2.0, 2.0)), spread])
+    values = values if name == "exp_avg" else values.abs()
+    assert torch.equal(nearest_codes(name, values).long(), torch.bucketize(values, middles, right=True))
 
 
 def test_codes_are_those_of_torchao() -> None:

@@ -20,7 +20,6 @@ import typer
 
 from mopd_nemo.commands import check_output
 from mopd_nemo.config import UserError
-from mopd_nemo.config.load import read_yaml
 from mopd_nemo.files import WriteError, free_space, in_bytes, write_json, write_text
 from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.terminal import Terminal
@@ -167,7 +166,7 @@ def _write(model: Trained, output: Path, merge: bool, name: str) -> None:
             if merge:
                 _merge_adapters(checkpoint, output)
         elif (checkpoint / "policy" / "config.yaml").is_file():
-            _export_policy(checkpoint, output)
+            _export_policy(checkpoint, output, merge)
         else:
             raise UserError(f"{checkpoint}: no config.json and no policy/config.yaml in it; name a run or a checkpoint")
         if model.run is not None:
@@ -211,7 +210,7 @@ def _add_end_tokens(output: Path, tokens: tuple[str, ...]) -> None:
     write_json(file, settings | {"eos_token_id": list(dict.fromkeys([*before, *ids]))})
 
 
-def _export_policy(checkpoint: Path, output: Path) -> None:
+def _export_policy(checkpoint: Path, output: Path, merge: bool) -> None:
     """Export a NeMo-RL checkpoint: copy DTensor's Hugging Face model, or convert Megatron's in its worker's Python."""
     policy = checkpoint / "policy"
     inside = next((policy / "weights").rglob("config.json"), None)
@@ -219,17 +218,12 @@ def _export_policy(checkpoint: Path, output: Path) -> None:
         shutil.copytree(inside.parent, output)
         shutil.copytree(policy / "tokenizer", output, dirs_exist_ok=True)
         return
-    saved = read_yaml(policy / "config.yaml")["policy"]
-    if saved.get("megatron_cfg", {}).get("peft", {}).get("enabled"):
-        raise UserError(
-            f"{checkpoint}: holds Megatron's adapters, which this command does not convert; use NeMo-RL's "
-            "examples/converters/convert_lora_to_hf.py"
-        )
     from mopd_nemo.engines.nemo.launch import make_package_visible, worker_python
 
     make_package_visible()
     command = [str(worker_python("megatron") or sys.executable), "-m", "mopd_nemo.engines.nemo.export"]
-    if subprocess.run([*command, str(checkpoint), str(output)], env=os.environ, check=False).returncode:
+    words = [str(checkpoint), str(output), *(["merge"] if merge else [])]
+    if subprocess.run([*command, *words], env=os.environ, check=False).returncode:
         raise UserError(
             f"{checkpoint}: not converted, see above; it needs NeMo-RL with Megatron-Bridge, as in its container "
             "(docs/nemo.md)"

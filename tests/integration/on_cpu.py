@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -72,6 +73,18 @@ def redirect_megatron_generator() -> None:
 
     random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
     random._set_cuda_rng_state = _nothing
+
+
+def redirect_megatron_mappings() -> None:
+    """They make tensors on a GPU in the backward pass too, which torch runs outside of the mode below."""
+    from megatron.core.tensor_parallel import mappings
+
+    def on_cpu(own: Callable[..., Any], *args: Any, **named: Any) -> Any:
+        with _CpuForCuda():
+            return own(*args, **named)
+
+    for name in ("_gather_along_first_dim", "_reduce_scatter_along_first_dim"):
+        setattr(mappings, name, partial(on_cpu, getattr(mappings, name)))
 
 
 def redirect_devices() -> None:

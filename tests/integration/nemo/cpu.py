@@ -38,7 +38,7 @@ from typing import Any
 
 import torch
 
-from tests.integration.on_cpu import redirect_cuda, redirect_megatron_generator
+from tests.integration.on_cpu import redirect_cuda, redirect_megatron_generator, redirect_megatron_mappings
 
 ROOT = Path(__file__).resolve().parents[3]
 SOURCE = "NEMO_RL_SOURCE"
@@ -174,6 +174,7 @@ def redirect_start() -> None:
     modules: Any = (ray, initialize, adapters, numa_utils, setup, torch.distributed, torch.cuda)
     ray, initialize, adapters, numa_utils, setup, distributed, cuda = modules
     redirect_megatron_generator()
+    redirect_megatron_mappings()
     ray.get_gpu_ids = lambda: [0]
     numa_utils.bind_to_gpu_numa = lambda *_: False
     initialize.compile_helpers = _nothing

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
+from mopd_nemo.engines.nemo.policy_config import student_policy
+from mopd_nemo.files import write_text
+from tests.conftest import EMBEDDED
+from tests.integration.nemo import cpu
 from tests.integration.nemo.ranks import cut, engine_of, nemo_config, run_ranks
 from tests.integration.nemo.test_targets import OBJECTIVES, step
 
@@ -18,6 +26,7 @@ EPSILON = 1e-5
 CUTS = {
     "one rank": cut(1),
     "packed, tp2": cut(2, tensor=2, packed=True),
+    "packed, tp2, sequence parallel": cut(2, tensor=2, packed=True, sequence=True),
 }
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -74,6 +83,10 @@ def trained(name: str, directory: Path) -> dict[str, Any]:
         own["updates"].append(updated(engine))
         policy = directory / way / "policy"
         worker.save_checkpoint(weights_path=str(policy / "weights"), optimizer_path=str(policy / "optimizer"))
+        if worker.rank == 0:
+            engine.chat.tokenizer.save_pretrained(policy / "tokenizer")
+            write_text(policy / "config.yaml", yaml.safe_dump({"policy": student_policy(settings(name, way))}))
+        own["saved"] = worker.exported()
         if "teacher" in WAYS[way]:
             worker.save_teacher(directory=str(directory / way / "teacher"))
         own["updates"].append(updated(engine))
@@ -206,3 +219,22 @@ def test_a_checkpoint_continues_exactly(ranks: Any, directory: Path) -> None:
             assert all(torch.equal(weight, wanted["last"][key]) for key, weight in weights.items()), way
     saved = sum(file.stat().st_size for file in (directory / name / "plain" / "policy" / "weights").rglob("*.distcp"))
     assert saved < 4 * sum(weight.numel() for weight in found[0]["plain"]["base"].values()) / 2, "without the base"
+
+
+def test_an_export_is_adapters_or_a_whole_model(ranks: Any, directory: Path, tmp_path: Path) -> None:
+    """By NeMo-RL's converter, as `mopd export` calls it: a whole model of one of the cuts, adapters of the others."""
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    name, found = ranks
+    merge = "sequence" in name
+    module = [sys.executable, "-m", "tests.integration.nemo.cpu", "-m", "mopd_nemo.engines.nemo.export"]
+    words = [str(directory / name / "plain"), str(tmp_path / "out"), *(["merge"] if merge else [])]
+    subprocess.run([*module, *words], check=True, env=os.environ | {"PYTHONPATH": cpu.source_path()})
+    loader: Any = AutoModelForCausalLM if merge else AutoPeftModelForCausalLM
+    model = loader.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    weights = (model if merge else model.merge_and_unload()).state_dict()
+    for key, weight in found[0]["plain"]["saved"].items():
+        torch.testing.assert_close(weights[key], weight, atol=1e-6, rtol=0)
+    tokenizers: list[Any] = [AutoTokenizer.from_pretrained(path) for path in (tmp_path / "out", EMBEDDED)]
+    assert tokenizers[0].get_vocab() == tokenizers[1].get_vocab()

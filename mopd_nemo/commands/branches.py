@@ -125,12 +125,12 @@ def _score(
 
 def _show(result: Mapping[str, Any], directory: Path) -> None:
     from mopd_nemo.analysis.branches.figures import POINTS
-    from mopd_nemo.analysis.branches.output import main_table, why_empty, write_result
+    from mopd_nemo.analysis.branches.output import left_out, main_table, write_result
 
     for kind in POINTS:
         title, head, body = main_table(result, kind)
         print_table(head, body, title=title)
-        if reason := why_empty(result, kind):
+        if reason := left_out(result, kind):
             Terminal().print(reason, style="yellow")
     for path in write_result(result, directory):
         Terminal(stderr=True).print(str(path), soft_wrap=True)

@@ -104,7 +104,7 @@ def _run_engine(
     """
     from mopd_nemo.run.checkpoints import fault, load_checkpoint, newest_up_to
 
-    config = run.load_config(overrides)
+    config = run.load_config(overrides) if overrides else run.read_config()
     changes: dict[str, Any] = {"generation": GenerationConfig()}
     if (kind := config.teacher.kind) in ("server", "several"):
         raise UserError(

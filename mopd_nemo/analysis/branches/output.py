@@ -67,7 +67,7 @@ def to_markdown(result: Mapping[str, Any]) -> str:
     parts = ["# Where the teacher objects", f"{about}.", " ".join(NOTES)]
     for kind in POINTS:
         parts += [f"## {KINDS[kind]}", _facts(result["points"][kind])]
-        parts += [reason] if (reason := why_empty(result, kind)) else []
+        parts += [reason] if (reason := left_out(result, kind)) else []
         for chosen, note in SET_NOTES.items():
             parts.append(note)
             for measure in MEASURES:
@@ -97,21 +97,23 @@ def main_table(result: Mapping[str, Any], kind: str) -> tuple[str, list[str], li
     return title, ["", *HEADINGS.values()], body
 
 
-def why_empty(result: Mapping[str, Any], kind: str) -> str:
-    """Why no failure counts in a comparison of contexts; empty: some do."""
+def left_out(result: Mapping[str, Any], kind: str) -> str:
+    """What is not compared, and why; empty: every context is, on some failures."""
     facts = result["points"][kind]
+    silent = [result["labels"][name] for name in result["controls"] if name not in result["speaking"]]
+    said = f"Nobody has all the peers of {' or '.join(silent)}, or its teacher says nothing there." if silent else ""
     if facts["common"]:
-        return ""
+        return said
     if not facts["with_point"]:
         return f"None of the {facts['failures']} failures has such a point, so there is nothing to compare."
-    silent = [result["labels"][name] for name in result["controls"] if name not in result["speaking"]]
     _, sets = next(iter(result["near"][kind]["log_ratio"].items()))
     counts = {result["labels"][name]: cells["failures"] for name, cells in sets["own"].items()}
     told = ", ".join(f"{label} {count}" for label, count in sorted(counts.items(), key=lambda item: item[1])[:3])
-    said = "No failure has all the peers of every context, so contexts cannot be compared."
-    said += f" Of {facts['with_point']} failures have a signal: {told}." if told else ""
-    said += f" None has one after {', '.join(silent)}." if silent else ""
-    return f"{said} Leave the rare ones out with --contexts, or give rollouts of larger groups."
+    rarest = f" Of {facts['with_point']} failures have a signal: {told}." if told else ""
+    return (
+        f"No failure has all the peers of every context, so contexts cannot be compared.{rarest} {said} Leave the rare "
+        "ones out with --contexts, or give rollouts of larger groups."
+    ).replace("  ", " ")
 
 
 def _facts(facts: Mapping[str, Any]) -> str:

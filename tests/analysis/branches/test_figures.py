@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mopd_nemo.analysis.branches.figures import Attempt, Told, branch_figures, first_new_part, first_new_token, near
-from mopd_nemo.analysis.branches.output import near_figure, profile_figure, to_markdown, why_empty
+from mopd_nemo.analysis.branches.output import left_out, near_figure, profile_figure, to_markdown
 
 
 @pytest.mark.parametrize(
@@ -146,9 +146,11 @@ def test_why_contexts_are_not_compared_is_said() -> None:
         "labels": {"none": "no peers", "1s": "1 success", "1f": "1 failure", "2s": "2 successes"},
     }
     result |= branch_figures(groups, ("none", "1s", "1f", "2s"), {}, [5])
-    reason = why_empty(result, "tokens")
+    reason = left_out(result, "tokens")
     assert reason.startswith("No failure has all the peers of every context") and "1 success 1, 1 failure 1" in reason
-    assert "None has one after 2 successes" in reason and "--contexts" in reason
-    assert why_empty(result, "parts").startswith("None of the 2 failures has such a point")
+    assert "Nobody has all the peers of 2 successes, or" in reason and "--contexts" in reason
+    assert left_out(result, "parts").startswith("None of the 2 failures has such a point")
     alone = branch_figures(groups[:1], ("none", "1s"), {}, [5])
-    assert why_empty({"labels": {"1s": "1 success"}, "controls": {}, **alone}, "tokens") == ""
+    assert left_out({"labels": {"1s": "1 success"}, "controls": {}, **alone}, "tokens") == ""
+    missed = {"labels": {"1s": "1 success", "2s": "2 successes"}, "controls": {"1s": "", "2s": ""}, **alone}
+    assert left_out(missed, "tokens").startswith("Nobody has all the peers of 2 successes, or")

@@ -36,15 +36,18 @@ PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 """Dense bfloat16 FLOP/s by NVIDIA's data sheets, of the SXM cards."""
 LOSSES = "8192x2560x151936"
 SECONDS_A_LOSS = 45.0
-OFFLOAD = "tests/engines/local/test_offload.py"
+ENGINE = "tests/engines/local"
 TESTS = (
     "tests/losses/test_cuda.py",
-    f"{OFFLOAD}::test_on_a_gpu_weights_are_in_pinned_memory_and_the_run_is_the_same_to_rounding",
+    f"{ENGINE}/test_offload.py::test_on_a_gpu_weights_are_in_pinned_memory_and_the_run_is_the_same_to_rounding",
+    f"{ENGINE}/test_optimizer.py::test_on_a_gpu_codes_are_the_same_and_a_resume_continues_bit_for_bit",
 )
 
 
 def tests(toy: bool, device: str, out: Path, tell: Callable[[Row], None]) -> None:
-    """The production loss against the reference, and a teacher in host memory against one on the device, by pytest."""
+    """By pytest: the production loss against the reference, a teacher in host memory against one on the device, and the
+    optimiser with 8-bit moments.
+    """
     report = out / "tests.xml"
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={report}", *TESTS]
     environment = os.environ | ({"TRITON_INTERPRET": "0"} if device == "cuda" else {})  # no interpreter

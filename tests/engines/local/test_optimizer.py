@@ -207,6 +207,26 @@ def test_slices_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(*results)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu_codes_are_the_same_and_a_resume_continues_bit_for_bit() -> None:
+    def steps(weights: nn.Parameter, optimizer: SmallAdamW, *updates: int) -> None:
+        for update in updates:
+            weights.grad = torch.randn(SHAPE, generator=draws(str(update))).cuda()
+            optimizer.step()
+
+    settings = {"weights": "bfloat16", "moments": "int8", "learning_rate": 1e-2}
+    whole, killed, resumed = (small(torch.ones(SHAPE).bfloat16().cuda(), **settings) for _ in range(3))
+    steps(*whole, 0, 1, 2, 3)
+    steps(*killed, 0, 1)
+    resumed[0].data.copy_(killed[0])
+    resumed[1].load_state_dict(killed[1].state_dict())
+    steps(*resumed, 2, 3)
+    assert torch.equal(whole[0], resumed[0])
+    values = torch.randn(10_000, generator=draws("codes")).clamp(-1, 1)
+    for name in MOMENTS:
+        assert torch.equal(nearest_codes(name, values.cuda()).cpu(), nearest_codes(name, values))
+
+
 # ----------------------------------------------------------------------------------------------- the whole engine
 
 
@@ -305,9 +325,11 @@ def test_an_old_torch_is_refused_before_a_model_is_loaded(make: Make, monkeypatc
         make(*BF16, "model.path=no/such/model")
 
 
-def test_the_plain_optimiser_is_torchs_own(make: Make) -> None:
+def test_the_plain_optimiser_is_torchs_own_in_one_kernel_on_a_gpu(make: Make) -> None:
     engine = make()
-    assert type(make_optimizer(engine.student, engine._config)) is torch.optim.AdamW
+    optimizer = make_optimizer(engine.student, engine._config)
+    assert type(optimizer) is torch.optim.AdamW
+    assert bool(optimizer.defaults["fused"]) == (engine.student.device.type == "cuda")
 
 
 # ---------------------------------------------------------------------------------------------------- whole runs

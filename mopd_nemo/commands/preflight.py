@@ -75,12 +75,7 @@ def preflight(
     train = load_problems(config, "train") if not source else []
     tasks = {row["task"] for group in recorded for row in group.rows} | {problem.task for problem in train}
     if source:
-        _check_groups(plan, recorded, source)
-        if "privileged" in config.context and not any(row.get("privileged") for g in recorded for row in g.rows):
-            raise UserError(
-                f"{source}: its rows have no privileged text, which context=[{', '.join(config.context)}] shows: take "
-                "privileged out of context, or leave out --rollouts"
-            )
+        _check_groups(plan, recorded, source, config)
     else:
         check_group_size(names, config.rollout.num_rollouts_per_prompt, "--contexts")
     with VerifierPool(config.verifier, tasks) as verifiers:
@@ -119,14 +114,19 @@ def _self_taught(config: Config) -> Config:
     return config.model_copy(update={"teacher": TeacherConfig(kind="live")})
 
 
-def _check_groups(plan: Plan, recorded: Sequence[RecordedGroup], source: Path) -> None:
-    """Refuse a file in which a context is never complete.
+def _check_groups(plan: Plan, recorded: Sequence[RecordedGroup], source: Path, config: Config) -> None:
+    """Refuse a file in which a context is never complete, or that lacks what the config's context shows.
 
     Raises:
         UserError: names file and context.
     """
     from mopd_nemo.preflight.contexts import peers_needed
 
+    if "privileged" in config.context and not any(row.get("privileged") for g in recorded for row in g.rows):
+        raise UserError(
+            f"{source}: its rows have no privileged text, which context=[{', '.join(config.context)}] shows: take "
+            "privileged out of context, or leave out --rollouts"
+        )
     outcomes = [[row["success"] for row in group.rows] for group in recorded]
     for name in plan.contexts:
         successes, failures = peers_needed(name)

@@ -6,7 +6,8 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -49,6 +50,11 @@ PROBED = 256
 
 _READING = threading.Lock()
 """An answer of tens of megabytes is ten times as large once it is read, so one is read at a time."""
+
+
+Teaching = Callable[[Progress | None], tuple[list[TopK], dict[str, float]]]
+"""Waits for what servers say of some examples, the likeliest tokens or the sampled ones, and gives it with metrics.
+Raises `TeacherError` where no server answers any more, or an answer cannot be used."""
 
 
 class _GoneError(Exception):
@@ -104,26 +110,23 @@ class ServedTeacher:
         """Servers that still answer."""
         return sum(not replica.gone.is_set() for replica in self._replicas)
 
-    def teach(
-        self, examples: Sequence[TrainExample], on_progress: Progress | None = None
-    ) -> tuple[list[TopK], dict[str, float]]:
-        """Of examples that all have a teacher prompt, the likeliest tokens or the sampled ones; and metrics.
+    @contextmanager
+    def teaching(self, examples: Sequence[TrainExample]) -> Iterator[Teaching]:
+        """Inside, the servers are asked about examples that all have a teacher prompt."""
+        with self.asking([(e.teacher_prompt_ids or (), e.response_ids) for e in examples]) as asking:
 
-        Raises:
-            TeacherError: as `score`.
-        """
-        before = self.retries
-        answers = self.score([(e.teacher_prompt_ids or (), e.response_ids) for e in examples], on_progress)
-        found = [TopK(*(torch.tensor(part) for part in (told.ids, told.logprobs, told.own))) for told in answers]
-        return found, {"score/retries": self.retries - before, "score/replicas": self.num_replicas}
+            def answers(on_progress: Progress | None) -> tuple[list[TopK], dict[str, float]]:
+                told = asking.wait(on_progress)
+                found = [TopK(*(torch.tensor(part) for part in (one.ids, one.logprobs, one.own))) for one in told]
+                return found, {"score/retries": asking.retries, "score/replicas": self.num_replicas}
 
-    def score(
-        self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], on_progress: Progress | None = None
-    ) -> list[Answer]:
-        """What the teacher says of each token of the responses in (prompt, response) sequences.
+            yield answers
 
-        Raises:
-            TeacherError: no server answers any more, or an answer cannot be used.
+    @contextmanager
+    def asking(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[_Asking]:
+        """Inside, the servers are asked about the responses in (prompt, response) sequences.
+
+        At the end requests without an answer are given up.
         """
         questions = [
             Question((*prompt, *response), len(prompt), self._k, self._vocab_size) for prompt, response in sequences
@@ -133,7 +136,7 @@ class ServedTeacher:
             for _ in range(min(self._config.max_in_flight, len(questions))):
                 asking.start(replica)
         try:
-            return asking.wait(on_progress)
+            yield asking
         finally:
             asking.stopped.set()
             self.retries += asking.retries

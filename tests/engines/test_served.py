@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from mopd_nemo.config.load import load_config
 from mopd_nemo.engines import served
 from mopd_nemo.engines.models import load_tokenizer
 from mopd_nemo.engines.served import ServedTeacher
+from mopd_nemo.engines.serving import Answer
 from tests.conftest import QUICKSTART, make_random_model
 from tests.engines.scripted_server import ScriptedServer
 
@@ -40,8 +41,13 @@ def teacher_of(teacher_model: Path, *servers: ScriptedServer, settings: tuple[st
     return teacher
 
 
+def score(teacher: ServedTeacher, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Answer]:
+    with teacher.asking(sequences) as asking:
+        return asking.wait(None)
+
+
 def test_answers_are_those_of_the_model_in_order(teacher_model: Path, server: ScriptedServer) -> None:
-    answers = teacher_of(teacher_model, server).score(SEQUENCES)
+    answers = score(teacher_of(teacher_model, server), SEQUENCES)
     for (prompt, response), answer in zip(SEQUENCES, answers, strict=True):
         with torch.no_grad():
             logits_TV = server._model(input_ids=torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
@@ -52,16 +58,16 @@ def test_answers_are_those_of_the_model_in_order(teacher_model: Path, server: Sc
 
 def test_no_more_requests_are_in_flight_than_allowed(teacher_model: Path, server: ScriptedServer) -> None:
     server.slow = 0.01
-    teacher_of(teacher_model, server, settings=("teacher.max_in_flight=2",)).score(SEQUENCES * 4)
+    score(teacher_of(teacher_model, server, settings=("teacher.max_in_flight=2",)), SEQUENCES * 4)
     assert server.highest == 2 and len(server.asked) == 12
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503])
 def test_a_failed_request_is_sent_again(teacher_model: Path, server: ScriptedServer, status: int) -> None:
     teacher = teacher_of(teacher_model, server)
-    expected = teacher.score(SEQUENCES)
+    expected = score(teacher, SEQUENCES)
     server.statuses = [status] * 4
-    assert teacher.score(SEQUENCES) == expected and teacher.retries == 4
+    assert score(teacher, SEQUENCES) == expected and teacher.retries == 4
 
 
 def test_waits_grow_and_follow_the_server(
@@ -73,7 +79,7 @@ def test_waits_grow_and_follow_the_server(
     teacher = teacher_of(teacher_model, server, settings=("teacher.retries=3",))
     server.statuses = [500] * 4
     with pytest.raises(TeacherError, match=f"{server.url} answers 500 .the script says so."):
-        teacher.score(SEQUENCES[:1])
+        score(teacher, SEQUENCES[:1])
     assert waits == [1.0, 2.0, 4.0]
     assert [served._seconds("7"), served._seconds(None), served._seconds("Wed, 21 Oct")] == [7.0, 0.0, 0.0]
 
@@ -82,17 +88,17 @@ def test_a_dead_replica_is_left_out_and_its_rows_go_to_the_other(
     teacher_model: Path, server: ScriptedServer, second: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     teacher = teacher_of(teacher_model, server, second, settings=("teacher.max_in_flight=2", "teacher.retries=1"))
-    expected = teacher.score(SEQUENCES * 4)
+    expected = score(teacher, SEQUENCES * 4)
     server.before = server.die
-    assert teacher.score(SEQUENCES * 4) == expected
+    assert score(teacher, SEQUENCES * 4) == expected
     assert teacher.num_replicas == 1 and caplog.text.count(f"teacher at {server.url}") == 1
     second.asked.clear()
-    assert teacher.score(SEQUENCES) == expected[:3] and len(second.asked) == 3
+    assert score(teacher, SEQUENCES) == expected[:3] and len(second.asked) == 3
 
 
 def test_requests_are_dealt_over_replicas(teacher_model: Path, server: ScriptedServer, second: ScriptedServer) -> None:
     server.slow = second.slow = 0.01
-    teacher_of(teacher_model, server, second, settings=("teacher.max_in_flight=1",)).score(SEQUENCES * 4)
+    score(teacher_of(teacher_model, server, second, settings=("teacher.max_in_flight=1",)), SEQUENCES * 4)
     assert min(len(server.asked), len(second.asked)) >= 3 and len(server.asked) + len(second.asked) == 12
 
 
@@ -102,10 +108,10 @@ def test_without_a_replica_left_the_error_names_them_all(
     teacher = teacher_of(teacher_model, server, second, settings=("teacher.retries=1",))
     server.before, second.before = server.die, second.die
     with pytest.raises(TeacherError) as stopped:
-        teacher.score(SEQUENCES * 4)
+        score(teacher, SEQUENCES * 4)
     assert server.url in str(stopped.value) and second.url in str(stopped.value)
     with pytest.raises(TeacherError, match=server.url):
-        teacher.score(SEQUENCES)
+        score(teacher, SEQUENCES)
 
 
 def test_a_server_that_does_not_answer_in_time_is_left_out(teacher_model: Path, server: ScriptedServer) -> None:
@@ -113,7 +119,7 @@ def test_a_server_that_does_not_answer_in_time_is_left_out(teacher_model: Path, 
     forever = threading.Event()
     server.before = lambda: forever.wait(5)
     with pytest.raises(TeacherError, match=f"{server.url} timed out"):
-        teacher.score(SEQUENCES[:1])
+        score(teacher, SEQUENCES[:1])
     forever.set()
 
 
@@ -171,7 +177,7 @@ def test_an_answer_that_is_not_what_was_asked_for_is_an_error(
     spoil, message = SPOILT[kind]
     server.spoil = lambda answer: spoil(answer) if kind.endswith("JSON") else spoil(answer) and None
     with pytest.raises(TeacherError, match=rf"the answer of {server.url} cannot be used: .*{message}"):
-        teacher.score([((5, 6, 7), (8, 9))])
+        score(teacher, [((5, 6, 7), (8, 9))])
     assert len(server.asked) == 1, "it is not asked again"
 
 
@@ -180,14 +186,14 @@ def test_a_sampled_token_of_probability_0_is_an_error(teacher_model: Path, serve
     teacher = teacher_of(teacher_model, server, settings=settings)
     server.spoil = lambda a: positions(a)[3]["8"].update(logprob=-9999.0)
     with pytest.raises(TeacherError, match="token 8 has probability 0"):
-        teacher.score([((5, 6, 7), (8, 9))])
+        score(teacher, [((5, 6, 7), (8, 9))])
 
 
 def test_a_refused_request_is_not_sent_again(teacher_model: Path, server: ScriptedServer) -> None:
     teacher = teacher_of(teacher_model, server)
     server.statuses = [400]
     with pytest.raises(TeacherError, match=f"{server.url} answers 400 .the script says so."):
-        teacher.score(SEQUENCES[:1])
+        score(teacher, SEQUENCES[:1])
     assert len(server.asked) == 1
 
 
@@ -269,10 +275,10 @@ def test_the_key_is_sent_and_never_shown(
     with ScriptedServer(teacher_model, api_key=KEY) as server:
         monkeypatch.setenv("MOPD_TEACHER_API_KEY", f"{KEY}\n")
         teacher = teacher_of(teacher_model, server)
-        assert len(teacher.score(SEQUENCES)) == 3
+        assert len(score(teacher, SEQUENCES)) == 3
         server._api_key = "another"
         with pytest.raises(TeacherError) as stopped:  # the server repeats the key in its answer
-            teacher.score(SEQUENCES)
+            score(teacher, SEQUENCES)
         monkeypatch.setenv("MOPD_TEACHER_API_KEY", f"{KEY}x")
         message = refused(teacher_model, server)
     assert "401 (Unauthorized: Bearer (the key))" in str(stopped.value) and "(the key)" in message

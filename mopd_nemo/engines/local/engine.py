@@ -6,6 +6,7 @@ Shape suffixes: T response tokens laid end to end, R of one response, C tokens o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -166,10 +167,16 @@ class LocalEngine:
         targets: list[Target | None] = [None] * len(batch.examples)
         taught = [i for i, example in enumerate(batch.examples) if example.teacher_prompt_ids is not None]
         told: list[dict[str, float]] = []
-        for name, teacher in self.teachers.items():
-            own = [i for i in taught if batch.examples[i].teacher == name]
-            if own:
-                found, metrics = teacher.score([batch.examples[i] for i in own], self._budget, on_progress)
+        rows = {name: [i for i in taught if batch.examples[i].teacher == name] for name in self.teachers}
+        here_first = sorted(rows, key=lambda name: self.teachers[name].served is not None)
+        with ExitStack() as at_once:
+            scoring = []
+            for name in here_first:
+                if own := [batch.examples[i] for i in rows[name]]:
+                    asked = at_once.enter_context(self.teachers[name].scoring(own, self._budget))
+                    scoring.append((rows[name], asked))
+            for own, score in scoring:
+                found, metrics = score(on_progress)
                 for i, target in zip(own, found, strict=True):
                     targets[i] = target
                 told.append(metrics)

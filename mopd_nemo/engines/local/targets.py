@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mopd_nemo.engines.base import Progress, TokenCounts
 from mopd_nemo.engines.local.model import LanguageModel
-from mopd_nemo.engines.served import ServedTeacher
+from mopd_nemo.engines.served import Teaching
 from mopd_nemo.losses.logits import Head, TopK
 from mopd_nemo.methods.batch import TrainBatch
 from mopd_nemo.types import TrainExample
@@ -97,10 +97,10 @@ def add_references(
 
 
 def read_by_server(
-    teacher: ServedTeacher, examples: Sequence[TrainExample], device: torch.device, on_progress: Progress | None
+    answers: Teaching, device: torch.device, on_progress: Progress | None
 ) -> tuple[list[Target], dict[str, float]]:
-    """Targets of examples that all have a teacher prompt, from servers; and metrics of the requests."""
-    found, metrics = teacher.teach(examples, on_progress)
+    """Targets from servers, which are asked already, and metrics of the requests."""
+    found, metrics = answers(on_progress)
     return [Target(topk=topk.to(device)) for topk in found], metrics
 
 

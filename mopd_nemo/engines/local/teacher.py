@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -52,18 +54,21 @@ class Teacher:
                 model.module.requires_grad_(False)
                 return OffloadedModel(model) if self._config.offload else model
 
-    def score(
-        self, examples: Sequence[TrainExample], budget: Callable[[Sequence[int]], int], on_progress: Progress | None
-    ) -> tuple[list[Target], dict[str, float]]:
-        """Targets of examples that all have a teacher prompt, and metrics.
+    @contextmanager
+    def scoring(
+        self, examples: Sequence[TrainExample], budget: Callable[[Sequence[int]], int]
+    ) -> Iterator[Callable[[Progress | None], tuple[list[Target], dict[str, float]]]]:
+        """Inside, what gives the targets of examples that all have a teacher prompt, and metrics. Servers are at work.
 
         Args:
             budget: tokens of a batch, given the lengths of the sequences.
         """
-        if self.served is not None:
-            return read_by_server(self.served, examples, self._device, on_progress)
-        assert self.model is not None
-        return read_by_model(self.model, examples, budget, on_progress)
+        if self.served is None:
+            assert self.model is not None
+            yield partial(read_by_model, self.model, examples, budget)
+        else:
+            with self.served.teaching(examples) as answers:
+                yield partial(read_by_server, answers, self._device)
 
     @torch.no_grad()
     def follow(self, student: LanguageModel) -> None:

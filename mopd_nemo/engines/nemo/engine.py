@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -150,11 +151,15 @@ class NemoEngine:
         self, batch: TrainBatch, scored: Sequence[int], targets: Targets, on_progress: Progress | None
     ) -> dict[str, float]:
         """Put what servers say of the examples into the targets. No GPU of the cluster is touched. Returns metrics."""
-        told = []
-        for name, teacher in self._served.items():
-            own = [i for i in scored if batch.examples[i].teacher == name]
-            if own:
-                found, metrics = teacher.teach([batch.examples[i] for i in own], on_progress)
+        told, rows = [], {name: [i for i in scored if batch.examples[i].teacher == name] for name in self._served}
+        with ExitStack() as at_once:
+            asked = [
+                (own, at_once.enter_context(self._served[name].teaching([batch.examples[i] for i in own])))
+                for name, own in rows.items()
+                if own
+            ]
+            for own, answers in asked:
+                found, metrics = answers(on_progress)
                 told.append(metrics)
                 for i, topk in zip(own, found, strict=True):
                     dtype = getattr(torch, self._config.nemo.target_dtype)

@@ -1,5 +1,6 @@
 """A served teacher through the whole local engine, beside the same model in this process."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,10 @@ import torch
 
 from mopd_nemo.config import TeacherError, UserError
 from mopd_nemo.engines.local.engine import LocalEngine
+from mopd_nemo.methods.opd import divergence_objective
 from mopd_nemo.types import TrainExample
 from tests.conftest import make_random_model
-from tests.engines.local.test_learner import TEACHER_PROMPTS, learn, make_rows
+from tests.engines.local.test_learner import TEACHER_PROMPTS, learn, make_batch, make_rows
 from tests.engines.scripted_server import ScriptedServer
 
 Make = Callable[..., LocalEngine]
@@ -163,6 +165,35 @@ def test_every_row_is_taught_by_its_own_teacher(
     assert found == pytest.approx(expected, abs=1e-5)
     for weight, value in gradient.items():
         torch.testing.assert_close(value, parts[0][weight] + parts[1][weight], atol=1e-7, rtol=1e-4)
+
+
+def test_several_servers_are_asked_at_the_same_time(make: Make, server: ScriptedServer, second: ScriptedServer) -> None:
+    blocks = {name: f"kind: server, urls: [{one.url}]" for name, one in (("one", server), ("other", second))}
+    engine = make(*several(**blocks), *SUPPORTS["teacher_topk"])
+    rows = rows_of(engine, *blocks)
+    both, met = threading.Barrier(2, timeout=30), []
+    for one in (server, second):
+        first = iter([lambda: met.append(both.wait())])  # neither answers before the other is asked
+        one.before = lambda first=first: next(first, lambda: None)()
+    targets, metrics = engine.score(make_batch(rows, divergence_objective(engine._config.divergence)))
+    assert all(target is not None and target.taught for target in targets) and metrics["score/replicas"] == 2
+    assert sorted(met) == [0, 1]
+
+
+def test_a_server_that_fails_stops_the_questions_to_the_others(
+    make: Make, server: ScriptedServer, second: ScriptedServer
+) -> None:
+    blocks = {name: f"kind: server, urls: [{one.url}]" for name, one in (("one", server), ("other", second))}
+    engine = make(
+        *several(**{name: f"{block}, max_in_flight: 1" for name, block in blocks.items()}), *SUPPORTS["teacher_topk"]
+    )
+    rows = rows_of(engine, *blocks)
+    second.asked.clear()
+    second.slow = 0.2
+    server.statuses = [400]
+    with pytest.raises(TeacherError, match=server.url):
+        engine.score(make_batch(rows * 8, divergence_objective(engine._config.divergence)))
+    assert len(second.asked) < 4 * len(rows)
 
 
 def test_signals_of_a_part_of_the_teachers_are_means_over_their_tokens(

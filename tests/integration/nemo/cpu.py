@@ -1,7 +1,8 @@
 """The shims: all that lets NeMo-RL's, Megatron-Bridge's and Megatron-Core's own code run without a GPU. Tests only.
 
 - CUDA's devices, streams and generators are the CPU's, NCCL is gloo (`tests/integration/on_cpu.py`): no test is about
-  a kernel of CUDA's. A GPU's number is 0, and nothing is bound to its NUMA node.
+  a kernel of CUDA's. A GPU's number is 0, and nothing is bound to its NUMA node. Megatron's gather and reduce-scatter
+  ask for a GPU's memory in the backward pass too, where torch needs to be told again.
 - `transformer_engine`, `megatron.energon`, `modelopt` are empty packages: Bridge names them where it is imported, for
   formats and models that are not used here. Megatron-Core and Automodel are imported before, so they find no
   Transformer Engine and take layers of their own.

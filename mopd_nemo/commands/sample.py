@@ -18,7 +18,7 @@ from mopd_nemo.terminal import Terminal
 from mopd_nemo.types import Problem, Rollout
 
 if TYPE_CHECKING:
-    from mopd_nemo.engines.base import Engine, Request
+    from mopd_nemo.engines.base import Engine
 
 
 def evaluate(
@@ -94,7 +94,7 @@ def complete(
     from mopd_nemo.data.completions import write_completions
     from mopd_nemo.data.load import load_problems
     from mopd_nemo.engines import make_engine
-    from mopd_nemo.engines.base import Sampling
+    from mopd_nemo.engines.base import Request, Sampling
     from mopd_nemo.engines.models import check_vocabularies
 
     check_vocabularies(config.model.path, config.teacher.path)

@@ -168,7 +168,7 @@ def read_groups(file: Path, also: Sequence[str] = ()) -> list[RecordedGroup]:
     """
     rows = read_rows(file)
     if not rows:
-        raise UserError(f"{file}: no rollouts in it")
+        raise UserError(f"{file}: no rollouts in it; give another file, or move this one out of its run")
     for number, row in enumerate(rows, start=1):
         missing = [name for name in (*_NEEDED, *also) if name not in row]
         if missing:

@@ -180,7 +180,8 @@ def test_report_of_rows_that_lack_metrics(empty_run: RunDirectory) -> None:
 def test_report_of_rollouts_without_a_teacher(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run", "train.num_steps=1")
     file = run.rollouts_file(1)
-    write_rows(file, [{k: v for k, v in row.items() if "teacher" not in k and k != "peers"} for row in read_rows(file)])
+    untaught = {"teacher_prompt": None, "peers": [], "sources": []}
+    write_rows(file, [row | untaught for row in read_rows(file)])
     page = write_report([run]).read_text()
     assert "Sample groups" in page and "what the teacher of rollout" not in page and "no teacher" not in page
 

@@ -54,6 +54,7 @@ def add_step(run: RunDirectory, step: int) -> None:
             "outcome": "correct" if number else "wrong",
             "teacher_prompt": None,
             "peers": [],
+            "sources": [],
         }
         for name in (f"p-{step}", "q")
         for number in (0, 1)
@@ -128,14 +129,17 @@ def test_the_page_stays_while_a_file_is_being_written(tmp_path: Path, name: str,
     with asking(run.path) as ask:
         assert state(ask)["version"] == 1
         file = run.path / name
-        whole = file.read_text() if file.exists() else ""
+        whole = file.read_text() if file.exists() else None
         with file.open("w" if name.startswith(("config", "roll")) else "a") as written:
             written.write(text)
         shown = state(ask)
         if shown["version"] == 1:
             assert shown["trouble"].startswith("not refreshed: ")
         assert "<h1>quickstart</h1>" in ask("/page/0")[1]
-        file.write_text(whole)
+        if whole is None:
+            file.unlink()
+        else:
+            file.write_text(whole)
         assert state(ask)["trouble"] == ""
 
 

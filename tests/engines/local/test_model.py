@@ -12,15 +12,14 @@ from mopd_nemo.engines.local.model import LanguageModel, load_model, resolve_dev
 from mopd_nemo.engines.models import check_vocabularies, load_tokenizer
 from tests.conftest import make_random_model
 
+CPU = torch.device("cpu")
 PROMPTS = [(5, 6, 7), (9, 8, 7, 6, 5, 4, 3), (11,)]
 RESPONSES = [(20, 21, 22, 23), (30,), (40, 41, 42, 43, 44, 45, 46)]
 
 
 @pytest.fixture(scope="module")
 def model(random_model: Path) -> LanguageModel:
-    return load_model(
-        str(random_model), key="model.path", dtype=torch.float32, weights=torch.float32, device=torch.device("cpu")
-    )
+    return load_model(str(random_model), key="model.path", dtype=torch.float32, weights=torch.float32, device=CPU)
 
 
 def naive_logprobs(module: torch.nn.Module, prompt: tuple[int, ...], response: tuple[int, ...]) -> list[float]:
@@ -64,7 +63,7 @@ def test_model_with_capped_logits_is_refused(random_model: Path, monkeypatch: py
     loaded.forward = capped
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: loaded)
     with pytest.raises(UserError, match="soft-capping"):
-        load_model("x", key="model.path", dtype=torch.float32, weights=torch.float32, device=torch.device("cpu"))
+        load_model(str(random_model), key="model.path", dtype=torch.float32, weights=torch.float32, device=CPU)
 
 
 def test_missing_model_is_named(tmp_path: Path) -> None:
@@ -74,7 +73,7 @@ def test_missing_model_is_named(tmp_path: Path) -> None:
             key="teacher.path",
             dtype=torch.float32,
             weights=torch.float32,
-            device=torch.device("cpu"),
+            device=CPU,
         )
 
 
@@ -101,7 +100,7 @@ def test_layers_computed_again_give_the_same_gradients_in_less_memory(
     gradients, hidden, peaks = [], [], []
     for recompute in (False, True):
         model = load_model(
-            str(tmp_path), key="model.path", dtype=dtype, weights=torch.float32, device=torch.device("cpu"),
+            str(tmp_path), key="model.path", dtype=dtype, weights=torch.float32, device=CPU,
             recompute=recompute,
         )  # fmt: skip
         model.reads_trees = trees
@@ -124,6 +123,6 @@ def test_a_model_whose_layers_are_not_found_is_refused(tmp_path: Path) -> None:
     GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2)).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"train.activation_checkpointing=true: GPT2LMHeadModel .* set it false"):
         load_model(
-            str(tmp_path), key="model.path", dtype=torch.float32, weights=torch.float32, device=torch.device("cpu"),
+            str(tmp_path), key="model.path", dtype=torch.float32, weights=torch.float32, device=CPU,
             recompute=True,
         )  # fmt: skip

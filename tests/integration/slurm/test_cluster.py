@@ -8,6 +8,8 @@ import pytest
 
 from tests.integration.slurm.cluster import missing, remove_orphans
 
+pytestmark = pytest.mark.slow
+
 
 def test_networks_of_killed_runs_are_removed() -> None:
     if (why := missing()) is not None:

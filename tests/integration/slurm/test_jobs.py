@@ -13,6 +13,8 @@ import pytest
 
 from tests.integration.slurm.conftest import Launcher, Submission
 
+pytestmark = pytest.mark.slow
+
 
 def started(job: Submission, where: str = "") -> bool:
     return (job.directory / where / "calls").exists()
@@ -155,7 +157,6 @@ def test_interactive_job_has_ray_and_can_be_attached_to(faked: Launcher) -> None
     assert job.wait() == "COMPLETED"
 
 
-@pytest.mark.slow
 def test_slurm_itself_sends_the_signal_before_the_limit(faked: Launcher) -> None:
     job = faked.submit("cluster.time_limit=0:01:10", "cluster.stop_minutes=1")
     job.wait_until(lambda: "the time limit is near" in job.output(), 90)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from mopd_nemo.types import Outcome
-from mopd_nemo.verifiers.sandbox.client import Run, Sandbox
-from mopd_nemo.verifiers.sandbox.layers import LAYERS, LayerName
+from mopd_nemo.verifiers.sandbox.client import Run, Sandbox, SandboxError
+from mopd_nemo.verifiers.sandbox.layers import LAYERS, LayerName, launches
 from tests.verifiers.conftest import TIGHT, launch_of
 
 ISOLATING = LAYERS[:2]
@@ -394,3 +394,17 @@ with sandbox.program("import time\\nopen('started', 'w')\\ntime.sleep(60)", None
         time.sleep(0.02)
     assert not Path(f"/proc/{root}").exists()
     assert os.getpid()
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_every_way_to_start_a_layer_works_or_fails_at_once(layer: LayerName) -> None:
+    """Also those that a machine falls back from, such as a user who cannot read this Python."""
+    for launch in launches(layer, TIGHT):
+        sandbox = Sandbox(launch, TIGHT)
+        try:
+            with sandbox.program("print(1)", None, "official") as program:
+                program.run("")
+        except SandboxError as error:
+            assert "in time" not in str(error), launch
+        finally:
+            sandbox.close()

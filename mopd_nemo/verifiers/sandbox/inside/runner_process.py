@@ -182,12 +182,18 @@ def _kill_all(child: int, options: dict) -> int:
 
 def _kill_all_of(uid: int) -> None:
     """Kill every process of a user at once, as one of them: one by one, a fork bomb would outrun this."""
-    if os.fork() == 0:
-        try:
-            os.setresuid(uid, uid, uid)
-            os.kill(-1, signal.SIGKILL)  # spares the caller
-        finally:
-            os._exit(0)
+    status = 1
+    while status:  # not 0: they have killed the killer first
+        killer = os.fork()
+        if killer == 0:
+            try:
+                os.setresuid(uid, uid, uid)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(-1, signal.SIGKILL)  # spares the caller
+                os._exit(0)
+            finally:
+                os._exit(1)
+        _, status = os.waitpid(killer, 0)
 
 
 def _others() -> list:

@@ -237,7 +237,7 @@ class OptimizerConfig(ConfigBlock):
     """Type of the trained weights. `bfloat16`: half the memory, and no float32 copy of them; updates are computed in
     float32 and rounded at random, with an unchanged mean. It needs `model.dtype: bfloat16` and `engine: local`."""
     moments: Literal["float32", "int8"] = "float32"
-    """Type of AdamW's two averages. `int8`: 2 bytes a parameter in place of 8, by blocks of 256. It needs torchao and
+    """Type of AdamW's two averages. `int8`: 2 bytes a parameter in place of 8, by blocks of 256. It needs
     `engine: local`."""
 
 

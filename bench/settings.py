@@ -1,8 +1,7 @@
-"""Training all weights of a model against adapters of it, or against other settings: peak memory and seconds of a step,
-on a CPU or a GPU.
+"""A step of the local engine with some settings and without them: peak memory and seconds, on a CPU or a GPU.
 
-    python -m bench.lora MODEL_DIR
-    python -m bench.lora MODEL_DIR --against teacher.offload=true
+    python -m bench.settings MODEL_DIR                                         # all weights against adapters of rank 16
+    python -m bench.settings MODEL_DIR --against teacher.offload=true
 
 Each side runs in processes of its own, in turns. A step is what `mopd train` does with a batch: responses are
 drawn, scored by an EMA teacher that reads peers, and learned from; then the teacher follows. What is scored and learned
@@ -135,7 +134,7 @@ def main() -> None:
     sides: dict[str, list[dict[str, float]]] = {"all weights": [], other: []}
     for side in list(sides) * asked.rounds:
         settings = asked.against if side == other else []
-        command = [sys.executable, "-m", "bench.lora", *sys.argv[1:], "--side", *settings]
+        command = [sys.executable, "-m", "bench.settings", *sys.argv[1:], "--side", *settings]
         answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         sides[side].append(json.loads(answer.stdout.splitlines()[-1]))
         print(side, sides[side][-1], file=sys.stderr)

@@ -1,10 +1,10 @@
-"""`bench/lora.py` measures what it says, at a toy size."""
+"""`bench/settings.py` measures what it says, at a toy size."""
 
 import sys
 
 import pytest
 
-from bench.lora import PHASES, arguments, measure
+from bench.settings import PHASES, arguments, measure
 
 
 def test_adapters_take_less_memory_than_all_weights(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -207,6 +207,10 @@ def _check_models(config: Config) -> None:
             own = load_model_config(teacher.path, key=key).get_text_config()
         if teacher.kind not in ("none", "server"):
             check_positions(own, "the teacher", *teacher_prompt(config), response)
+    if config.lora.rank and config.engine == "local":
+        from mopd_nemo.engines.local.lora import check_targets
+
+        check_targets(config)
 
 
 def _room(config: Config, say: Callable[[str], None]) -> Iterator[str]:

@@ -119,7 +119,7 @@ def test_dump_reads_back_to_the_same_config(tmp_path: Path) -> None:
             ["teacher.kind=live", "teacher.offload=true"],
             "teacher.kind=live, which is the student itself: remove it",
         ),
-        ("method: grpo", ["teacher.offload=true"], "unused by teacher.kind=none, of which this machine has no weights"),
+        ("method: grpo", ["teacher.offload=true"], "unused by teacher.kind=none, so there are no weights to move"),
         (
             "teachers: {a: {path: x}}",
             ["method=opd", "teacher.offload=true"],

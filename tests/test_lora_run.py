@@ -112,3 +112,18 @@ def test_what_was_trained_answers(run: RunDirectory, mopd: Mopd, monkeypatch: py
     monkeypatch.setattr("sys.stdin", io.StringIO("What is 7+5 modulo 10?\n"))
     code, printed = mopd("chat", str(run.path), "--max-tokens", "8", "--temperature", "0")
     assert code == 0, printed
+
+
+def test_a_directory_of_adapters_is_a_model_to_train(run: RunDirectory, mopd: Mopd, tmp_path: Path) -> None:
+    """All of its weights: PEFT leaves what it merges frozen."""
+    whole = [f"model.path={checkpoints(run.checkpoints)[-1]}", "train.num_steps=1", "train.eval_every=0"]
+    small = [word for word in SMALL if word.split("=")[0] not in {item.split("=")[0] for item in whole}]
+    after = RunDirectory(tmp_path / "run")
+    code, printed = mopd("train", "--config", str(QUICKSTART), f"run_dir={after.path}", *small, *whole)
+    assert code == 0, printed
+    assert after.rows(after.metrics_file)[0]["update/skipped"] == 0
+    trained = load_file(checkpoints(after.checkpoints)[-1] / "model.safetensors")
+    code, printed = mopd("export", str(run.path), "-o", str(tmp_path / "whole"), "--checkpoint", "newest", "--merge")
+    assert code == 0, printed
+    before = load_file(tmp_path / "whole" / "model.safetensors")
+    assert all(bool((before[name] != weights).any()) for name, weights in trained.items())

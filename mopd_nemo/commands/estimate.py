@@ -10,11 +10,14 @@ import typer
 
 from mopd_nemo.commands import ConfigFile, Overrides, print_table
 from mopd_nemo.config import Config, UserError
+from mopd_nemo.config.teacher import key_of
 from mopd_nemo.engines.memory import Estimate, shortage
 from mopd_nemo.terminal import Terminal
 
 CARDS = {"A100-40": 40, "A100": 80, "H100": 80, "H200": 141, "L40S": 48, "RTX4090": 24, "RTX5090": 32}
 """GB of memory, by NVIDIA's data sheets."""
+MARGIN = 1.1
+"""What is needed may be this much more than the estimate."""
 
 
 def estimate(
@@ -29,18 +32,23 @@ def estimate(
     mopd estimate --config configs/quickstart.yaml --card H100
     """
     from mopd_nemo.config.load import load_config
+    from mopd_nemo.embedded import resolve_model_path
     from mopd_nemo.engines import estimate_memory
+    from mopd_nemo.engines.architecture import find_model
     from mopd_nemo.outlook import device_memory
 
     config = load_config(config_file, overrides or [])
     device, gb = device_memory(config) if card == "here" else ("cuda", _gb_of(card))
     need = estimate_memory(config, device, gb)
     if need is None:
-        paths = [f"model.path={config.model.path}", *(t.path for t in config.every_teacher.values() if t.path)]
         raise UserError(
-            f"{', '.join(paths)}: sizes are unknown: give a directory with the config.json of a model built like "
-            "Llama or Qwen3"
+            f"{' and '.join(_unknown(config))}: its sizes are unknown: give a directory with the config.json of a "
+            "model built like Llama or Qwen3"
         )
+    if config.lora.rank and config.engine == "local" and find_model(resolve_model_path(config.model.path), None):
+        from mopd_nemo.engines.local.lora import check_targets
+
+        check_targets(config)
     parts = list(dict.fromkeys(part for found in need.phases.values() for part in found))
     phases = [name for name, found in need.phases.items() if found]
     rows = [
@@ -56,41 +64,53 @@ def estimate(
     for line in shortage(need, gb):
         console.print(line, style="yellow", soft_wrap=True)
     if need.peak <= gb:
-        console.print(f"fits: {gb - need.peak:.3g} GB are left", soft_wrap=True)
+        close = gb < MARGIN * need.peak
+        console.print(f"fits{', barely' if close else ''}: {gb - need.peak:.3g} GB are left", soft_wrap=True)
+        if close:
+            console.print(
+                "the estimate may be a tenth too low, and what the device needs for itself comes on top",
+                style="yellow",
+                soft_wrap=True,
+            )
     elif config.engine == "local":  # a cluster's remedies are in the checks of `mopd submit`
         short = [phase for phase in phases if need[phase] > gb]
         if helps := _what_helps(config_file, overrides or [], config, need, short, device, gb):
-            print_table(["one setting more", *phases], helps, console, title="what helps, in GB")
+            print_table(["with these settings", *phases], [row for _, row in helps], console, title="what helps, in GB")
+            if helps[0][0] > gb:
+                console.print("none is enough alone: set several, or choose a smaller model", soft_wrap=True)
         else:
             console.print("no setting helps: choose a smaller model, or engine=nemo on several GPUs", soft_wrap=True)
 
 
 def _what_helps(
     file: Path, overrides: list[str], config: Config, need: Estimate, short: list[str], device: str, gb: float
-) -> list[list[str]]:
-    """Settings that each lower a phase that is too large, with what the phases then take, best first."""
+) -> list[tuple[float, list[str]]]:
+    """Settings that lower a phase that is too large, best first: the peak with them, and a row of the table."""
     from mopd_nemo.config.load import load_config
     from mopd_nemo.engines import estimate_memory
 
     found: list[tuple[float, list[str]]] = []
     for setting in _remedies(config):
         try:
-            changed = load_config(file, [*overrides, setting])
+            changed = load_config(file, [*overrides, *setting.split()])
         except UserError:  # it does not go with the others
             continue
         with_it = estimate_memory(changed, device, gb)
         if with_it is not None and any(with_it[phase] < 0.99 * need[phase] for phase in short):
             columns = [f"{with_it[phase]:.3g}" for phase, parts in need.phases.items() if parts]
             found.append((with_it.peak, [setting, *columns]))
-    return [row for _, row in sorted(found)]
+    return sorted(found)
 
 
 def _remedies(config: Config) -> Iterator[str]:
     """Settings that may make a run of the local engine smaller."""
     yield "lora.rank=16"
     yield "optimizer.moments=int8"
-    yield "optimizer.weights=bfloat16"
-    yield "model.dtype=bfloat16"
+    if config.model.dtype == "bfloat16":
+        yield "optimizer.weights=bfloat16"
+    else:
+        yield "model.dtype=bfloat16"
+        yield "model.dtype=bfloat16 optimizer.weights=bfloat16"
     yield "teacher.kind=live"
     yield "teacher.offload=true"
     yield "reference.offload=true"
@@ -99,6 +119,15 @@ def _remedies(config: Config) -> Iterator[str]:
         block, name = key.split(".")
         yield f"{key}={max(getattr(getattr(config, block), name) // 2, 1)}"
     yield f"generation.gpu_memory_utilization={config.generation.gpu_memory_utilization / 2:g}"
+
+
+def _unknown(config: Config) -> Iterator[str]:
+    """Models whose sizes are unknown, with their keys."""
+    from mopd_nemo.engines.architecture import architecture_of
+
+    paths = {"model.path": config.model.path}
+    paths |= {f"{key_of(name)}.path": one.path for name, one in config.every_teacher.items() if one.path}
+    return (f"{key}={path}" for key, path in paths.items() if architecture_of(path) is None)
 
 
 def _gb_of(card: str) -> float:

@@ -117,7 +117,7 @@ def _check_lora(config: Config) -> None:
         ] + ["reference.offload"] * config.reference.offload
         for key in offloaded:
             raise ValueError(
-                f"{key}=true has no weights to move with lora.rank={config.lora.rank}: the teacher has the student's, "
+                f"{key}=true has no weights to move with lora.rank={config.lora.rank}: this model has the student's, "
                 "with small adapters of its own or without: remove it"
             )
         return

@@ -58,7 +58,7 @@ class TeacherConfig(ConfigBlock):
             why = {
                 "live": "which is the student itself",
                 "several": "of which each has its own: set it in teachers",
-            }.get(self.kind, "of which this machine has no weights")
+            }.get(self.kind, "so there are no weights to move")
             raise ValueError(f"teacher.offload=true is unused by teacher.kind={self.kind}, {why}: remove it here")
         return self
 

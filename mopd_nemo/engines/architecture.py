@@ -68,7 +68,7 @@ class Architecture:
             **dict.fromkeys(("k_proj", "v_proj"), self.hidden + keys),
             **dict.fromkeys(("gate_proj", "up_proj", "down_proj"), self.hidden + self.ffn),
         }  # inputs and outputs
-        return rank * self.layers * sum(size for name, size in both.items() if targets == "all" or name in targets)
+        return rank * self.layers * sum(size for name, size in both.items() if _is_chosen(name, targets))
 
     def adapter_inputs(self, targets: Literal["all"] | tuple[str, ...] = "all") -> tuple[int, int]:
         """Numbers a token that the adapters of one layer read; and these when what several read is counted once."""
@@ -79,8 +79,13 @@ class Architecture:
             (("gate_proj", "up_proj"), self.hidden),
             (("down_proj",), self.ffn),
         )
-        read = [(sum(targets == "all" or name in targets for name in names), size) for names, size in readers]
+        read = [(sum(_is_chosen(name, targets) for name in names), size) for names, size in readers]
         return sum(count * size for count, size in read), sum(size for count, size in read if count)
+
+
+def _is_chosen(name: str, targets: Literal["all"] | tuple[str, ...]) -> bool:
+    """Whether a layer gets an adapter. A name of one layer's stands for all that are called so: rather too much."""
+    return targets == "all" or name in {target.rpartition(".")[2] for target in targets}
 
 
 def _qwen3(layers: int, hidden: int, heads: int, ffn: int, tied: bool = False) -> Architecture:

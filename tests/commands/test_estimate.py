@@ -56,7 +56,36 @@ def test_an_unknown_card(mopd: Mopd, card: str) -> None:
 
 def test_a_model_of_unknown_sizes(mopd: Mopd, tmp_path: Path) -> None:
     code, text = mopd("estimate", "--config", str(QUICKSTART), f"model.path={tmp_path}", "--card", "24")
-    assert code == 2 and f"model.path={tmp_path}: sizes are unknown" in text
+    assert code == 2 and f"model.path={tmp_path}: its sizes are unknown" in text
+    words = ("--config", str(QUICKSTART), "method=opd", f"teacher.path={tmp_path}", "--card", "24")
+    code, text = mopd("estimate", *words)
+    assert code == 2 and f"error: teacher.path={tmp_path}: its sizes are unknown" in text
+
+
+def test_a_card_that_the_estimate_just_fills(mopd: Mopd) -> None:
+    code, text = mopd("estimate", "--config", str(QUICKSTART), "--card", "0.135")
+    assert code == 0 and "fits, barely: 0.00" in text and "may be a tenth too low" in text
+
+
+def test_settings_that_help_little_are_said_to_be_too_little(mopd: Mopd) -> None:
+    words = ("--config", str(QUICKSTART), "model.path=Qwen/Qwen3-32B", "--card")
+    assert "none is enough alone: set several" in mopd("estimate", *words, "24")[1]
+    assert "none is enough alone" not in mopd("estimate", *words, "300")[1]
+
+
+@pytest.mark.parametrize("command", [("estimate", "--card", "24"), ("train", "--dry-run")])
+def test_layers_that_a_model_does_not_have(mopd: Mopd, command: tuple[str, ...]) -> None:
+    words = ("--config", str(QUICKSTART), "lora.rank=4", "lora.targets=[q_proj,nosuch]")
+    code, text = mopd(*command, *words)
+    assert code == 2 and "lora.targets=[nosuch, q_proj]: the linear layers of embedded:arithmetic are down_proj" in text
+
+
+def test_a_layer_by_a_longer_name_is_counted(mopd: Mopd) -> None:
+    texts = [
+        mopd("estimate", "--config", str(QUICKSTART), "--card", "24", "lora.rank=4", f"lora.targets=[{name}]")[1]
+        for name in ("q_proj", "self_attn.q_proj")
+    ]
+    assert texts[0] == texts[1] and "gradients" in texts[0]
 
 
 def test_a_dry_run_says_what_may_not_fit_and_refuses_what_cannot(mopd: Mopd, monkeypatch: pytest.MonkeyPatch) -> None:

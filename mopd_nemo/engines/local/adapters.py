@@ -43,17 +43,20 @@ def load_merged(directory: Path, weights: torch.dtype) -> Any:
 
     base = read_adapter_config(directory)["base_model_name_or_path"]
     dtype = _record(directory).get("dtype")
+    remedy = f"put it back, or name it as base_model_name_or_path in {ADAPTER_CONFIG}"
+    if Path(base).is_absolute() and not Path(base).is_dir():
+        raise UserError(f"{directory}: the model of its adapters is not at {base}: {remedy}")
     try:
         module = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype) if dtype else weights)
     except Exception as error:  # damaged files make libraries raise anything
         raise UserError(
-            f"{directory}: cannot load the model of its adapters, {base}: {first_line(error)}; put it back, or name "
-            f"it as base_model_name_or_path in {ADAPTER_CONFIG}"
+            f"{directory}: cannot load the model of its adapters, {base}: {first_line(error)}; {remedy}"
         ) from error
     check_base(directory, module)
     if (directory / "generation_config.json").is_file():
         module.generation_config = GenerationConfig.from_pretrained(directory)
-    return PeftModel.from_pretrained(module.to(weights), str(directory)).merge_and_unload()
+    merged = PeftModel.from_pretrained(module.to(weights), str(directory)).merge_and_unload()
+    return merged.requires_grad_(True)  # PEFT has frozen what is below adapters
 
 
 def read_adapter_config(directory: Path) -> dict[str, Any]:

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
-from mopd_nemo.config import LoraConfig, UserError
+from mopd_nemo.config import Config, LoraConfig, UserError
 from mopd_nemo.embedded import resolve_model_path
 from mopd_nemo.engines.base import seed_of
 from mopd_nemo.engines.local.adapters import (
@@ -30,7 +31,7 @@ from mopd_nemo.engines.local.adapters import (
     write_base,
 )
 from mopd_nemo.engines.local.model import LanguageModel
-from mopd_nemo.engines.models import check_is_whole
+from mopd_nemo.engines.models import check_is_whole, load_model_config
 
 _NAME = "default"
 """PEFT's name of the only adapter. It is no part of the keys in a file."""
@@ -157,10 +158,20 @@ def merged_weight(layer: Any) -> Tensor:
         return torch.add(layer.weight, change_OI, alpha=layer.scaling[_NAME]).to(layer.weight.dtype)
 
 
-def _peft_config(base: LanguageModel, config: LoraConfig, path: str) -> Any:
-    from peft import LoraConfig as PeftConfig
+def check_targets(config: Config) -> None:
+    """`lora.targets` name layers of the model, whose weights are not read.
 
-    linear = [name for name, layer in base.module.base_model.named_modules() if isinstance(layer, nn.Linear)]
+    Raises:
+        UserError: one is no linear layer.
+    """
+    with torch.device("meta"):
+        module = AutoModelForCausalLM.from_config(load_model_config(config.model.path, key="model.path"))
+    _targets(module, config.lora, config.model.path)
+
+
+def _targets(module: Any, config: LoraConfig, path: str) -> list[str]:
+    """Names of layers that get an adapter, or the ends of their names."""
+    linear = [name for name, layer in module.base_model.named_modules() if isinstance(layer, nn.Linear)]
     names = sorted({name.rpartition(".")[2] for name in linear})
     targets = names if config.targets == "all" else config.targets
     unknown = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in linear)]
@@ -169,13 +180,20 @@ def _peft_config(base: LanguageModel, config: LoraConfig, path: str) -> Any:
             f"lora.targets={_shown(targets)}: the linear layers of {path} are {', '.join(names)}"
             + (f", and not {' or '.join(unknown)}" if unknown else "; name some of them")
         )
+    return list(targets)
+
+
+def _peft_config(base: LanguageModel, config: LoraConfig, path: str) -> Any:
+    from peft import LoraConfig as PeftConfig
+
+    targets = _targets(base.module, config, path)
     directory = Path(resolve_model_path(path))
     check_is_whole(path, "model.path", f"lora.rank={config.rank}")
     return PeftConfig(
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
-        target_modules=list(targets),
+        target_modules=targets,
         bias="none",
         task_type="CAUSAL_LM",
         base_model_name_or_path=str(directory.resolve()) if directory.is_dir() else path,

@@ -32,13 +32,44 @@ def estimate(
     mopd estimate --config configs/quickstart.yaml --card H100
     """
     from mopd_nemo.config.load import load_config
-    from mopd_nemo.embedded import resolve_model_path
-    from mopd_nemo.engines import estimate_memory
-    from mopd_nemo.engines.architecture import find_model
     from mopd_nemo.outlook import device_memory
 
     config = load_config(config_file, overrides or [])
     device, gb = device_memory(config) if card == "here" else ("cuda", _gb_of(card))
+    need = _needed(config, device, gb)
+    console = Terminal()
+    _show_parts(
+        config.model.path, need, f"{'the fullest GPU' if device == 'cuda' else 'this machine'} of {gb:.3g}", console
+    )
+    for line in shortage(need, gb):
+        console.print(line, style="yellow", soft_wrap=True)
+    if need.peak <= gb:
+        close = gb < MARGIN * need.peak
+        console.print(f"fits{', barely' if close else ''}: {gb - need.peak:.3g} GB are left", soft_wrap=True)
+        if close:
+            doubt = "the estimate may be a tenth too low, and what the device needs for itself comes on top"
+            console.print(doubt, style="yellow", soft_wrap=True)
+    elif config.engine == "local":  # a cluster's remedies are in the checks of `mopd submit`
+        helps = _what_helps(config_file, overrides or [], config, need, device, gb)
+        if helps:
+            columns = ["with these settings", *_taking_place(need)]
+            print_table(columns, [row for _, row in helps], console, title="what helps, in GB")
+        if not helps:
+            console.print("no setting helps: choose a smaller model, or engine=nemo on several GPUs", soft_wrap=True)
+        elif helps[0][0] > gb:
+            console.print("none is enough alone: set several, or choose a smaller model", soft_wrap=True)
+
+
+def _needed(config: Config, device: str, gb: float) -> Estimate:
+    """The estimate.
+
+    Raises:
+        UserError: sizes of a model are unknown, or it lacks layers that `lora.targets` names.
+    """
+    from mopd_nemo.embedded import resolve_model_path
+    from mopd_nemo.engines import estimate_memory
+    from mopd_nemo.engines.architecture import find_model
+
     need = estimate_memory(config, device, gb)
     if need is None:
         raise UserError(
@@ -49,46 +80,35 @@ def estimate(
         from mopd_nemo.engines.local.lora import check_targets
 
         check_targets(config)
-    parts = list(dict.fromkeys(part for found in need.phases.values() for part in found))
-    phases = [name for name, found in need.phases.items() if found]
+    return need
+
+
+def _taking_place(need: Estimate) -> list[str]:
+    """The phases that a step has."""
+    return [name for name, parts in need.phases.items() if parts]
+
+
+def _show_parts(model: str, need: Estimate, where: str, console: Terminal) -> None:
+    phases = _taking_place(need)
+    parts = dict.fromkeys(part for found in need.phases.values() for part in found)
     rows = [
         [part, *(f"{need.phases[name][part]:.3g}" if part in need.phases[name] else "" for name in phases)]
         for part in parts
     ]
     rows.append(["together", *(f"{need[name]:.3g}" for name in phases)])
-    console = Terminal()
-    title = f"GB on {'the fullest GPU' if device == 'cuda' else 'this machine'} of {gb:.3g} GB, estimated"
-    print_table([config.model.path, *phases], rows, console, title=title)
+    print_table([model, *phases], rows, console, title=f"GB on {where} GB, estimated")
     if need.host:
         console.print(f"and {need.host:.3g} GB of host memory for what is offloaded", soft_wrap=True)
-    for line in shortage(need, gb):
-        console.print(line, style="yellow", soft_wrap=True)
-    if need.peak <= gb:
-        close = gb < MARGIN * need.peak
-        console.print(f"fits{', barely' if close else ''}: {gb - need.peak:.3g} GB are left", soft_wrap=True)
-        if close:
-            console.print(
-                "the estimate may be a tenth too low, and what the device needs for itself comes on top",
-                style="yellow",
-                soft_wrap=True,
-            )
-    elif config.engine == "local":  # a cluster's remedies are in the checks of `mopd submit`
-        short = [phase for phase in phases if need[phase] > gb]
-        if helps := _what_helps(config_file, overrides or [], config, need, short, device, gb):
-            print_table(["with these settings", *phases], [row for _, row in helps], console, title="what helps, in GB")
-            if helps[0][0] > gb:
-                console.print("none is enough alone: set several, or choose a smaller model", soft_wrap=True)
-        else:
-            console.print("no setting helps: choose a smaller model, or engine=nemo on several GPUs", soft_wrap=True)
 
 
 def _what_helps(
-    file: Path, overrides: list[str], config: Config, need: Estimate, short: list[str], device: str, gb: float
+    file: Path, overrides: list[str], config: Config, need: Estimate, device: str, gb: float
 ) -> list[tuple[float, list[str]]]:
     """Settings that lower a phase that is too large, best first: the peak with them, and a row of the table."""
     from mopd_nemo.config.load import load_config
     from mopd_nemo.engines import estimate_memory
 
+    short = [phase for phase in need.phases if need[phase] > gb]
     found: list[tuple[float, list[str]]] = []
     for setting in _remedies(config):
         try:

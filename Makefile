@@ -41,7 +41,7 @@ real: .venv/ready-real
 	  $(BIN)/mopd train --config $(REAL_RUN).yaml run_dir=$(REAL_RUN) $(ARGS); fi
 
 test: .venv/ready-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile  # two processes; a file's tests share what they set up
+	$(BIN)/python -m pytest
 
 test-slurm: .venv/ready-dev
 	@$(INSTALL) -e '.[ray]'

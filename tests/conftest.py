@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads that wait 
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # where Triton is installed, its kernels then run on the CPU
@@ -25,6 +26,16 @@ settings.load_profile("suite")
 
 EMBEDDED = Path(__file__).parent.parent / "mopd_nemo" / "embedded" / "arithmetic"
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
+SIZES: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
+"""Of a Qwen3 of which no two are the same, in transformers' words."""
 
 
 @pytest.fixture(scope="session")

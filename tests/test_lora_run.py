@@ -15,7 +15,7 @@ from mopd_nemo.files import read_rows
 from mopd_nemo.run.checkpoints import checkpoints
 from mopd_nemo.run.directory import RunDirectory
 from tests.conftest import QUICKSTART, Mopd
-from tests.test_trainer import SMALL, new_run, start, wait_for_step, without_times
+from tests.test_trainer import SMALL, finish_through_kills, new_run, start, without_times
 
 LORA = ["lora.rank=4", "optimizer.learning_rate=1e-3"]
 LAGGING = [*LORA, "lora.dropout=0.1", "rollout.lag=1"]
@@ -57,13 +57,7 @@ def test_every_method_trains_adapters(method: str, mopd: Mopd, tmp_path: Path) -
 def test_a_killed_run_continues_bit_for_bit(run: RunDirectory, tmp_path: Path) -> None:
     killed = RunDirectory(tmp_path / "run")
     process = start("--config", str(QUICKSTART), f"run_dir={killed.path}", *SMALL, *LAGGING)
-    for step in (3, 5):
-        wait_for_step(process, killed, step)
-        process.kill()
-        process.communicate()
-        process = start("--resume", str(killed.path))
-    printed, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, printed
+    finish_through_kills(process, killed, {3: "", 5: ""})
     for name in ("metrics_file", "eval_file"):
         assert without_times(run.rows(getattr(run, name))) == without_times(killed.rows(getattr(killed, name)))
     for part in ("adapter_model.safetensors", "teacher/adapter_model.safetensors"):

@@ -12,7 +12,7 @@ from mopd_nemo.run.checkpoints import checkpoints
 from mopd_nemo.run.directory import RunDirectory
 from mopd_nemo.trainer import Trainer
 from tests.conftest import QUICKSTART, Mopd, make_random_model
-from tests.test_trainer import SMALL, assert_same_run, new_run, start, wait_for_step, without_times
+from tests.test_trainer import SMALL, assert_same_run, finish_through_kills, new_run, start, without_times
 
 SETTINGS = [
     "model.dtype=bfloat16",
@@ -47,13 +47,7 @@ def test_a_whole_run_is_the_same_to_the_bit(resident: RunDirectory, tmp_path: Pa
 def test_a_killed_run_continues_with_the_other_setting(resident: RunDirectory, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     process = start("--config", str(QUICKSTART), f"run_dir={run.path}", *SMALL, *SETTINGS, "teacher.offload=true")
-    for step, offload in ((3, "false"), (5, "true")):
-        wait_for_step(process, run, step)
-        process.kill()
-        process.communicate()
-        process = start("--resume", str(run.path), f"teacher.offload={offload}")
-    printed, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, printed
+    finish_through_kills(process, run, {3: "teacher.offload=false", 5: "teacher.offload=true"})
     assert without_times(run.rows(run.metrics_file)) == without_times(resident.rows(resident.metrics_file))
     last, other = checkpoints(run.checkpoints)[-1], checkpoints(resident.checkpoints)[-1]
     for weights in ("model.safetensors", "teacher/model.safetensors", "optimizer.pt"):

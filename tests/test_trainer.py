@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,17 @@ def wait_for_step(process: subprocess.Popen[str], run: RunDirectory, step: int) 
     raise AssertionError(f"step {step} was not reached: {process.communicate()[0]}")
 
 
+def finish_through_kills(process: subprocess.Popen[str], run: RunDirectory, kills: Mapping[int, str]) -> None:
+    """Kill a run once it has these steps, and go on each time with this setting, to its end."""
+    for step, setting in kills.items():
+        wait_for_step(process, run, step)
+        process.kill()
+        process.communicate()
+        process = start("--resume", str(run.path), *([setting] if setting else []))
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+
+
 def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if not k.startswith(("seconds", "tokens_per_second"))} for row in rows]
 
@@ -144,14 +156,8 @@ def test_ever_solved_counts_problems_once(whole_run: RunDirectory) -> None:
 
 def test_run_killed_at_any_moment_equals_an_undisturbed_one(undisturbed: RunDirectory, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
-    process = start_new(run.path, undisturbed)
-    for step in (1, 3, 5):  # before the first checkpoint, between two, and right after an evaluation
-        wait_for_step(process, run, step)
-        process.kill()
-        process.communicate()
-        process = start("--resume", str(run.path))
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
+    moments = (1, 3, 5)  # before the first checkpoint, between two, and right after an evaluation
+    finish_through_kills(start_new(run.path, undisturbed), run, dict.fromkeys(moments, ""))
     assert_same_run(undisturbed, run)
 
 

@@ -27,17 +27,9 @@ from bench.cost import (
 )
 from mopd_nemo.config.cluster import ParallelConfig
 from mopd_nemo.engines.architecture import KNOWN, Architecture, from_config
+from tests.conftest import SIZES
 
 B, S = 2, 12
-SIZES = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 80,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-}
 
 
 def make(family: str, **more: int) -> tuple[torch.nn.Module, Architecture]:

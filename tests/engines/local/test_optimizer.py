@@ -28,7 +28,7 @@ from mopd_nemo.run.checkpoints import checkpoints
 from mopd_nemo.run.directory import RunDirectory
 from tests.conftest import QUICKSTART, Mopd
 from tests.engines.local.test_learner import TEACHER_PROMPTS, learn, make_batch, make_rows, score
-from tests.test_trainer import SMALL, new_run, start, wait_for_step, without_times
+from tests.test_trainer import SMALL, finish_through_kills, new_run, start, without_times
 
 Make = Callable[..., LocalEngine]
 BF16 = ("model.dtype=bfloat16", "optimizer.weights=bfloat16")
@@ -340,13 +340,7 @@ def test_a_killed_run_continues_bit_for_bit_and_is_exported_in_bfloat16(mopd: Mo
     settings = [*BF16, INT8, "rollout.lag=1"]
     whole, killed = new_run(tmp_path / "whole", *settings), RunDirectory(tmp_path / "killed")
     process = start("--config", str(QUICKSTART), f"run_dir={killed.path}", *SMALL, *settings)
-    for step in (3, 5):
-        wait_for_step(process, killed, step)
-        process.kill()
-        process.communicate()
-        process = start("--resume", str(killed.path))
-    printed, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, printed
+    finish_through_kills(process, killed, {3: "", 5: ""})
     assert without_times(whole.rows(whole.metrics_file)) == without_times(killed.rows(killed.metrics_file))
     for part, kind in (("model.safetensors", torch.bfloat16), ("teacher/model.safetensors", torch.float32)):
         first, second = (load_file(checkpoints(run.checkpoints)[-1] / part) for run in (whole, killed))

@@ -7,6 +7,7 @@ from mopd_nemo.config import Config, DivergenceConfig, LoraConfig, ModelConfig, 
 from mopd_nemo.config.cluster import NemoConfig, ParallelConfig, VllmConfig
 from mopd_nemo.engines.architecture import KNOWN, Architecture, architecture_of
 from mopd_nemo.engines.nemo.memory import RESERVE_GB, check_divisible, estimate
+from tests.conftest import SIZES
 
 EIGHT_B = KNOWN["Qwen/Qwen3-8B"]
 
@@ -42,16 +43,7 @@ def test_parameters_are_those_of_the_real_model(experts: int, tmp_path: Path) ->
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-    sizes = {
-        "vocab_size": 96,
-        "hidden_size": 32,
-        "intermediate_size": 80,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "tie_word_embeddings": experts == 0,
-    }
+    sizes = SIZES | {"tie_word_embeddings": experts == 0}
     with torch.device("meta"):
         if experts:
             model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes, num_experts=experts, moe_intermediate_size=24))

@@ -16,7 +16,7 @@ from mopd_nemo.config.plugins import method_class
 from mopd_nemo.config.teacher import key_of
 from mopd_nemo.data.load import judgeable, load_problems, num_available, num_without_privileged, with_teachers
 from mopd_nemo.embedded import resolve_model_path
-from mopd_nemo.engines import estimate_memory
+from mopd_nemo.engines import check_adapters, estimate_memory
 from mopd_nemo.engines.architecture import architecture_of
 from mopd_nemo.engines.local.memory import at_least, checkpoint_bytes, trained_parameters
 from mopd_nemo.engines.memory import shortage
@@ -207,10 +207,7 @@ def _check_models(config: Config) -> None:
             own = load_model_config(teacher.path, key=key).get_text_config()
         if teacher.kind not in ("none", "server"):
             check_positions(own, "the teacher", *teacher_prompt(config), response)
-    if config.lora.rank and config.engine == "local":
-        from mopd_nemo.engines.local.lora import check_targets
-
-        check_targets(config)
+    check_adapters(config)
 
 
 def _room(config: Config, say: Callable[[str], None]) -> Iterator[str]:

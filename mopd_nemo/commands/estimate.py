@@ -67,7 +67,7 @@ def _needed(config: Config, device: str, gb: float) -> Estimate:
         UserError: sizes of a model are unknown, or it lacks layers that `lora.targets` names.
     """
     from mopd_nemo.embedded import resolve_model_path
-    from mopd_nemo.engines import estimate_memory
+    from mopd_nemo.engines import check_adapters, estimate_memory
     from mopd_nemo.engines.architecture import find_model
 
     need = estimate_memory(config, device, gb)
@@ -76,10 +76,8 @@ def _needed(config: Config, device: str, gb: float) -> Estimate:
             f"{' and '.join(_unknown(config))}: its sizes are unknown: give a directory with the config.json of a "
             "model built like Llama or Qwen3"
         )
-    if config.lora.rank and config.engine == "local" and find_model(resolve_model_path(config.model.path), None):
-        from mopd_nemo.engines.local.lora import check_targets
-
-        check_targets(config)
+    if find_model(resolve_model_path(config.model.path), None):
+        check_adapters(config)
     return need
 
 

@@ -51,3 +51,15 @@ def estimate_memory(config: Config, device: str, device_gb: float) -> Estimate |
     from mopd_nemo.engines.local.memory import estimate as of_one_device
 
     return of_one_device(config, student, teachers, device, device_gb)
+
+
+def check_adapters(config: Config) -> None:
+    """The model has the layers that `lora.targets` names; its weights are not read.
+
+    Raises:
+        UserError: it has not.
+    """
+    if config.lora.rank and config.engine == "local":
+        from mopd_nemo.engines.local.lora import check_targets
+
+        check_targets(config)

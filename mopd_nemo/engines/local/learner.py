@@ -86,9 +86,9 @@ class Learner:
         watched: defaultdict[str, list[Tensor]] = defaultdict(list)
         micro_batches = self._micro_batches(batch, terms)
         self._student.counts = TokenCounts()
-        name_of_update = f"{self._config.seed}/dropout/{self._updates_done()}"
+        update = self._updates_done() if self._config.lora.dropout else 0
         for done, micro_batch in enumerate(micro_batches, start=1):
-            with self._student.dropping(f"{name_of_update}/{done}"):
+            with self._student.dropping(f"{self._config.seed}/dropout/{update}/{done}"):
                 losses = passes.backward(micro_batch, weighted, watched)
             for name, value in losses.items():
                 totals[name] += value
@@ -100,7 +100,7 @@ class Learner:
         return metrics | self._student.counts.metrics("update", alone)
 
     def _updates_done(self) -> int:
-        """The optimiser's own count, which a checkpoint has."""
+        """The optimiser's own count, which a checkpoint has. To read it, this process waits for a GPU."""
         return max((int(state["step"]) for state in self.optimizer.state.values()), default=0)
 
     def _micro_batches(self, batch: TrainBatch, terms: Sequence[LossTerm]) -> list[list[int]]:
